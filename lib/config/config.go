@@ -1,0 +1,211 @@
+// Package config reads the YAML configuration of a program, strictly: an
+// unknown or repeated key, a value of another type or outside its range is an
+// error that names file, line, key, what was found and what was expected.
+//
+// A program describes its configuration as a struct whose fields carry yaml
+// tags, fills it with the defaults, lets [Load] write over it what the files
+// say, and has a Validate method that says which values are out of range.
+// Units stand in the keys (interval_seconds), never in the values. Secrets
+// never stand in these files, only the names of files that hold them.
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+// Validator is a configuration that can say what is wrong with it.
+type Validator interface {
+	// Validate returns an error for each value out of its range, joined.
+	Validate() error
+}
+
+// Load is [Read] and [Check].
+func Load(into Validator, paths ...string) error {
+	if err := Read(into, paths...); err != nil {
+		return err
+	}
+	return Check(into)
+}
+
+// Read reads the YAML files into the struct that into points to, in order, so
+// that a later file overrides what an earlier one says. What no file names
+// keeps its value. A list is replaced as a whole.
+func Read(into any, paths ...string) error {
+	for _, path := range paths {
+		if err := readFile(into, path); err != nil {
+			return fmt.Errorf("reading configuration: %w", err)
+		}
+	}
+	return nil
+}
+
+// Check returns what is wrong with the values of c.
+func Check(c Validator) error {
+	if err := c.Validate(); err != nil {
+		return fmt.Errorf("checking configuration: %w", err)
+	}
+	return nil
+}
+
+func readFile(into any, path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	var doc yaml.Node
+	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil // an empty file: every key at its default
+	} else if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return fmt.Errorf("%s: found more than one YAML document, expected one", path)
+	}
+	if err := fill(reflect.ValueOf(into).Elem(), doc.Content[0], ""); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// fill sets the struct v from the mapping n. key is the path of v's key.
+// It does what yaml's own KnownFields does, in words that fit a person who
+// has never seen the struct.
+func fill(v reflect.Value, n *yaml.Node, key string) error {
+	if n.Kind == yaml.AliasNode {
+		n = n.Alias
+	}
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
+		return nil // a section whose keys are all commented out
+	}
+	if v.Kind() != reflect.Struct {
+		return scalar(v, n, key)
+	}
+	if n.Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: %s: found %q, expected keys and values", n.Line, cmp.Or(key, "the file"), n.Value)
+	}
+	known := keys(v.Type())
+	seen := map[string]bool{}
+	for i := 0; i < len(n.Content); i += 2 {
+		name, value := n.Content[i], n.Content[i+1]
+		path := strings.TrimPrefix(key+"."+name.Value, ".")
+		at := slices.Index(known, name.Value)
+		if at < 0 {
+			return fmt.Errorf("line %d: unknown key %s, expected one of %s", name.Line, path, strings.Join(known, ", "))
+		}
+		if seen[name.Value] {
+			return fmt.Errorf("line %d: %s: found the key twice, expected it once", name.Line, path)
+		}
+		seen[name.Value] = true
+		if err := fill(v.Field(at), value, path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scalar sets a number, string, boolean or list of strings.
+func scalar(v reflect.Value, n *yaml.Node, key string) error {
+	want, tag := "", ""
+	switch v.Kind() {
+	case reflect.Int, reflect.Int64:
+		want, tag = "a whole number", "!!int" // yaml would cut 1.5 to 1
+	case reflect.Float64:
+		want, tag = "a number", "!!float"
+	case reflect.Bool:
+		want, tag = "true or false", "!!bool"
+	case reflect.String:
+		want, tag = "a string", "!!str"
+	case reflect.Slice:
+		want, tag = "a list of strings", "!!seq"
+	default:
+		return fmt.Errorf("key %s has type %s, which no configuration uses", key, v.Type())
+	}
+	found := n.Value
+	if n.Kind != yaml.ScalarNode {
+		found = map[yaml.Kind]string{yaml.MappingNode: "keys and values", yaml.SequenceNode: "a list"}[n.Kind]
+	}
+	mismatch := fmt.Errorf("line %d: %s: found %s, expected %s", n.Line, key, found, want)
+	if n.Tag != tag && (tag != "!!float" || n.Tag != "!!int") {
+		return mismatch
+	}
+	for _, item := range n.Content {
+		if item.Tag != "!!str" {
+			return mismatch
+		}
+	}
+	if err := n.Decode(v.Addr().Interface()); err != nil {
+		return mismatch
+	}
+	return nil
+}
+
+func keys(t reflect.Type) []string {
+	names := make([]string, t.NumField())
+	for i := range names {
+		names[i], _, _ = strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
+	}
+	return names
+}
+
+// InRange returns an error if value is not within [low, high].
+func InRange[T cmp.Ordered](key string, value, low, high T) error {
+	if value >= low && value <= high { // false for NaN
+		return nil
+	}
+	return fmt.Errorf("%s: found %v, expected %v to %v", key, value, low, high)
+}
+
+// HostPort returns an error if address is not "host:port" with a port from
+// low to 65535. An empty host is allowed where a program listens; low is 0
+// there, for a port of the system's choice, and 1 where it dials.
+func HostPort(key, address string, low int) error {
+	host, port, err := net.SplitHostPort(address)
+	if err == nil && (host != "" || low == 0) {
+		var n int
+		n, err = net.LookupPort("tcp", port)
+		if err == nil && n >= low {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s: found %q, expected host:port with a port from %d to 65535", key, address, low)
+}
+
+// URL returns an error if value is not an absolute URL with a host and one of
+// the schemes.
+func URL(key, value string, schemes ...string) error {
+	u, err := url.Parse(value)
+	if err == nil && u.Host != "" && slices.Contains(schemes, u.Scheme) {
+		return nil
+	}
+	return fmt.Errorf("%s: found %q, expected a URL such as %s://host:port", key, value, schemes[0])
+}
+
+// Secret returns what the file holds, without the line end at its end. An
+// empty path is an empty secret.
+func Secret(key, path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", key, err)
+	}
+	secret := strings.TrimRight(string(data), "\r\n")
+	if secret == "" {
+		return "", fmt.Errorf("%s: found nothing in %s, expected a secret on one line", key, path)
+	}
+	return secret, nil
+}

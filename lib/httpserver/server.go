@@ -1,0 +1,119 @@
+// Package httpserver is what the HTTP sides of the services have in common:
+// routes that are strict about methods, errors as problem details (RFC 9457),
+// the health endpoints, and a server with time limits that stops in order.
+package httpserver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+const (
+	headerTimeout = 5 * time.Second
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 16 << 10
+	stopTimeout   = 2 * time.Second
+)
+
+// Routes maps a path pattern of [http.ServeMux], without method or host, to
+// the handler of each method that the path has.
+type Routes map[string]map[string]http.HandlerFunc
+
+// Handler serves the routes. An unknown path is answered 404, another method
+// 405 with an Allow header, both as problem details. A path has HEAD only if
+// its routes say so; [ReadOnly] does.
+func (routes Routes) Handler() http.Handler {
+	mux := http.NewServeMux()
+	for path, methods := range routes {
+		allow := strings.Join(slices.Sorted(maps.Keys(methods)), ", ")
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			if h, ok := methods[r.Method]; ok {
+				h(w, r)
+				return
+			}
+			w.Header().Set("Allow", allow)
+			Problem{Status: http.StatusMethodNotAllowed, Detail: fmt.Sprintf("found method %s, expected %s", r.Method, allow)}.Write(w)
+		})
+	}
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no path %s here", r.URL.Path)}.Write(w)
+	})
+	return mux
+}
+
+// ReadOnly is the methods of a path that can be read and does nothing.
+func ReadOnly(h http.HandlerFunc) map[string]http.HandlerFunc {
+	return map[string]http.HandlerFunc{http.MethodGet: h, http.MethodHead: h}
+}
+
+// JSON writes v as the body of an answer.
+func JSON(w http.ResponseWriter, status int, v any) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		Problem{Status: http.StatusInternalServerError, Detail: err.Error()}.Write(w)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(body, '\n')) // a client that left needs no answer
+}
+
+// Server serves HTTP on a listener.
+type Server struct {
+	listener net.Listener
+	server   *http.Server
+}
+
+// Listen opens a TCP listener on address ("host:port", port 0 for a free one)
+// for a server of the handler. Nothing is served before [Server.Run].
+func Listen(address string, handler http.Handler, logger zerolog.Logger) (*Server, error) {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return &Server{listener: l, server: &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          log.New(logger.With().Str("level", "warn").Logger(), "", 0),
+	}}, nil
+}
+
+// Address returns the address that the server listens on, with the real port.
+func (s *Server) Address() string { return s.listener.Addr().String() }
+
+// Close releases the listener of a server that will not be run.
+func (s *Server) Close() error { return s.listener.Close() }
+
+// Run serves until ctx is cancelled, then waits up to two seconds for the
+// requests under way before it cuts them off.
+func (s *Server) Run(ctx context.Context) error {
+	failed := make(chan error, 1)
+	go func() { failed <- s.server.Serve(s.listener) }()
+	select {
+	case err := <-failed:
+		return err
+	case <-ctx.Done():
+	}
+	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := s.server.Shutdown(stopCtx); err != nil {
+		_ = s.server.Close() // what is left of the requests is cut off
+	}
+	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

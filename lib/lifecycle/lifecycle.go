@@ -1,0 +1,60 @@
+// Package lifecycle starts the parts of a program together and stops them in
+// order.
+//
+// The contract: parts are listed dependencies first. All are started at once;
+// a part that needs another to be up waits or retries by itself. As soon as
+// the program is asked to stop, or any part ends, the parts are stopped one
+// after the other in reverse order: a part's context is cancelled only when
+// every part listed after it has ended, so that what drains still has what it
+// drains through.
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Part is something that runs until its context is cancelled.
+type Part struct {
+	Name string
+	// Run returns nil once ctx is cancelled and the part has put its things
+	// away. Whatever it returns earlier stops the other parts.
+	Run func(ctx context.Context) error
+}
+
+// Run runs the parts until ctx is cancelled or a part ends, then stops them in
+// reverse order. It returns when all have ended, with the errors of those that
+// failed, each under its part's name.
+func Run(ctx context.Context, parts ...Part) error {
+	type running struct {
+		stop context.CancelFunc
+		done chan struct{}
+		err  error
+	}
+	all := make([]*running, len(parts))
+	ended := make(chan struct{}, len(parts))
+	for i, p := range parts {
+		partCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+		r := &running{stop: stop, done: make(chan struct{})}
+		all[i] = r
+		go func() {
+			defer close(r.done)
+			if err := p.Run(partCtx); err != nil {
+				r.err = fmt.Errorf("%s: %w", p.Name, err)
+			}
+			ended <- struct{}{}
+		}()
+	}
+	select {
+	case <-ctx.Done():
+	case <-ended:
+	}
+	var errs []error
+	for i := len(all) - 1; i >= 0; i-- {
+		all[i].stop()
+		<-all[i].done
+		errs = append(errs, all[i].err)
+	}
+	return errors.Join(errs...)
+}

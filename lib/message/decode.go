@@ -1,0 +1,190 @@
+package message
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+)
+
+// Stage says how many stamps a message carries at a receiver's door.
+type Stage int
+
+// The stages of a round.
+const (
+	AtMS2   Stage = 1 // as MS2 receives it from the WebSocket
+	AtMS3   Stage = 2 // as MS3 receives it from the topic
+	AtStore Stage = 3 // as MS1 receives it on POST /store
+	Stored  Stage = 4 // as it lies in the database
+)
+
+// fields are the members of the object in the order they are encoded.
+var fields = [...]string{"session_id", "service1_timestamp", "service2_timestamp", "service3_timestamp", "end_timestamp"}
+
+// Error says which part of an encoded message is wrong, what was found there
+// and what was expected.
+type Error struct {
+	Field    string // member of the object, or "message" for the whole
+	Found    string
+	Expected string
+}
+
+func (e *Error) Error() string {
+	return fmt.Sprintf("%s: found %s, expected %s", e.Field, e.Found, e.Expected)
+}
+
+// Decode reads a message that must be at the given stage: its first stamps
+// are set, the others null. Members may come in any order and with JSON's
+// white space between them. Every error is an [*Error].
+func Decode(data []byte, stage Stage) (Message, error) {
+	if len(data) > MaxBytes {
+		return Message{}, &Error{"message", fmt.Sprintf("%d bytes", len(data)), fmt.Sprintf("at most %d", MaxBytes)}
+	}
+	var m Message
+	var seen [len(fields)]bool
+
+	// encoding/json's Unmarshal folds case and lets the last of repeated
+	// members win, so the object is read token by token.
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	if tok, err := dec.Token(); err != nil {
+		return Message{}, syntax(err)
+	} else if tok != json.Delim('{') {
+		return Message{}, &Error{"message", kind(tok), "a JSON object"}
+	}
+	for dec.More() {
+		tok, err := dec.Token()
+		if err != nil {
+			return Message{}, syntax(err)
+		}
+		name, _ := tok.(string)
+		i := index(name)
+		if i < 0 {
+			return Message{}, &Error{excerpt(name), "an unknown field", "only the five fields of a message"}
+		}
+		if seen[i] {
+			return Message{}, &Error{name, "the field twice", "each field once"}
+		}
+		seen[i] = true
+		value, err := dec.Token()
+		if err != nil {
+			return Message{}, syntax(err)
+		}
+		if i == 0 {
+			m.SessionID, err = sessionID(value)
+		} else {
+			*m.stamp(i), err = stamp(fields[i], value)
+		}
+		if err != nil {
+			return Message{}, err
+		}
+	}
+	if _, err := dec.Token(); err != nil { // the closing brace
+		return Message{}, syntax(err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return Message{}, &Error{"message", "bytes after the object", "nothing after it"}
+	}
+	for i, ok := range seen {
+		if !ok {
+			return Message{}, &Error{fields[i], "no such field", "all five fields, a stamp not yet set as null"}
+		}
+	}
+	for i := 1; i < len(fields); i++ {
+		switch set := *m.stamp(i) != 0; {
+		case i <= int(stage) && !set:
+			return Message{}, &Error{fields[i], "null", "a time: it is set before the message comes here"}
+		case i > int(stage) && set:
+			return Message{}, &Error{fields[i], m.stamp(i).String(), "null: it is not set before the message comes here"}
+		}
+	}
+	return m, nil
+}
+
+func (m *Message) stamp(field int) *Stamp {
+	return [...]*Stamp{1: &m.Service1, 2: &m.Service2, 3: &m.Service3, 4: &m.End}[field]
+}
+
+func index(name string) int {
+	for i, f := range fields {
+		if f == name {
+			return i
+		}
+	}
+	return -1
+}
+
+func sessionID(tok json.Token) (int64, error) {
+	const expected = "an integer from 1 to 9223372036854775807, without fraction or exponent"
+	n, ok := tok.(json.Number)
+	if !ok {
+		return 0, &Error{fields[0], kind(tok), expected}
+	}
+	id, err := strconv.ParseInt(n.String(), 10, 64)
+	if err != nil || id <= 0 {
+		return 0, &Error{fields[0], excerpt(n.String()), expected}
+	}
+	return id, nil
+}
+
+func stamp(field string, tok json.Token) (Stamp, error) {
+	const expected = "null or a UTC time with six fractional digits such as 2026-11-23T10:15:30.123456Z"
+	if tok == nil {
+		return 0, nil
+	}
+	s, ok := tok.(string)
+	if !ok {
+		return 0, &Error{field, kind(tok), expected}
+	}
+	t, err := time.Parse(Layout, s)
+	// Parse is lenient: it takes a comma for the point and one digit for an
+	// hour. Only what it would be written as is a stamp.
+	if err != nil || t.Format(Layout) != s {
+		return 0, &Error{field, strconv.Quote(excerpt(s)), expected}
+	}
+	st := StampOf(t)
+	if st <= 0 || st > latest {
+		return 0, &Error{field, s, "a time after 1970-01-01T00:00:00.000000Z"}
+	}
+	return st, nil
+}
+
+// kind names the type of a JSON value for an error.
+func kind(tok json.Token) string {
+	switch v := tok.(type) {
+	case nil:
+		return "null"
+	case bool:
+		return "a boolean"
+	case json.Number:
+		return "the number " + excerpt(v.String())
+	case string:
+		return "the string " + strconv.Quote(excerpt(v))
+	case json.Delim:
+		if v == '[' {
+			return "an array"
+		}
+		return "an object"
+	}
+	return fmt.Sprintf("%T", tok)
+}
+
+// excerpt keeps errors readable, and short enough for the reason of a
+// WebSocket close frame (RFC 6455, 5.5: 123 bytes).
+func excerpt(s string) string {
+	const most = 40
+	if len(s) <= most {
+		return s
+	}
+	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8([]byte(s[:most]), nil), len(s))
+}
+
+func syntax(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return &Error{"message", "the end of the text inside the object", "a JSON object"}
+	}
+	return &Error{"message", err.Error(), "a JSON object"}
+}

@@ -1,0 +1,132 @@
+// Package message is the one thing the three services hand to each other: its
+// five fields, the key that identifies it, and the only encoding it has.
+//
+// On the wire a message is a JSON object with exactly these members, encoded
+// in this order:
+//
+//	{"session_id":7,
+//	 "service1_timestamp":"2026-11-23T10:15:30.123456Z",
+//	 "service2_timestamp":null,
+//	 "service3_timestamp":null,
+//	 "end_timestamp":null}
+//
+// A stamp is RFC 3339 in UTC with exactly six fractional digits, which is the
+// resolution of MariaDB's DATETIME(6); one not yet set is null. Stamps are set
+// in order, one per service, so the number of stamps tells how far a message
+// has come. Every receiver knows how far that must be and says so to [Decode],
+// which accepts nothing else: no unknown, repeated or missing member, no other
+// type, no trailing bytes, no other notation for a time.
+package message
+
+import (
+	"strconv"
+	"time"
+)
+
+// MaxBytes is the size of the largest encoding a receiver looks at. A message
+// takes about 230 bytes; the rest is room for white space.
+const MaxBytes = 4096
+
+// Layout is the notation of a stamp, for [time.Time.Format] on a UTC time.
+const Layout = "2006-01-02T15:04:05.000000Z"
+
+// Stamp is an instant in microseconds since 1970-01-01T00:00:00Z. The zero
+// Stamp means 'not set'; a set one lies between 1970-01-01T00:00:00.000001Z
+// and 9999-12-31T23:59:59.999999Z.
+type Stamp int64
+
+// latest is the last instant that four digits of a year, and MariaDB's
+// DATETIME, can hold.
+const latest = Stamp(253402300799999999)
+
+// StampOf returns t as a Stamp, cut to whole microseconds.
+func StampOf(t time.Time) Stamp { return Stamp(t.UnixMicro()) }
+
+// Time returns the stamp as a UTC time, or the zero time if it is not set.
+func (s Stamp) Time() time.Time {
+	if s == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(int64(s)).UTC()
+}
+
+// String returns the stamp as on the wire, or "null".
+func (s Stamp) String() string {
+	if s == 0 {
+		return "null"
+	}
+	return s.Time().Format(Layout)
+}
+
+// Sub returns s-t. It is negative if s is before t, as clocks of two machines
+// may have it.
+func (s Stamp) Sub(t Stamp) time.Duration { return time.Duration(s-t) * time.Microsecond }
+
+// Key identifies a message among all messages ever sent.
+type Key struct {
+	SessionID int64
+	Service1  Stamp
+}
+
+// String returns the key as "session_id/service1_timestamp", the latter as on
+// the wire. It is the key of the Kafka record too.
+func (k Key) String() string {
+	return strconv.FormatInt(k.SessionID, 10) + "/" + k.Service1.String()
+}
+
+// Message is one message on its round.
+type Message struct {
+	SessionID int64 // the interaction that the message belongs to; positive
+	Service1  Stamp // set by MS1 when it makes the message
+	Service2  Stamp // set by MS2 when it reads the message
+	Service3  Stamp // set by MS3 when it fetches the record
+	End       Stamp // set by MS1 when it takes the message back
+}
+
+// Key returns what identifies the message.
+func (m Message) Key() Key { return Key{SessionID: m.SessionID, Service1: m.Service1} }
+
+// Encode returns the message as on the wire. It is the inverse of [Decode].
+func (m Message) Encode() []byte {
+	b := make([]byte, 0, 256)
+	b = append(b, `{"session_id":`...)
+	b = strconv.AppendInt(b, m.SessionID, 10)
+	for i, s := range [...]Stamp{m.Service1, m.Service2, m.Service3, m.End} {
+		b = append(b, `,"`...)
+		b = append(b, fields[i+1]...)
+		b = append(b, `":`...)
+		if s == 0 {
+			b = append(b, "null"...)
+			continue
+		}
+		b = append(b, '"')
+		b = s.Time().AppendFormat(b, Layout)
+		b = append(b, '"')
+	}
+	return append(b, '}')
+}
+
+// Hops are the times between neighbouring stamps of a message that has come
+// round, and the whole round. Each is negative where the clocks of two
+// machines differ by more than the hop took.
+type Hops struct {
+	ToMS2, ToMS3, ToMS1, Round time.Duration
+}
+
+// Hops returns the hops of a message with all four stamps set.
+func (m Message) Hops() Hops {
+	return Hops{
+		ToMS2: m.Service2.Sub(m.Service1),
+		ToMS3: m.Service3.Sub(m.Service2),
+		ToMS1: m.End.Sub(m.Service3),
+		Round: m.End.Sub(m.Service1),
+	}
+}
+
+// MarshalJSON encodes a set stamp as a string and one not set as null.
+func (s Stamp) MarshalJSON() ([]byte, error) {
+	if s == 0 {
+		return []byte("null"), nil
+	}
+	return []byte(`"` + s.String() + `"`), nil
+}

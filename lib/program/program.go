@@ -1,0 +1,152 @@
+// Package program is the outside of a command: its flags, its configuration,
+// the signals that stop it, and how it reports an error. What is left for a
+// main function is a page that wires the parts together.
+package program
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+)
+
+// Version is the version of this build. A release build sets it at link time;
+// any other carries this constant, so that equal sources give equal binaries.
+var Version = "0.0.0-dev"
+
+const healthTimeout = 3 * time.Second
+
+// Program describes a command whose configuration is a C.
+type Program[C any] struct {
+	Name    string
+	Purpose string // a line for -help
+	Config  C      // the defaults
+	// Flags adds flags beside -config, -version and -healthcheck. They are
+	// bound to the configuration and override its files. It may be nil.
+	Flags func(flags *flag.FlagSet, c *C)
+	// Ready returns listen address and path of the readiness endpoint that
+	// -healthcheck asks.
+	Ready func(c C) (address, path string)
+	// Run does the work until ctx is cancelled, which SIGINT and SIGTERM do.
+	Run func(ctx context.Context, c C, console io.Writer) error
+}
+
+// validator is what *C must be.
+type validator[C any] interface {
+	*C
+	config.Validator
+}
+
+// Main runs the command with its arguments (without the program's name) and
+// returns the exit status: 0, 1 for an error, which is one line on stderr, 2
+// for wrong usage.
+func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the program the hard way
+
+	var files []string
+	version, healthcheck := false, false
+	parse := func(c *C, out io.Writer) error {
+		files = nil
+		flags := flag.NewFlagSet(p.Name, flag.ContinueOnError)
+		flags.SetOutput(out)
+		flags.Usage = func() {
+			fmt.Fprintf(out, "%s: %s\n", p.Name, p.Purpose)
+			flags.PrintDefaults()
+		}
+		flags.Func("config", "read configuration from this YAML `FILE`; repeated, a later file overrides an earlier one", func(path string) error {
+			files = append(files, path)
+			return nil
+		})
+		flags.BoolVar(&version, "version", false, "print the version and exit")
+		flags.BoolVar(&healthcheck, "healthcheck", false, "ask the running program whether it is ready, exit 0 or 1")
+		if p.Flags != nil {
+			p.Flags(flags, c)
+		}
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		if flags.NArg() > 0 {
+			err := fmt.Errorf("found argument %q, expected flags only", flags.Arg(0))
+			fmt.Fprintln(out, err)
+			return err
+		}
+		return nil
+	}
+
+	// Flags are parsed twice: first to learn of the files, then over what the
+	// files say.
+	scratch := p.Config
+	switch err := parse(&scratch, stderr); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	}
+	if version {
+		fmt.Fprintf(stdout, "%s %s (%s)\n", p.Name, Version, goVersion())
+		return 0
+	}
+	c := p.Config
+	err := config.Read(&c, files...)
+	if err == nil {
+		err = errors.Join(parse(&c, io.Discard), config.Check(PC(&c)))
+	}
+	switch {
+	case err != nil:
+	case healthcheck:
+		err = askReady(ctx, p.Ready, c)
+	default:
+		err = p.Run(ctx, c, stdout)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "%s: %s\n", p.Name, strings.ReplaceAll(err.Error(), "\n", "; "))
+		return 1
+	}
+	return 0
+}
+
+func askReady[C any](ctx context.Context, ready func(C) (address, path string), c C) error {
+	address, path := ready(c)
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("asking for readiness: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return fmt.Errorf("asking for readiness: %s: %s", resp.Status, strings.TrimSpace(string(body)))
+	}
+	return nil
+}
+
+func goVersion() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		return info.GoVersion
+	}
+	return "unknown Go"
+}

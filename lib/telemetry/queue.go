@@ -1,0 +1,112 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+)
+
+const (
+	exportTimeout = 5 * time.Second
+	exportRetry   = 200 * time.Millisecond
+	exportDelay   = 500 * time.Millisecond // a span waits no longer for others
+)
+
+// spanQueue counts what the SDK's batch processor would drop in silence: it
+// lets no more spans into the processor than the processor's queue holds, and
+// watches what becomes of those. Every sampled span that ends is counted once,
+// as exported or as dropped.
+type spanQueue struct {
+	sdk.SpanProcessor // the SDK's batch processor
+
+	exporter sdk.SpanExporter
+	most     int64
+	waiting  atomic.Int64 // spans in the processor
+	failing  atomic.Bool
+	log      zerolog.Logger
+
+	// closing ends an export under way when the time to shut down is over.
+	closing context.Context
+	cancel  context.CancelFunc
+
+	exported     prometheus.Counter
+	queueFull    prometheus.Counter
+	exportFailed prometheus.Counter
+}
+
+func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Registerer, log zerolog.Logger) *spanQueue {
+	dropped := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tricycle_spans_dropped_total",
+		Help: "Spans that never reached the collector, by reason: queue_full or export_failed.",
+	}, []string{"reason"})
+	q := &spanQueue{
+		exporter: exporter, most: int64(most), log: log,
+		exported: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tricycle_spans_exported_total",
+			Help: "Spans that the collector took.",
+		}),
+		queueFull:    dropped.WithLabelValues("queue_full"),
+		exportFailed: dropped.WithLabelValues("export_failed"),
+	}
+	registry.MustRegister(q.exported, dropped)
+	q.closing, q.cancel = context.WithCancel(context.Background())
+	q.SpanProcessor = sdk.NewBatchSpanProcessor(countingExporter{q},
+		sdk.WithMaxQueueSize(most), sdk.WithBatchTimeout(exportDelay), sdk.WithExportTimeout(2*exportTimeout))
+	return q
+}
+
+// OnEnd takes a span, or counts it as dropped if the queue is full.
+func (q *spanQueue) OnEnd(s sdk.ReadOnlySpan) {
+	if !s.SpanContext().IsSampled() {
+		return
+	}
+	if q.waiting.Add(1) > q.most {
+		q.waiting.Add(-1)
+		q.queueFull.Inc()
+		return
+	}
+	q.SpanProcessor.OnEnd(s)
+}
+
+// close counts what the processor could not send before it was told to stop.
+func (q *spanQueue) close(err error) error {
+	q.cancel()
+	if left := q.waiting.Swap(0); left > 0 {
+		q.exportFailed.Add(float64(left))
+		return errors.Join(fmt.Errorf("%d spans dropped at the end", left), err)
+	}
+	return err
+}
+
+// countingExporter is the exporter that the processor sees.
+type countingExporter struct{ q *spanQueue }
+
+func (e countingExporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) error {
+	q := e.q
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(q.closing, cancel)()
+
+	err := q.exporter.ExportSpans(ctx, spans)
+	q.waiting.Add(-int64(len(spans)))
+	if err != nil {
+		q.exportFailed.Add(float64(len(spans)))
+		if !q.failing.Swap(true) {
+			q.log.Warn().Err(err).Msg("spans are being dropped: the trace collector does not take them")
+		}
+		return nil // handled here; the SDK would only log it again, globally
+	}
+	q.exported.Add(float64(len(spans)))
+	if q.failing.Swap(false) {
+		q.log.Info().Msg("the trace collector takes spans again")
+	}
+	return nil
+}
+
+func (e countingExporter) Shutdown(ctx context.Context) error { return e.q.exporter.Shutdown(ctx) }

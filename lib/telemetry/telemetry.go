@@ -1,0 +1,235 @@
+// Package telemetry gives a service its tracer and its metrics.
+//
+// Every message has one trace, and its identity is derived from the message's
+// key, because neither the WebSocket nor the message has room to carry one:
+//
+//	h = SHA-256("tricycle/1/" + session_id + "/" + service1_timestamp as on the wire)
+//
+// The trace id is the first 16 bytes of h, the id of the root span the next 8.
+// So MS1 and MS2 come to the same trace without a word, and anyone can compute
+// the trace of a row of the database. Whether a trace is sampled follows from
+// its id alone, so every service decides alike. Kafka and HTTP carry the W3C
+// traceparent in headers as usual.
+//
+// Spans go to an OTLP collector over HTTP from a bounded queue. A collector
+// that is absent or slow costs spans, which are counted, never a message.
+package telemetry
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/message"
+)
+
+// Config is the section 'tracing' of a configuration. The OTEL_* variables of
+// the OpenTelemetry specification override it.
+type Config struct {
+	Endpoint    string  `yaml:"endpoint"`     // URL of an OTLP/HTTP collector; empty: no spans are made
+	SampleRatio float64 `yaml:"sample_ratio"` // share of messages that are traced, 0 to 1
+	QueueSpans  int     `yaml:"queue_spans"`  // spans that may wait for the collector before others are dropped
+}
+
+// Defaults returns the configuration of a program that is told nothing.
+func Defaults() Config { return Config{SampleRatio: 1, QueueSpans: 8192} }
+
+// Validate names the keys that are out of range.
+func (c Config) Validate() error {
+	var endpoint error
+	if c.Endpoint != "" {
+		endpoint = config.URL("tracing.endpoint", c.Endpoint, "http", "https")
+	}
+	return errors.Join(endpoint,
+		config.InRange("tracing.sample_ratio", c.SampleRatio, 0, 1),
+		config.InRange("tracing.queue_spans", c.QueueSpans, 512, 1<<20))
+}
+
+// Telemetry is the tracer and the metrics of one service.
+type Telemetry struct {
+	Tracer  trace.Tracer
+	Metrics *prometheus.Registry
+
+	sampler  sdk.Sampler
+	provider *sdk.TracerProvider
+	spans    *spanQueue // nil if spans go nowhere
+}
+
+// New returns the telemetry of the named service. It does not wait for the
+// collector. Errors are those of the configuration and the environment.
+func New(ctx context.Context, c Config, service, version string, log zerolog.Logger) (*Telemetry, error) {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	c, err := fromEnvironment(c)
+	if err != nil {
+		return nil, err
+	}
+	res, err := resource.New(ctx,
+		resource.WithTelemetrySDK(),
+		resource.WithAttributes(semconv.ServiceName(service), semconv.ServiceVersion(version)),
+		resource.WithFromEnv())
+	if err != nil {
+		return nil, fmt.Errorf("describing the service for tracing: %w", err)
+	}
+	sampler := sdk.ParentBased(sdk.TraceIDRatioBased(c.SampleRatio))
+	options := []sdk.TracerProviderOption{sdk.WithResource(res), sdk.WithIDGenerator(derivedIDs{}), sdk.WithSampler(sampler)}
+	t := &Telemetry{Metrics: registry, sampler: sdk.TraceIDRatioBased(c.SampleRatio)}
+	if c.Endpoint == "" {
+		options = append(options, sdk.WithSampler(sdk.NeverSample()))
+	} else {
+		exporter, err := otlptracehttp.New(ctx, exporterOptions(c.Endpoint)...)
+		if err != nil {
+			return nil, fmt.Errorf("opening the trace exporter: %w", err)
+		}
+		t.spans = newSpanQueue(exporter, c.QueueSpans, registry, log)
+		options = append(options, sdk.WithSpanProcessor(t.spans))
+	}
+	t.provider = sdk.NewTracerProvider(options...)
+	t.Tracer = t.provider.Tracer("github.com/tricycle-relay/tricycle/services/"+service, trace.WithInstrumentationVersion(version))
+	return t, nil
+}
+
+// Shutdown sends the spans that wait, until ctx ends; what is left then is
+// counted as dropped and said in the error.
+func (t *Telemetry) Shutdown(ctx context.Context) error {
+	err := t.provider.Shutdown(ctx)
+	if t.spans != nil {
+		return t.spans.close(err)
+	}
+	return err
+}
+
+// Propagator carries the trace context in headers: W3C traceparent.
+var Propagator propagation.TextMapPropagator = propagation.TraceContext{}
+
+// IDs returns the trace id and the root span id of the message with this key.
+func IDs(key message.Key) (trace.TraceID, trace.SpanID) {
+	h := sha256.Sum256([]byte("tricycle/1/" + key.String()))
+	return trace.TraceID(h[:16]), trace.SpanID(h[16:24])
+}
+
+// Message returns ctx with the root span of the message as remote parent, as
+// if it had come in a header.
+func (t *Telemetry) Message(ctx context.Context, key message.Key) context.Context {
+	traceID, spanID := IDs(key)
+	var flags trace.TraceFlags
+	if t.sampler.ShouldSample(sdk.SamplingParameters{TraceID: traceID}).Decision == sdk.RecordAndSample {
+		flags = trace.FlagsSampled
+	}
+	return trace.ContextWithRemoteSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: traceID, SpanID: spanID, TraceFlags: flags, Remote: true,
+	}))
+}
+
+// StartRoot starts the root span of the message with this key.
+func (t *Telemetry) StartRoot(ctx context.Context, key message.Key, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
+	ctx = context.WithValue(ctx, rootKey{}, key)
+	return t.Tracer.Start(ctx, name, append(options, trace.WithNewRoot())...)
+}
+
+type rootKey struct{}
+
+// derivedIDs gives the root span of a message the ids of its key, and every
+// other span random ones.
+type derivedIDs struct{}
+
+func (derivedIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
+	if key, ok := ctx.Value(rootKey{}).(message.Key); ok {
+		return IDs(key)
+	}
+	var id trace.TraceID
+	for !id.IsValid() {
+		for i := range id {
+			id[i] = byte(rand.Uint32())
+		}
+	}
+	return id, derivedIDs{}.NewSpanID(ctx, id)
+}
+
+func (derivedIDs) NewSpanID(context.Context, trace.TraceID) trace.SpanID {
+	var id trace.SpanID
+	for !id.IsValid() {
+		for i := range id {
+			id[i] = byte(rand.Uint32())
+		}
+	}
+	return id
+}
+
+// fromEnvironment applies the OTEL_* variables that the SDK itself would not
+// see, since the sampler and the exporter are ours.
+func fromEnvironment(c Config) (Config, error) {
+	c.Endpoint = cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"), c.Endpoint)
+	if disabled, _ := strconv.ParseBool(os.Getenv("OTEL_SDK_DISABLED")); disabled {
+		c.Endpoint = ""
+	}
+	switch v := os.Getenv("OTEL_TRACES_EXPORTER"); v {
+	case "", "otlp":
+	case "none":
+		c.Endpoint = ""
+	default:
+		return c, fmt.Errorf("OTEL_TRACES_EXPORTER: found %q, expected otlp or none", v)
+	}
+	if v := cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf"); v != "http/protobuf" {
+		return c, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL: found %q, expected http/protobuf", v)
+	}
+	if v := os.Getenv("OTEL_BSP_MAX_QUEUE_SIZE"); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 {
+			return c, fmt.Errorf("OTEL_BSP_MAX_QUEUE_SIZE: found %q, expected a positive integer", v)
+		}
+		c.QueueSpans = n
+	}
+	switch v := os.Getenv("OTEL_TRACES_SAMPLER"); v {
+	case "":
+	case "always_on", "parentbased_always_on":
+		c.SampleRatio = 1
+	case "always_off", "parentbased_always_off":
+		c.SampleRatio = 0
+	case "traceidratio", "parentbased_traceidratio":
+		arg := cmp.Or(os.Getenv("OTEL_TRACES_SAMPLER_ARG"), "1")
+		ratio, err := strconv.ParseFloat(arg, 64)
+		if err != nil || config.InRange("", ratio, 0, 1) != nil {
+			return c, fmt.Errorf("OTEL_TRACES_SAMPLER_ARG: found %q, expected a number from 0 to 1", arg)
+		}
+		c.SampleRatio = ratio
+	default:
+		return c, fmt.Errorf("OTEL_TRACES_SAMPLER: found %q, expected always_on, always_off, traceidratio or one of these with parentbased_ before it", v)
+	}
+	return c, nil
+}
+
+// exporterOptions leaves to the exporter what the environment says.
+func exporterOptions(endpoint string) []otlptracehttp.Option {
+	options := []otlptracehttp.Option{otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
+		Enabled: true, InitialInterval: exportRetry, MaxInterval: exportRetry * 5, MaxElapsedTime: exportTimeout,
+	})}
+	if os.Getenv("OTEL_EXPORTER_OTLP_TIMEOUT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT") == "" {
+		options = append(options, otlptracehttp.WithTimeout(exportTimeout))
+	}
+	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
+		if u, err := url.Parse(endpoint); err == nil && (u.Path == "" || u.Path == "/") {
+			endpoint = u.JoinPath("/v1/traces").String() // the OTLP specification's path on a base URL
+		}
+		options = append(options, otlptracehttp.WithEndpointURL(endpoint))
+	}
+	return options
+}
