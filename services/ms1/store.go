@@ -10,17 +10,17 @@ import (
 // Session is one interaction: a row of the table sessions. Its JSON members
 // are the columns.
 type Session struct {
-	ID              int64          `json:"id"`
-	StartedAt       message.Stamp  `json:"started_at"`
-	EndedAt         *message.Stamp `json:"ended_at"` // nil while it is open
-	IntervalSeconds int            `json:"interval_seconds"`
-	InFlight        int            `json:"in_flight"`
-	Generated       *int64         `json:"generated"`  // keys made; nil if unknown
-	Stored          *int64         `json:"stored"`     // rows
-	Resent          *int64         `json:"resent"`     // sends of a message beyond its first
-	Duplicates      *int64         `json:"duplicates"` // answers 200 of /store that added no row
-	Lost            *int64         `json:"lost"`       // generated - stored
-	EndReason       *EndReason     `json:"end_reason"` // nil while it is open
+	ID              int64         `json:"id"`
+	StartedAt       message.Stamp `json:"started_at"`
+	EndedAt         message.Stamp `json:"ended_at"` // 0 while it is open
+	IntervalSeconds int           `json:"interval_seconds"`
+	InFlight        int           `json:"in_flight"`
+	Generated       *int64        `json:"generated"`  // keys made; nil if unknown
+	Stored          *int64        `json:"stored"`     // rows
+	Resent          *int64        `json:"resent"`     // sends of a message beyond its first
+	Duplicates      *int64        `json:"duplicates"` // answers 200 of /store that added no row
+	Lost            *int64        `json:"lost"`       // generated - stored
+	EndReason       *EndReason    `json:"end_reason"` // nil while it is open
 }
 
 // EndReason says why a session ended.
