@@ -51,6 +51,35 @@ type Closing struct {
 	Reason     EndReason
 }
 
+// Finish ends the session with the figures of c and the number of its rows.
+// The end is never before the start, whatever the clock did between them. The
+// figures of an [Interrupted] session are unknown, except its rows.
+func (s *Session) Finish(c Closing, rows int64) {
+	s.EndedAt = max(c.EndedAt, s.StartedAt)
+	s.Stored = &rows
+	s.EndReason = &c.Reason
+	if c.Reason != Interrupted {
+		lost := c.Generated - rows
+		s.Generated, s.Resent, s.Duplicates, s.Lost = &c.Generated, &c.Resent, &c.Duplicates, &lost
+	}
+}
+
+// AddLate counts one more row if the rules of [Store.StoreLate] let the
+// session have a message with this first stamp, and says whether they do.
+func (s *Session) AddLate(service1 message.Stamp) bool {
+	switch {
+	case s.EndReason == nil || service1 < s.StartedAt:
+		return false
+	case *s.EndReason == Interrupted: // its last sends may be later than any time known here
+	case service1 > s.EndedAt || *s.Lost <= 0:
+		return false
+	default:
+		*s.Lost--
+	}
+	*s.Stored++
+	return true
+}
+
 // Late is what became of a message that no session under way waits for.
 type Late int
 
@@ -97,15 +126,15 @@ type Store interface {
 
 	// Insert stores the messages, which all belong to the session and have all
 	// four stamps, in one commit. A message whose key has a row already
-	// changes nothing. On nil every message of the batch has a row. It fails
-	// with ErrSessionEnded, and adds nothing, if the session is not open:
-	// so no statement that was delayed on its way can add a row behind the
-	// figures of End.
+	// changes nothing. On nil every message of the batch has a row. If the
+	// session is not open it adds nothing, so no statement that was delayed
+	// on its way can add a row behind the figures of End; it fails then with
+	// ErrSessionEnded, unless every message has its row already.
 	Insert(ctx context.Context, sessionID int64, batch []message.Message) error
 
 	// End counts the rows of the session and writes its last figures, in one
 	// transaction that waits for an Insert under way. For a session that has
-	// ended already it changes nothing. It returns the row.
+	// ended already it changes nothing. It returns the row, or ErrNoSession.
 	End(ctx context.Context, sessionID int64, c Closing) (Session, error)
 
 	// StoreLate decides, in one transaction, on a message that no session

@@ -1,0 +1,238 @@
+package ms1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+// bodyTimeout is how long the body of a request to /store may take to arrive.
+const bodyTimeout = 5 * time.Second
+
+// handler returns the HTTP API.
+func (s *Service) handler() http.Handler {
+	routes := httpserver.Health(s.engine.checks()...)
+	maps.Copy(routes, httpserver.Routes{
+		"/start":         {http.MethodGet: s.traced("/start", s.command(s.start))},
+		"/stop":          {http.MethodGet: s.traced("/stop", s.command(s.stop))},
+		"/store":         {http.MethodPost: s.traced("/store", s.store)},
+		"/status":        httpserver.ReadOnly(s.status),
+		"/sessions/{id}": httpserver.ReadOnly(s.session),
+		"/metrics":       httpserver.ReadOnly(promhttp.HandlerFor(s.telemetry.Metrics, promhttp.HandlerOpts{}).ServeHTTP),
+	})
+	return routes.Handler()
+}
+
+// traced gives every request a SERVER span, in the trace that its headers name
+// or a new one.
+func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx := telemetry.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+		ctx, span := s.telemetry.Tracer.Start(ctx, r.Method+" "+route, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
+			semconv.HTTPRequestMethodKey.String(r.Method), semconv.HTTPRoute(route), semconv.URLPath(r.URL.Path), semconv.URLScheme("http")))
+		defer span.End()
+		status := &statusWriter{ResponseWriter: w, code: http.StatusOK}
+		next(status, r.WithContext(ctx))
+		span.SetAttributes(semconv.HTTPResponseStatusCode(status.code))
+		if status.code >= http.StatusInternalServerError {
+			span.SetStatus(codes.Error, "")
+			span.SetAttributes(semconv.ErrorTypeKey.String(strconv.Itoa(status.code)))
+		}
+		if route == "/store" {
+			s.engine.meters.requests.WithLabelValues(strconv.Itoa(status.code)).Inc()
+		}
+	}
+}
+
+// statusWriter remembers the status code of an answer.
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+func (w *statusWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for [http.ResponseController].
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// command is a GET that acts. The request is logged at every level; a browser
+// that was sent here by another site is refused (Fetch metadata), since a
+// plain link or image would do.
+func (s *Service) command(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		s.log.Log().Str("method", r.Method).Str("path", r.URL.Path).Str("query", r.URL.RawQuery).Str("client", r.RemoteAddr).
+			Stringer("trace_id", trace.SpanContextFromContext(r.Context()).TraceID()).
+			Msgf("%s %s", r.Method, r.URL.RequestURI())
+		w.Header().Set("Cache-Control", "no-store")
+		switch site := r.Header.Get("Sec-Fetch-Site"); site {
+		case "", "none", "same-origin":
+			next(w, r)
+		default:
+			httpserver.Problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("found Sec-Fetch-Site: %s, expected a request from this site or from no site", site)}.Write(w)
+		}
+	}
+}
+
+func (s *Service) start(w http.ResponseWriter, r *http.Request) {
+	interval, inFlight, err := startParameters(r, s.config.Interaction)
+	if err != nil {
+		httpserver.Problem{Status: http.StatusBadRequest, Detail: err.Error()}.Write(w)
+		return
+	}
+	id, err := s.engine.start(r.Context(), interval, inFlight)
+	var busy *BusyError
+	var notReady *NotReadyError
+	switch {
+	case err == nil:
+		httpserver.JSON(w, http.StatusAccepted, map[string]int64{"session_id": id})
+	case errors.As(err, &busy):
+		p := httpserver.Problem{Status: http.StatusConflict, Detail: err.Error()}
+		if busy.SessionID != 0 {
+			p.Extensions = map[string]any{"session_id": busy.SessionID}
+		}
+		p.Write(w)
+	case errors.As(err, &notReady):
+		missing := map[string]string{}
+		for name, err := range notReady.Missing {
+			missing[name] = err.Error()
+		}
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error(), Extensions: map[string]any{"missing": missing}}.Write(w)
+	default:
+		httpserver.Problem{Status: http.StatusInternalServerError, Detail: err.Error()}.Write(w)
+	}
+}
+
+// startParameters reads the query of /start, which overrides the configuration
+// for one session.
+func startParameters(r *http.Request, c InteractionConfig) (intervalSeconds, inFlight int, err error) {
+	parameters := map[string]struct {
+		value *int
+		most  int
+	}{
+		"interval":  {&c.IntervalSeconds, MaxIntervalSeconds},
+		"in_flight": {&c.InFlight, MaxInFlight},
+	}
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return 0, 0, fmt.Errorf("reading the query: %w", err)
+	}
+	for name, values := range query {
+		p, ok := parameters[name]
+		if !ok {
+			return 0, 0, fmt.Errorf("found the parameter %q, expected interval or in_flight", name)
+		}
+		n, err := strconv.Atoi(values[0])
+		if len(values) > 1 || err != nil || n < 1 || n > p.most || strconv.Itoa(n) != values[0] {
+			return 0, 0, fmt.Errorf("%s: found %q, expected one whole number from 1 to %d", name, values, p.most)
+		}
+		*p.value = n
+	}
+	return c.IntervalSeconds, c.InFlight, nil
+}
+
+func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
+	summary, err := s.engine.stop(r.Context())
+	var notRecorded *NotRecordedError
+	switch {
+	case err == nil:
+		httpserver.JSON(w, http.StatusOK, summary)
+	case errors.Is(err, ErrIdle):
+		httpserver.Problem{Status: http.StatusConflict, Detail: err.Error()}.Write(w)
+	case errors.As(err, &notRecorded):
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error(), Extensions: map[string]any{"session": notRecorded.Summary}}.Write(w)
+	default: // the client has left
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error()}.Write(w)
+	}
+}
+
+func (s *Service) store(w http.ResponseWriter, r *http.Request) {
+	m, problem := s.readMessage(w, r)
+	if problem != nil {
+		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(r.Context()).TraceID()).Int("status", problem.Status).Msg("/store refused: " + problem.Detail)
+		problem.Write(w)
+		return
+	}
+	m.End = message.StampOf(s.now())
+	trace.SpanFromContext(r.Context()).SetAttributes(messageAttributes(m)...)
+	// MS3 may hang up; the commit goes on.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), commitTimeout)
+	defer cancel()
+	outcome, err := s.engine.takeBack(ctx, m)
+	switch {
+	case err != nil:
+		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(ctx).TraceID()).Err(err).Stringer("key", m.Key()).Msg("message not stored yet")
+		w.Header().Set("Retry-After", "1")
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "not stored yet, try again: " + err.Error()}.Write(w)
+	case outcome == OutcomeUnknown:
+		httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
+			Detail: fmt.Sprintf("message %s was never sent, or its session has ended with nothing lost", m.Key())}.Write(w)
+	default:
+		httpserver.JSON(w, http.StatusOK, map[string]Outcome{"outcome": outcome})
+	}
+}
+
+func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.Message, *httpserver.Problem) {
+	control := http.NewResponseController(w)
+	// Without a deadline a body that never ends would hold a connection for
+	// ever. Every server that net/http makes has the method.
+	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, message.MaxBytes))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("found more than %d bytes, expected at most that", message.MaxBytes)}
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("the body did not arrive within %s", bodyTimeout)}
+	case err != nil:
+		return message.Message{}, &httpserver.Problem{Status: http.StatusBadRequest, Detail: "reading the body: " + err.Error()}
+	}
+	_ = control.SetReadDeadline(time.Time{})
+	m, err := message.Decode(body, message.AtStore)
+	var wrong *message.Error
+	if errors.As(err, &wrong) {
+		return message.Message{}, &httpserver.Problem{Status: http.StatusBadRequest, Detail: err.Error(), Extensions: map[string]any{"field": wrong.Field}}
+	}
+	return m, nil
+}
+
+func (s *Service) status(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	httpserver.JSON(w, http.StatusOK, s.engine.status(r.Context()))
+}
+
+func (s *Service) session(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	id, err := parseID(r.PathValue("id"))
+	var row Session
+	if err == nil {
+		row, err = s.engine.sessionRow(r.Context(), id)
+	}
+	switch {
+	case err == nil:
+		httpserver.JSON(w, http.StatusOK, row)
+	case errors.Is(err, ErrNoSession):
+		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no session %q", r.PathValue("id"))}.Write(w)
+	default:
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "database: " + err.Error()}.Write(w)
+	}
+}

@@ -1,0 +1,83 @@
+package ms1
+
+import (
+	"errors"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+// Config is the configuration of MS1, but for its database, which belongs to
+// the store that it is given.
+type Config struct {
+	Listen      string            `yaml:"listen"` // host:port of the HTTP API
+	Interaction InteractionConfig `yaml:"interaction"`
+	MS2         MS2Config         `yaml:"ms2"`
+	Tracing     telemetry.Config  `yaml:"tracing"`
+	Logging     logging.Config    `yaml:"logging"`
+}
+
+// InteractionConfig is the section 'interaction'.
+type InteractionConfig struct {
+	IntervalSeconds    int `yaml:"interval_seconds"`      // how long a session makes messages
+	InFlight           int `yaml:"in_flight"`             // messages under way at once; 1: the next is sent when the last came back
+	ResendAfterSeconds int `yaml:"resend_after_seconds"`  // a message that did not come back is sent again; the wait doubles up to maxResend
+	GiveUpAfterSeconds int `yaml:"give_up_after_seconds"` // counted from the first send, then the message is lost
+	DrainSeconds       int `yaml:"drain_seconds"`         // how long /stop and SIGTERM wait for messages under way
+}
+
+// MS2Config is the section 'ms2'.
+type MS2Config struct {
+	URL string `yaml:"url"` // of MS2's WebSocket
+}
+
+// Limits of an interaction's parameters, in the configuration and in the query
+// of /start.
+const (
+	MaxIntervalSeconds = 86400
+	MaxInFlight        = 4096
+)
+
+// maxResend is the longest wait between two sends of a message.
+const maxResend = 20 * time.Second
+
+// Defaults returns the configuration of an MS1 that is told nothing.
+func Defaults() Config {
+	return Config{
+		Listen: "127.0.0.1:8080",
+		Interaction: InteractionConfig{
+			IntervalSeconds:    10,
+			InFlight:           1,
+			ResendAfterSeconds: 5,
+			GiveUpAfterSeconds: 60,
+			DrainSeconds:       4,
+		},
+		MS2:     MS2Config{URL: "ws://127.0.0.1:8081/ws"},
+		Tracing: telemetry.Defaults(),
+		Logging: logging.Defaults(),
+	}
+}
+
+// Validate names the keys that are out of range.
+func (c Config) Validate() error {
+	return errors.Join(
+		config.HostPort("listen", c.Listen, 0),
+		c.Interaction.Validate(),
+		config.URL("ms2.url", c.MS2.URL, "ws", "wss"),
+		c.Tracing.Validate(),
+		c.Logging.Validate(),
+	)
+}
+
+// Validate names the keys that are out of range.
+func (c InteractionConfig) Validate() error {
+	return errors.Join(
+		config.InRange("interaction.interval_seconds", c.IntervalSeconds, 1, MaxIntervalSeconds),
+		config.InRange("interaction.in_flight", c.InFlight, 1, MaxInFlight),
+		config.InRange("interaction.resend_after_seconds", c.ResendAfterSeconds, 1, int(maxResend/time.Second)),
+		config.InRange("interaction.give_up_after_seconds", c.GiveUpAfterSeconds, 1, 3600),
+		config.InRange("interaction.drain_seconds", c.DrainSeconds, 1, 60),
+	)
+}

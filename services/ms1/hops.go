@@ -1,0 +1,92 @@
+package ms1
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/DataDog/sketches-go/ddsketch"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+)
+
+// sketchAccuracy is the relative error of a percentile. The maximum is exact.
+const sketchAccuracy = 0.01
+
+// Hop sums up the times that messages took between two stamps, in seconds.
+// Percentiles are within 1 % of the true value. A time is negative where the
+// clocks of two machines differ by more than the hop took; Negative counts
+// those.
+type Hop struct {
+	P50      float64 `json:"p50_seconds"`
+	P95      float64 `json:"p95_seconds"`
+	P99      float64 `json:"p99_seconds"`
+	Max      float64 `json:"max_seconds"`
+	Negative int64   `json:"negative"`
+}
+
+// Hops sums up the round of the stored messages of a session, hop by hop.
+type Hops struct {
+	ToMS2 Hop `json:"ms1_to_ms2"`
+	ToMS3 Hop `json:"ms2_to_ms3"`
+	ToMS1 Hop `json:"ms3_to_ms1"`
+	Round Hop `json:"round"`
+}
+
+func (h Hop) String() string {
+	s := fmt.Sprintf("p50 %.3f ms, p95 %.3f ms, p99 %.3f ms, max %.3f ms", h.P50*1e3, h.P95*1e3, h.P99*1e3, h.Max*1e3)
+	if h.Negative > 0 {
+		s += fmt.Sprintf(", %d negative: the clocks differ", h.Negative)
+	}
+	return s
+}
+
+// hopMeter collects the hops of a session in bounded memory.
+type hopMeter struct{ toMS2, toMS3, toMS1, round timeSketch }
+
+func newHopMeter() (*hopMeter, error) {
+	m := &hopMeter{}
+	for _, s := range []*timeSketch{&m.toMS2, &m.toMS3, &m.toMS1, &m.round} {
+		sketch, err := ddsketch.NewDefaultDDSketch(sketchAccuracy)
+		if err != nil {
+			return nil, fmt.Errorf("making a sketch of hop times: %w", err)
+		}
+		s.sketch, s.max = sketch, math.Inf(-1)
+	}
+	return m, nil
+}
+
+func (m *hopMeter) add(h message.Hops) {
+	m.toMS2.add(h.ToMS2.Seconds())
+	m.toMS3.add(h.ToMS3.Seconds())
+	m.toMS1.add(h.ToMS1.Seconds())
+	m.round.add(h.Round.Seconds())
+}
+
+// hops returns what was collected, or nil if that is nothing.
+func (m *hopMeter) hops() *Hops {
+	if m.round.sketch.IsEmpty() {
+		return nil
+	}
+	return &Hops{ToMS2: m.toMS2.hop(), ToMS3: m.toMS3.hop(), ToMS1: m.toMS1.hop(), Round: m.round.hop()}
+}
+
+type timeSketch struct {
+	sketch   *ddsketch.DDSketch
+	max      float64
+	negative int64
+}
+
+func (s *timeSketch) add(seconds float64) {
+	// The only error is a value beyond the sketch's range of 1e±308.
+	_ = s.sketch.Add(seconds)
+	s.max = max(s.max, seconds)
+	if seconds < 0 {
+		s.negative++
+	}
+}
+
+func (s *timeSketch) hop() Hop {
+	// The only error is an empty sketch.
+	q, _ := s.sketch.GetValuesAtQuantiles([]float64{0.50, 0.95, 0.99})
+	return Hop{P50: min(q[0], s.max), P95: min(q[1], s.max), P99: min(q[2], s.max), Max: s.max, Negative: s.negative}
+}

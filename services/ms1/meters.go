@@ -1,0 +1,59 @@
+package ms1
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+)
+
+// meters are the metrics of MS1.
+type meters struct {
+	generated  prometheus.Counter
+	stored     prometheus.Counter
+	late       prometheus.Counter
+	resent     prometheus.Counter
+	duplicates prometheus.Counter
+	givenUp    prometheus.Counter
+	requests   *prometheus.CounterVec
+	hops       *prometheus.HistogramVec
+}
+
+func newMeters(registry prometheus.Registerer, e *engine) *meters {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &meters{
+		generated:  counter("tricycle_messages_generated_total", "Messages made."),
+		stored:     counter("tricycle_messages_stored_total", "Messages whose row was committed during their session."),
+		late:       counter("tricycle_messages_late_total", "Messages whose row was committed after their session had ended."),
+		resent:     counter("tricycle_messages_resent_total", "Sends of a message beyond its first."),
+		duplicates: counter("tricycle_messages_duplicate_total", "Answers 200 of /store that added no row."),
+		givenUp:    counter("tricycle_messages_given_up_total", "Messages that did not come back in time. Some may be stored later."),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tricycle_store_requests_total", Help: "Requests to /store by HTTP status code.",
+		}, []string{"code"}),
+		hops: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "tricycle_hop_seconds", Help: "Time between two stamps of a stored message, by hop.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14), // 0.1 ms to 15 s
+		}, []string{"hop"}),
+	}
+	underWay := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tricycle_messages_under_way", Help: "Messages that were made and neither stored nor given up.",
+	}, func() float64 {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.session == nil {
+			return 0
+		}
+		return float64(len(e.session.rounds))
+	})
+	registry.MustRegister(m.generated, m.stored, m.late, m.resent, m.duplicates, m.givenUp, m.requests, m.hops, underWay)
+	return m
+}
+
+func (m *meters) observe(h message.Hops) {
+	m.hops.WithLabelValues("ms1_to_ms2").Observe(h.ToMS2.Seconds())
+	m.hops.WithLabelValues("ms2_to_ms3").Observe(h.ToMS3.Seconds())
+	m.hops.WithLabelValues("ms3_to_ms1").Observe(h.ToMS1.Seconds())
+	m.hops.WithLabelValues("round").Observe(h.Round.Seconds())
+}

@@ -1,0 +1,75 @@
+// Package ms1 is the first service and the last: it opens sessions, makes
+// messages and sends them to MS2 over a WebSocket, takes them back from MS3 on
+// POST /store and stores them.
+//
+// A session is one interaction: from an accepted GET /start until its interval
+// is over or GET /stop breaks it off, and every message of it is stored or
+// counted as lost. The only acknowledgement of a message is the commit of its
+// row. Until that stands MS1 holds the message and sends it again, so whatever
+// fails on the way round costs time, not messages; that the same message may
+// come back twice is harmless, because its key has one row.
+//
+// The package has the rules and the HTTP API. What it talks to is behind two
+// interfaces with adapters in folders named by their technology: the [Store]
+// (mariadb, sqlite), and the link to MS2 (websocket).
+package ms1
+
+import (
+	"context"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+// Service is a running MS1.
+type Service struct {
+	config    Config
+	log       zerolog.Logger
+	telemetry *telemetry.Telemetry
+	now       func() time.Time
+	engine    *engine
+	server    *httpserver.Server
+}
+
+// New returns an MS1 that stores in the store and sends on the link, and
+// listens on its address already. It must be run, or closed.
+func New(c Config, store Store, l link, log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+	s := &Service{config: c, log: log, telemetry: tel, now: time.Now}
+	s.engine = newEngine(c.Interaction, store, l, s.now, log, tel)
+	server, err := httpserver.Listen(c.Listen, s.handler(), log)
+	if err != nil {
+		return nil, err
+	}
+	s.server = server
+	return s, nil
+}
+
+// Address returns the address of the HTTP API, with the real port.
+func (s *Service) Address() string { return s.server.Address() }
+
+// Close releases the listener of a service that will not be run.
+func (s *Service) Close() error { return s.server.Close() }
+
+// Run serves until ctx is cancelled. Then the session under way drains, while
+// everything that it drains through still works, and its summary is said.
+func (s *Service) Run(ctx context.Context) error {
+	return lifecycle.Run(ctx,
+		lifecycle.Part{Name: "database", Run: s.engine.store.Run},
+		lifecycle.Part{Name: "link to ms2", Run: func(ctx context.Context) error { return s.engine.link.Run(ctx, s.engine.connected) }},
+		lifecycle.Part{Name: "http", Run: s.server.Run},
+		lifecycle.Part{Name: "sessions", Run: s.engine.run},
+	)
+}
+
+// Start begins a session as GET /start does, with the configuration's interval
+// and number in flight.
+func (s *Service) Start(ctx context.Context) (sessionID int64, err error) {
+	return s.engine.start(ctx, s.config.Interaction.IntervalSeconds, s.config.Interaction.InFlight)
+}
+
+// Status returns what GET /status answers.
+func (s *Service) Status(ctx context.Context) Status { return s.engine.status(ctx) }

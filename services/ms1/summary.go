@@ -1,0 +1,110 @@
+package ms1
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// statusTimeout bounds the look into the database for the figures of the last
+// session, which late messages may have changed.
+const statusTimeout = time.Second
+
+// Summary is a session with what only the process knows that ran it.
+type Summary struct {
+	Session
+	TotalSeconds *float64 `json:"total_seconds"` // by the monotonic clock, drain included; nil if another process ran it
+	Hops         *Hops    `json:"hops"`          // nil while nothing is stored, or if another process ran it
+}
+
+// Status is what GET /status answers.
+type Status struct {
+	State   State    `json:"state"`
+	Session *Summary `json:"session"` // under way, or the last one; nil before the first
+}
+
+// summary returns the figures of the session as they are now. The caller holds
+// the engine's mutex.
+func (s *session) summary() Summary {
+	sum := Summary{Session: s.row}
+	if s.hops != nil {
+		sum.Hops = s.hops.hops()
+		total := s.total
+		if total == 0 {
+			total = time.Since(s.began)
+		}
+		seconds := total.Seconds()
+		sum.TotalSeconds = &seconds
+	}
+	if !s.recorded {
+		generated, stored, resent, duplicates := s.generated, s.stored, s.resent, s.duplicates
+		lost := generated - stored
+		sum.Generated, sum.Stored, sum.Resent, sum.Duplicates, sum.Lost = &generated, &stored, &resent, &duplicates, &lost
+	}
+	return sum
+}
+
+// status returns the session under way or the last one.
+func (e *engine) status(ctx context.Context) Status {
+	e.mu.Lock()
+	s := e.session
+	if s == nil {
+		e.mu.Unlock()
+		return Status{State: Idle}
+	}
+	state, sum, recorded := s.state, s.summary(), s.recorded
+	e.mu.Unlock()
+	if recorded {
+		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+		defer cancel()
+		if row, err := e.store.Session(ctx, sum.ID); err == nil {
+			sum.Session = row // what was lost may have come back since
+		}
+	}
+	return Status{State: state, Session: &sum}
+}
+
+// sessionRow returns the columns of a session; those of the one under way as
+// they are now. Its errors are ErrNoSession and the store's.
+func (e *engine) sessionRow(ctx context.Context, id int64) (Session, error) {
+	e.mu.Lock()
+	if s := e.session; s != nil && s.row.ID == id && !s.recorded {
+		defer e.mu.Unlock()
+		return s.summary().Session, nil
+	}
+	e.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
+	defer cancel()
+	return e.store.Session(ctx, id)
+}
+
+// say puts the end of a session on the console and into the log, at every
+// level.
+func (e *engine) say(s Summary, notRecorded error) {
+	line := func() *zerolog.Event { return e.log.Log().Int64("session_id", s.ID) }
+	reason := string(*s.EndReason)
+	if notRecorded != nil {
+		reason += "; NOT RECORDED in the database: " + notRecorded.Error()
+	}
+	line().Interface("session", s).Msgf("session %d ended (%s)", s.ID, reason)
+	line().Msgf("session %d: total time of the interaction: %.3f s", s.ID, *s.TotalSeconds)
+	line().Msgf("session %d: messages generated: %d", s.ID, *s.Generated)
+	line().Msgf("session %d: stored %d, resent %d, duplicates %d, lost %d", s.ID, *s.Stored, *s.Resent, *s.Duplicates, *s.Lost)
+	if h := s.Hops; h != nil {
+		line().Msgf("session %d: ms1 to ms2: %s", s.ID, h.ToMS2)
+		line().Msgf("session %d: ms2 to ms3: %s", s.ID, h.ToMS3)
+		line().Msgf("session %d: ms3 to ms1: %s", s.ID, h.ToMS1)
+		line().Msgf("session %d: whole round: %s", s.ID, h.Round)
+	}
+}
+
+// parseID returns the number in a path, or ErrNoSession for what cannot be one.
+func parseID(s string) (int64, error) {
+	id, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || id < 1 || strconv.FormatInt(id, 10) != s {
+		return 0, ErrNoSession
+	}
+	return id, nil
+}

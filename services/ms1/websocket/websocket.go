@@ -1,0 +1,153 @@
+// Package websocket is MS1's link to MS2: one WebSocket connection that is
+// dialled again, with backoff and jitter, whenever it is gone. It carries
+// frames one way. Nothing comes back on it but pings, by which each side
+// notices that the other has gone silent.
+package websocket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/gorilla/websocket"
+	"github.com/rs/zerolog"
+)
+
+const (
+	handshakeTimeout = 3 * time.Second
+	firstRetry       = 100 * time.Millisecond
+	longestRetry     = 2 * time.Second
+	// silence after which a connection is dead: MS2 pings every 2 s.
+	silence = 6 * time.Second
+	// pongTimeout is how long a pong may wait for a frame that is being
+	// written. One not sent is harmless.
+	pongTimeout = time.Second
+	// inbound frames have no meaning; more than this is no MS2.
+	maxInbound = 1024
+)
+
+// ErrNotConnected is the error of a send without a connection.
+var ErrNotConnected = errors.New("not connected")
+
+// Link keeps a connection to MS2.
+type Link struct {
+	url string
+	log zerolog.Logger
+
+	mu         sync.Mutex
+	conn       *websocket.Conn // nil if there is none
+	connection uint64          // its number, from 1
+	trouble    error           // why there is none
+}
+
+// New returns a link to the WebSocket at url (ws: or wss:). It connects in Run.
+func New(url string, log zerolog.Logger) *Link {
+	return &Link{url: url, log: log, trouble: ErrNotConnected}
+}
+
+// Ready returns nil while a connection stands, else why there is none.
+func (l *Link) Ready(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.trouble
+}
+
+// Send writes a text frame and returns the number of the connection that took
+// it. It blocks while MS2 does not read, and fails if there is no connection
+// or it breaks. One goroutine at a time may send.
+func (l *Link) Send(frame []byte) (connection uint64, err error) {
+	l.mu.Lock()
+	conn, connection := l.conn, l.connection
+	l.mu.Unlock()
+	if conn == nil {
+		return 0, ErrNotConnected
+	}
+	if err := conn.WriteMessage(websocket.TextMessage, frame); err != nil {
+		_ = conn.Close() // so that the reader notices
+		return 0, fmt.Errorf("sending to ms2: %w", err)
+	}
+	return connection, nil
+}
+
+// Run keeps a connection until ctx is cancelled, and calls connected with its
+// number each time a new one stands.
+func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error {
+	retry := &backoff.ExponentialBackOff{InitialInterval: firstRetry, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestRetry}
+	retry.Reset()
+	said := ""
+	for {
+		began := time.Now()
+		err := l.connect(ctx, connected)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(began) > silence {
+			retry.Reset() // it was a good connection
+			said = ""
+		}
+		if text := err.Error(); text != said {
+			l.log.Warn().Err(err).Str("url", l.url).Msg("no connection to ms2, will dial again")
+			said = text
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retry.NextBackOff()):
+		}
+	}
+}
+
+// connect dials and reads until the connection is gone. Its error is never nil.
+func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) {
+	defer func() {
+		l.mu.Lock()
+		l.conn, l.trouble = nil, err
+		l.mu.Unlock()
+	}()
+	dialer := websocket.Dialer{HandshakeTimeout: handshakeTimeout}
+	conn, resp, err := dialer.DialContext(ctx, l.url, nil)
+	if err != nil {
+		if resp != nil {
+			return fmt.Errorf("dialling %s: %w: %s", l.url, err, resp.Status)
+		}
+		return fmt.Errorf("dialling %s: %w", l.url, err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() {
+		goodbye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+		_ = conn.WriteControl(websocket.CloseMessage, goodbye, time.Now().Add(pongTimeout)) // a courtesy
+		_ = conn.Close()
+	})()
+
+	alive := func() error { return conn.SetReadDeadline(time.Now().Add(silence)) }
+	conn.SetReadLimit(maxInbound)
+	conn.SetPingHandler(func(data string) error {
+		if err := conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(pongTimeout)); err != nil && !errors.Is(err, websocket.ErrCloseSent) {
+			l.log.Debug().Err(err).Msg("pong not sent")
+		}
+		return alive()
+	})
+	if err := alive(); err != nil {
+		return fmt.Errorf("connection to ms2: %w", err)
+	}
+
+	l.mu.Lock()
+	l.connection++
+	number := l.connection
+	l.conn, l.trouble = conn, nil
+	l.mu.Unlock()
+	l.log.Info().Str("url", l.url).Uint64("connection", number).Msg("connected to ms2")
+	connected(number)
+
+	for {
+		if _, _, err := conn.NextReader(); err != nil {
+			return fmt.Errorf("connection to ms2: %w", err)
+		}
+		if err := alive(); err != nil {
+			return fmt.Errorf("connection to ms2: %w", err)
+		}
+	}
+}
