@@ -1,0 +1,122 @@
+// Package topic is what MS2 and MS3 share about Kafka: the topic that messages
+// travel through, the topic of dead letters beside it, and the [Link] of a
+// service to the brokers.
+//
+// A record of the message topic has the message's key as its key, the encoded
+// message as its value and the W3C trace context in its headers. A dead letter
+// is the record as it was found, with headers that say where it was found and
+// why it can never be stored.
+package topic
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+)
+
+// The headers that a dead letter has beside those of the record.
+const (
+	HeaderReason    = "tricycle-reason"           // what was found and what was expected, or what MS1 answered
+	HeaderTopic     = "tricycle-origin-topic"     // where the record was found
+	HeaderPartition = "tricycle-origin-partition" // a decimal number
+	HeaderOffset    = "tricycle-origin-offset"    // a decimal number
+	HeaderStatus    = "tricycle-http-status"      // MS1's answer; absent if MS1 was not asked
+)
+
+// Config is the section 'kafka' of a configuration.
+type Config struct {
+	Brokers            []string `yaml:"brokers"`             // host:port of one or more brokers to begin with
+	Topic              string   `yaml:"topic"`               // created when absent, as the next is
+	DeadLetterTopic    string   `yaml:"dead_letter_topic"`   // what can never be stored
+	Partitions         int      `yaml:"partitions"`          // of each topic; all four only apply to a topic created here
+	ReplicationFactor  int      `yaml:"replication_factor"`  // copies of each partition
+	RetentionHours     int      `yaml:"retention_hours"`     // older records are deleted
+	RetentionMegabytes int      `yaml:"retention_megabytes"` // of each partition; the oldest records beyond are deleted
+}
+
+// Defaults returns the configuration of a program that is told nothing.
+func Defaults() Config {
+	return Config{
+		Brokers: []string{"127.0.0.1:9092"}, Topic: "tricycle.messages", DeadLetterTopic: "tricycle.messages.dead",
+		Partitions: 4, ReplicationFactor: 1, RetentionHours: 168, RetentionMegabytes: 1024,
+	}
+}
+
+// Validate names the keys that are out of range.
+func (c Config) Validate() error {
+	var errs []error
+	if len(c.Brokers) == 0 {
+		errs = append(errs, errors.New("kafka.brokers: found none, expected at least one host:port"))
+	}
+	for _, b := range c.Brokers {
+		errs = append(errs, config.HostPort("kafka.brokers", b, 1))
+	}
+	legal := regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`) // Kafka's own rule
+	for key, name := range map[string]string{"kafka.topic": c.Topic, "kafka.dead_letter_topic": c.DeadLetterTopic} {
+		if !legal.MatchString(name) || name == "." || name == ".." {
+			errs = append(errs, fmt.Errorf("%s: found %q, expected 1 to 249 letters, digits, dots, underscores and hyphens", key, name))
+		}
+	}
+	if c.Topic == c.DeadLetterTopic {
+		errs = append(errs, fmt.Errorf("kafka.dead_letter_topic: found %q, expected another topic than kafka.topic", c.Topic))
+	}
+	return errors.Join(append(errs,
+		config.InRange("kafka.partitions", c.Partitions, 1, 1000),
+		config.InRange("kafka.replication_factor", c.ReplicationFactor, 1, 100),
+		config.InRange("kafka.retention_hours", c.RetentionHours, 1, 87_600),
+		config.InRange("kafka.retention_megabytes", c.RetentionMegabytes, 1, 1<<20))...)
+}
+
+// topics describes both topics as they are created.
+func (c Config) topics() []kafka.TopicConfig {
+	entries := []kafka.ConfigEntry{
+		{ConfigName: "retention.ms", ConfigValue: strconv.Itoa(c.RetentionHours * 3_600_000)},
+		{ConfigName: "retention.bytes", ConfigValue: strconv.Itoa(c.RetentionMegabytes << 20)},
+	}
+	var topics []kafka.TopicConfig
+	for _, name := range []string{c.Topic, c.DeadLetterTopic} {
+		topics = append(topics, kafka.TopicConfig{
+			Topic: name, NumPartitions: c.Partitions, ReplicationFactor: c.ReplicationFactor, ConfigEntries: entries,
+		})
+	}
+	return topics
+}
+
+// Headers carries the trace context in the headers of a record. It is a
+// propagation.TextMapCarrier of OpenTelemetry.
+type Headers []kafka.Header
+
+// Get returns the value of a header, "" if there is none.
+func (h *Headers) Get(key string) string {
+	for _, header := range *h {
+		if header.Key == key {
+			return string(header.Value)
+		}
+	}
+	return ""
+}
+
+// Set gives a header a value, in place of the one it has.
+func (h *Headers) Set(key, value string) {
+	for i := range *h {
+		if (*h)[i].Key == key {
+			(*h)[i].Value = []byte(value)
+			return
+		}
+	}
+	*h = append(*h, kafka.Header{Key: key, Value: []byte(value)})
+}
+
+// Keys returns the names of the headers.
+func (h *Headers) Keys() []string {
+	keys := make([]string, len(*h))
+	for i, header := range *h {
+		keys[i] = header.Key
+	}
+	return keys
+}

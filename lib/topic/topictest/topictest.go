@@ -1,0 +1,123 @@
+// Package topictest gives tests a broker: the real one that the environment
+// names, or one in the test's own process that speaks the same protocol and
+// can be made to fail.
+package topictest
+
+import (
+	"context"
+	"crypto/rand"
+	"net"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"github.com/tricycle-relay/tricycle/lib/topic"
+)
+
+// Config returns the configuration for topics of the test's own on the broker
+// that TRICYCLE_TEST_KAFKA names (host:port), or on a [Cluster].
+func Config(t testing.TB) topic.Config {
+	t.Helper()
+	if address := os.Getenv("TRICYCLE_TEST_KAFKA"); address != "" {
+		return For(t, address)
+	}
+	_, address := Cluster(t)
+	return For(t, address)
+}
+
+// Broker returns the address of the broker of [Config], without topics.
+func Broker(t testing.TB) string {
+	t.Helper()
+	return Config(t).Brokers[0]
+}
+
+// For returns the configuration for topics of the test's own on the broker.
+func For(t testing.TB, address string) topic.Config {
+	t.Helper()
+	c := topic.Defaults()
+	c.Brokers = []string{address}
+	c.Topic = "test." + rand.Text()
+	c.DeadLetterTopic = c.Topic + ".dead"
+	return c
+}
+
+// Cluster starts a broker in this process, which ends with the test unless the
+// test has closed it before, and returns it and its address. Ports may name
+// the port, to start a broker again where one has been.
+func Cluster(t testing.TB, options ...kfake.Opt) (*kfake.Cluster, string) {
+	t.Helper()
+	cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, options...)...)
+	if err != nil {
+		t.Fatalf("starting a broker: %v", err)
+	}
+	t.Cleanup(cluster.Close)
+	return cluster, cluster.ListenAddrs()[0]
+}
+
+// Port returns the port of a host:port.
+func Port(t testing.TB, address string) int {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// Run runs a link to the brokers until the test ends, and returns it when the
+// brokers answer.
+func Run(t testing.TB, l *topic.Link) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("link: %v", err)
+		}
+	})
+	Eventually(t, 30*time.Second, "kafka answers", func() bool { return l.Ready(ctx) == nil })
+}
+
+// Read returns the records of a topic, n of them, as they come.
+func Read(t testing.TB, c topic.Config, name string, n int) []kafka.Message {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	r := kafka.NewReader(kafka.ReaderConfig{
+		Brokers: c.Brokers, Topic: name, GroupID: "read." + rand.Text(), StartOffset: kafka.FirstOffset,
+		MinBytes: 1, MaxBytes: 1 << 20, MaxWait: 250 * time.Millisecond, JoinGroupBackoff: 200 * time.Millisecond,
+	})
+	defer r.Close()
+	records := make([]kafka.Message, 0, n)
+	for len(records) < n {
+		m, err := r.FetchMessage(ctx)
+		if err != nil {
+			t.Fatalf("reading %s: found %d records, expected %d: %v", name, len(records), n, err)
+		}
+		records = append(records, m)
+	}
+	return records
+}
+
+// Eventually polls until the condition holds, and fails the test if it does
+// not within d.
+func Eventually(t testing.TB, d time.Duration, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(d)
+	for !condition() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %s in vain: %s", d, what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}

@@ -1,0 +1,33 @@
+package ms2
+
+import (
+	"errors"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+)
+
+// Config is the configuration of MS2.
+type Config struct {
+	Listen  string           `yaml:"listen"` // host:port of WebSocket, health and metrics; port 0 for a free one
+	Kafka   topic.Config     `yaml:"kafka"`
+	Tracing telemetry.Config `yaml:"tracing"`
+	Logging logging.Config   `yaml:"logging"`
+}
+
+// Defaults returns the configuration of a program that is told nothing.
+func Defaults() Config {
+	return Config{
+		Listen:  "127.0.0.1:8081",
+		Kafka:   topic.Defaults(),
+		Tracing: telemetry.Defaults(),
+		Logging: logging.Defaults(),
+	}
+}
+
+// Validate names the keys that are out of range.
+func (c *Config) Validate() error {
+	return errors.Join(config.HostPort("listen", c.Listen, 0), c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate())
+}

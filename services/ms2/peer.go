@@ -1,0 +1,156 @@
+package ms2
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gorilla/websocket"
+	"github.com/rs/zerolog"
+	"github.com/segmentio/kafka-go"
+	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+)
+
+const (
+	pingInterval = 2 * time.Second
+	silence      = 6 * time.Second // without a frame, after which the link is dead
+	closeTimeout = time.Second     // for the peer to answer a close frame
+	maxReason    = 123             // bytes; RFC 6455, 5.5
+)
+
+// closure is why MS2 closes a connection: a status code of RFC 6455, 7.4, and
+// a text for the peer.
+type closure struct {
+	code int
+	text string
+}
+
+func (c closure) Error() string { return fmt.Sprintf("closed with %d: %s", c.code, c.text) }
+
+// servePeer reads messages from a connection until it ends, for a reason that
+// it returns, or until ctx does, with a closure as its cause.
+func (s *Service) servePeer(ctx context.Context, ws *websocket.Conn, log zerolog.Logger) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { _ = ws.NetConn().SetReadDeadline(time.Now()) })()
+
+	pinging := make(chan struct{})
+	go func() {
+		defer close(pinging)
+		for topic.Pause(ctx, pingInterval) {
+			if err := ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(pingInterval)); err != nil {
+				cancel(fmt.Errorf("sending a ping: %w", err))
+			}
+		}
+	}()
+	cancel(s.read(ctx, ws, log))
+	<-pinging
+
+	err := context.Cause(ctx)
+	if reason := (closure{}); errors.As(err, &reason) {
+		frame := websocket.FormatCloseMessage(reason.code, cut(reason.text))
+		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(closeTimeout))
+		// Closing a socket that has bytes unread resets it, which can take the
+		// close frame away from the peer before it was read.
+		_ = ws.NetConn().SetReadDeadline(time.Now().Add(closeTimeout))
+		_, _ = io.Copy(io.Discard, ws.NetConn())
+	}
+	_ = ws.Close()
+	return err
+}
+
+// read takes messages from the connection into the queue.
+func (s *Service) read(ctx context.Context, ws *websocket.Conn, log zerolog.Logger) error {
+	// The deadline is set before ctx is asked: whoever ends ctx sets a deadline
+	// that has passed, which must not be overwritten.
+	alive := func(string) error {
+		_ = ws.SetReadDeadline(time.Now().Add(silence))
+		return context.Cause(ctx)
+	}
+	ws.SetReadLimit(message.MaxBytes)
+	ws.SetPongHandler(alive)
+	for {
+		// Not before the queue has taken the last message: while it is full
+		// nothing is read, and so no pong could prove that the peer lives.
+		if err := alive(""); err != nil {
+			return err
+		}
+		kind, data, err := ws.ReadMessage()
+		now := message.StampOf(time.Now())
+		switch {
+		case errors.Is(err, websocket.ErrReadLimit): // closed with 1009 by ReadMessage
+			return s.reject(ctx, log, "too_large", closure{websocket.CloseMessageTooBig, fmt.Sprintf("found more than %d bytes", message.MaxBytes)})
+		case err != nil:
+			return fmt.Errorf("reading a frame: %w", err)
+		case kind != websocket.TextMessage:
+			return s.reject(ctx, log, "binary", closure{websocket.CloseUnsupportedData, "found a binary frame, expected text"})
+		}
+		m, err := message.Decode(data, message.AtMS2)
+		if err != nil {
+			return s.reject(ctx, log, "malformed", closure{websocket.ClosePolicyViolation, err.Error()})
+		}
+		m.Service2 = now
+		if err := s.take(ctx, m); err != nil {
+			return err
+		}
+	}
+}
+
+// take puts a message into the queue, and waits as long as that is full.
+func (s *Service) take(ctx context.Context, m message.Message) error {
+	s.metrics.received.Inc()
+	key, value := []byte(m.Key().String()), m.Encode()
+	ctx, span := s.telemetry.Tracer.Start(s.telemetry.Message(ctx, m.Key()), "receive "+s.topic,
+		trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(
+			semconv.MessagingSystemKafka,
+			semconv.MessagingOperationTypeReceive,
+			semconv.MessagingOperationName("receive"),
+			semconv.MessagingDestinationName(s.topic),
+			semconv.MessagingKafkaMessageKey(string(key)),
+			semconv.MessagingMessageBodySize(len(value)),
+		))
+	var headers topic.Headers
+	telemetry.Propagator.Inject(ctx, &headers)
+	return s.queue.put(ctx, entry{kafka.Message{Key: key, Value: value, Headers: headers}, span})
+}
+
+// reject counts and logs a frame that is no message, and makes a trace of it:
+// it was an incoming message too, though nobody knows which.
+func (s *Service) reject(ctx context.Context, log zerolog.Logger, reason string, c closure) error {
+	s.metrics.rejected.WithLabelValues(reason).Inc()
+	_, span := s.telemetry.Tracer.Start(ctx, "receive "+s.topic, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
+		semconv.MessagingSystemKafka,
+		semconv.MessagingOperationTypeReceive,
+		semconv.MessagingOperationName("receive"),
+		semconv.MessagingDestinationName(s.topic),
+		semconv.ErrorTypeKey.String(reason),
+	))
+	span.SetStatus(codes.Error, c.text)
+	span.End()
+	log.Warn().Str("reason", reason).Str("detail", c.text).Stringer("trace_id", span.SpanContext().TraceID()).Msg("a frame was rejected")
+	return c
+}
+
+// cut shortens the text of a close frame to what it can hold.
+func cut(text string) string {
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	if len(text) <= maxReason {
+		return text
+	}
+	end := maxReason - len("…")
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + "…"
+}

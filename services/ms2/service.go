@@ -1,0 +1,192 @@
+// Package ms2 is the second service of the cycle: it takes messages from MS1
+// over a WebSocket, writes its own time into them and hands them to MS3
+// through a Kafka topic.
+//
+//	GET /ws ─▶ peer, one per connection ─▶ queue, 4,096 messages ─▶ a lane per partition ─▶ Kafka
+//
+// A message that was read is answered by nothing: its acknowledgement is the
+// commit behind MS1's own /store. So MS2 may lose what it holds at any moment
+// and MS1 sends it again; what MS2 owes is to say so early. It closes the
+// connections when it stops (1001) or when Kafka has taken nothing for ten
+// seconds (1013, and the queue is dropped, since MS1 still has everything),
+// and refuses new ones while Kafka is away. When Kafka is merely slow, the
+// queue fills, the peers stop reading, and TCP carries the pressure to MS1.
+package ms2
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+)
+
+const (
+	handshakeTimeout = 5 * time.Second
+	// drainTime is how long after the signal to stop the queue may still be
+	// written to Kafka. The whole exit takes five seconds at most.
+	drainTime = 4 * time.Second
+)
+
+// Service is MS2.
+type Service struct {
+	log       zerolog.Logger
+	telemetry *telemetry.Telemetry
+	metrics   *metrics
+	topic     string
+	link      *topic.Link
+	queue     *queue
+	server    *httpserver.Server
+	upgrader  websocket.Upgrader
+
+	// open ends, with the reason for the peers as its cause, when the
+	// connections are to be closed; a new one takes its place then, unless the
+	// service stops.
+	mu       sync.Mutex
+	open     context.Context
+	close    context.CancelCauseFunc
+	stopping bool
+	peers    sync.WaitGroup
+}
+
+// New returns the service, which listens but does not serve before
+// [Service.Run]. It fails if it cannot listen.
+func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
+	s := &Service{
+		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic,
+		link: topic.NewLink(c.Kafka, "tricycle-ms2", log),
+	}
+	s.queue = newQueue(s.link, c.Kafka.Topic, s.metrics, log, s.tryAgainLater)
+	t.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tricycle_ms2_queue_messages", Help: "Messages that were read and not yet acknowledged by Kafka.",
+	}, func() float64 { return float64(len(s.queue.slots)) }))
+	s.open, s.close = context.WithCancelCause(context.Background())
+	s.upgrader = websocket.Upgrader{ // without CheckOrigin it refuses a page of another site
+		HandshakeTimeout: handshakeTimeout,
+		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
+			httpserver.Problem{Status: status, Detail: reason.Error()}.Write(w)
+		},
+	}
+	routes := httpserver.Health(httpserver.Check{Name: "kafka", Probe: s.link.Ready})
+	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: s.serveWebSocket}
+	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
+	var err error
+	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(), log); err != nil {
+		return nil, fmt.Errorf("listening for MS1: %w", err)
+	}
+	return s, nil
+}
+
+// Address returns the address that the service listens on, with the real port.
+func (s *Service) Address() string { return s.server.Address() }
+
+// Run serves until ctx is cancelled. Then it stops reading, closes the
+// connections with 1001, writes what it has read to Kafka, for four seconds at
+// most, and returns within five. It returns an error only if it cannot serve.
+func (s *Service) Run(ctx context.Context) error {
+	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(drainTime, cancel) })()
+	return lifecycle.Run(ctx,
+		lifecycle.Part{Name: "kafka", Run: s.link.Run},
+		lifecycle.Part{Name: "queue", Run: func(ctx context.Context) error { s.queue.run(ctx, drain); return nil }},
+		lifecycle.Part{Name: "http", Run: s.server.Run},
+		lifecycle.Part{Name: "connections", Run: s.runPeers},
+	)
+}
+
+// runPeers closes the connections when ctx ends, and waits until nothing is
+// read from them any more.
+func (s *Service) runPeers(ctx context.Context) error {
+	<-ctx.Done()
+	s.mu.Lock()
+	s.stopping = true
+	s.close(closure{websocket.CloseGoingAway, "MS2 is stopping"})
+	s.mu.Unlock()
+	s.peers.Wait()
+	return nil
+}
+
+// tryAgainLater closes every connection because Kafka takes nothing.
+func (s *Service) tryAgainLater() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return
+	}
+	s.close(closure{websocket.CloseTryAgainLater, "kafka takes no messages; send everything again later"})
+	s.open, s.close = context.WithCancelCause(context.Background())
+}
+
+func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	open, stopping := s.open, s.stopping
+	if !stopping {
+		s.peers.Add(1)
+		defer s.peers.Done()
+	}
+	s.mu.Unlock()
+	if stopping {
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "MS2 is stopping"}.Write(w)
+		return
+	}
+	if err := s.link.Ready(r.Context()); err != nil {
+		w.Header().Set("Retry-After", "1")
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "kafka is away: " + err.Error()}.Write(w)
+		return
+	}
+	ws, err := s.upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		s.log.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("a WebSocket handshake was refused")
+		return
+	}
+	s.metrics.connections.Inc()
+	defer s.metrics.connections.Dec()
+	log := s.log.With().Str("remote", r.RemoteAddr).Logger()
+	log.Info().Msg("MS1 has connected")
+	err = s.servePeer(open, ws, log)
+	log.Info().AnErr("reason", err).Msg("a connection has ended")
+}
+
+// metrics are the figures of MS2.
+type metrics struct {
+	received    prometheus.Counter
+	produced    prometheus.Counter
+	dropped     prometheus.Counter
+	retries     prometheus.Counter
+	connections prometheus.Gauge
+	rejected    *prometheus.CounterVec
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	m := &metrics{
+		received: counter("tricycle_ms2_messages_received_total", "Well-formed messages read from the WebSocket, repeats included."),
+		produced: counter("tricycle_ms2_messages_produced_total", "Messages that Kafka has acknowledged."),
+		dropped:  counter("tricycle_ms2_messages_dropped_total", "Messages dropped from the queue, which MS1 sends again."),
+		retries:  counter("tricycle_ms2_produce_retries_total", "Requests to Kafka that failed and were repeated."),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tricycle_ms2_connections", Help: "Open WebSocket connections.",
+		}),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tricycle_ms2_frames_rejected_total", Help: "Frames that are no message, by reason: binary, malformed or too_large.",
+		}, []string{"reason"}),
+	}
+	for _, reason := range []string{"binary", "malformed", "too_large"} {
+		m.rejected.WithLabelValues(reason) // so that each is there, as 0, from the start
+	}
+	registry.MustRegister(m.received, m.produced, m.dropped, m.retries, m.connections, m.rejected)
+	return m
+}
