@@ -1,0 +1,263 @@
+// Package mariadb keeps sessions and messages in a MariaDB database.
+//
+// [Store.Run] owns the way to the server, a 'link': one connection that holds
+// the lock 'one program per database', and a pool beside it for the work. The
+// lock's connection is pinged every second. When it dies, everything of that
+// link is given up at once, statements under way included, and a new link is
+// made; the methods of the store wait for it and repeat what they were doing.
+// So a link that fell silent is noticed in seconds, and no dead connection
+// outlives it in the pool.
+//
+// Nothing here relies on a statement arriving only once, or in time: a row
+// that exists is never changed, and every statement that adds rows looks at
+// the session's own row in the same breath and holds a lock on it, so that it
+// comes wholly before the end of that session or has no effect.
+package mariadb
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/go-sql-driver/mysql"
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+const (
+	dialTimeout = 2 * time.Second
+	// answerTimeout is what a statement gets at first. Each repeat of one that
+	// did not answer gets twice as much as the last: the count at the end of a
+	// session of a day takes minutes.
+	answerTimeout = 3 * time.Second
+	maxOpen       = 8 // connections, the lock's included
+	maxLifetime   = 10 * time.Minute
+)
+
+var (
+	errClosed   = errors.New("the store is closed")
+	errStarting = errors.New("not connected to the database yet")
+	errNoAnswer = errors.New("the database did not answer in time")
+)
+
+// finalError is what repeating cannot mend.
+type finalError struct{ error }
+
+func (e finalError) Unwrap() error { return e.error }
+
+// Store is an [ms1.Store] in MariaDB. Its methods can be called at any time
+// and from many goroutines; they wait for Run to have a link.
+type Store struct {
+	config    Config
+	log       zerolog.Logger
+	open      func() *sql.DB // a pool without connections yet
+	pingEvery time.Duration
+
+	mu     sync.Mutex
+	link   *link // nil while the database cannot be used
+	why    error // why not
+	closed bool  // there will never be a link again
+	mine   holder
+}
+
+// link is what Run has when the database can be used.
+type link struct {
+	ctx context.Context // cancelled with the reason when the lock is lost
+	db  *sql.DB
+}
+
+// Open returns a store for the database of the configuration, which must be
+// valid. It reads the password and connects to nothing.
+func Open(c Config, log zerolog.Logger) (*Store, error) {
+	password, err := config.Secret("database.password_file", c.PasswordFile)
+	if err != nil {
+		return nil, err
+	}
+	m := mysql.NewConfig()
+	m.Net, m.Addr, m.DBName = "tcp", c.Address, c.Name
+	m.User, m.Passwd = c.User, password
+	m.ParseTime, m.Loc = true, time.UTC
+	m.InterpolateParams = true // one trip to the server for a statement instead of three
+	m.ClientFoundRows = true   // see Insert
+	// There is no ReadTimeout: it would cut off a long count. Every statement
+	// has a context with a deadline instead, COMMIT included; that is why no
+	// sql.Tx, whose Commit has none, is used here.
+	m.Timeout, m.WriteTimeout = dialTimeout, answerTimeout
+	m.Logger = driverLog{log}
+	m.Params = map[string]string{
+		"time_zone": "'+00:00'",
+		"sql_mode":  "'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'",
+		// A statement that waits longer than its caller would pile up on the
+		// server. The second is for the locks of ALTER TABLE.
+		"innodb_lock_wait_timeout": "2",
+		"lock_wait_timeout":        "2",
+	}
+	connector, err := mysql.NewConnector(m)
+	if err != nil {
+		return nil, fmt.Errorf("database: %w", err)
+	}
+	return newStore(c, log, func() *sql.DB {
+		db := sql.OpenDB(connector)
+		db.SetMaxOpenConns(maxOpen)
+		db.SetMaxIdleConns(maxOpen)
+		db.SetConnMaxLifetime(maxLifetime)
+		return db
+	}), nil
+}
+
+func newStore(c Config, log zerolog.Logger, open func() *sql.DB) *Store {
+	return &Store{config: c, log: log, open: open, pingEvery: time.Second, why: errStarting}
+}
+
+// driverLog takes what the driver would print to stderr: details of errors
+// that are returned as well.
+type driverLog struct{ log zerolog.Logger }
+
+func (d driverLog) Print(v ...any) { d.log.Debug().Msg("database driver: " + fmt.Sprint(v...)) }
+
+// Ready implements [ms1.Store]. It asks nothing of the server: the link is
+// watched all the time.
+func (s *Store) Ready(context.Context) error {
+	_, _, err := s.current()
+	return err
+}
+
+func (s *Store) current() (l *link, closed bool, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.link, s.closed, s.why
+}
+
+func (s *Store) set(l *link, closed bool, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.link, s.closed, s.why = l, closed, why
+}
+
+func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{
+		InitialInterval: first, MaxInterval: most, Multiplier: 2, RandomizationFactor: 0.5,
+	}
+}
+
+// pause waits for d or the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// repeat tries until it succeeds, fails for good or ctx ends, and returns the
+// last error of the database then.
+func (s *Store) repeat(ctx context.Context, doing string, try func(ctx context.Context, db *sql.DB) error) error {
+	wait := newBackoff(20*time.Millisecond, 500*time.Millisecond)
+	timeout := answerTimeout
+	var last error
+	for {
+		l, closed, why := s.current()
+		switch {
+		case closed:
+			return fmt.Errorf("%s: %w", doing, why)
+		case l == nil:
+			last = why
+		case ctx.Err() == nil:
+			err := l.try(ctx, timeout, try)
+			switch {
+			case err == nil:
+				return nil
+			case final(err):
+				return fmt.Errorf("%s: %w", doing, err)
+			case !errors.Is(err, errNoAnswer):
+				last = err
+			default:
+				timeout *= 2
+				if last == nil || ctx.Err() == nil { // else the try was cut short, and its error says less
+					last = err
+				}
+			}
+		}
+		if ctx.Err() != nil {
+			if last == nil {
+				last = ctx.Err()
+			}
+			return fmt.Errorf("%s: %w", doing, last)
+		}
+		pause(ctx, wait.NextBackOff())
+	}
+}
+
+// try runs f once, until the timeout, the end of ctx or the end of the link.
+func (l *link) try(ctx context.Context, timeout time.Duration, f func(context.Context, *sql.DB) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	defer context.AfterFunc(l.ctx, cancel)()
+	err := f(ctx, l.db)
+	switch {
+	case err == nil || final(err):
+		return err
+	case l.ctx.Err() != nil:
+		return context.Cause(l.ctx)
+	case ctx.Err() != nil:
+		return errNoAnswer
+	}
+	return plain(err)
+}
+
+// final says that the statement itself is refused: repeating cannot help. All
+// else may pass: a deadlock, a full disk, a server that shuts down, too many
+// connections, a right not granted yet.
+func final(err error) bool {
+	var refused *mysql.MySQLError
+	if errors.As(err, &refused) {
+		class := string(refused.SQLState[:2])
+		return class == "22" || class == "23" // data exception, integrity constraint violation
+	}
+	return errors.Is(err, ms1.ErrSessionEnded) || errors.Is(err, ms1.ErrNoSession)
+}
+
+// plain takes the addresses out of a network error. The port of this side
+// differs with every try, and would make the same error look new in the log.
+func plain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return fmt.Errorf("%s: %w", op.Op, op.Err)
+	}
+	return err
+}
+
+// transact runs f in a transaction. After an error the connection is thrown
+// away: the server rolls back, and nothing has to be said on what may be dead.
+func transact(ctx context.Context, db *sql.DB, f func(tx *sql.Conn) error) error {
+	tx, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer tx.Close()
+	// Not in the DSN: the variable's old name is deprecated in 11.8, and 10.11
+	// does not know the new one.
+	_, err = tx.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+	if err == nil {
+		_, err = tx.ExecContext(ctx, "START TRANSACTION")
+	}
+	if err == nil {
+		err = f(tx)
+	}
+	if err == nil {
+		_, err = tx.ExecContext(ctx, "COMMIT")
+	}
+	if err != nil {
+		_ = tx.Raw(func(any) error { return driver.ErrBadConn }) // the error is the wish
+	}
+	return err
+}

@@ -1,0 +1,220 @@
+// Package sqlite keeps sessions and messages in a file, for a machine that has
+// no database server.
+//
+// The file can be opened by any SQLite tool at any time, while the program
+// runs too: it is in WAL mode, where readers and the writer do not wait for
+// each other. A second program of this kind is kept out by a second file
+// beside it, PATH.lock, a database that is never written to and stays
+// exclusively locked: the one lock that works alike on every system SQLite
+// runs on, and that no crash leaves behind. A commit survives the death of the
+// program; the last ones before a power failure may be gone (synchronous=NORMAL).
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/pressly/goose/v3"
+	"github.com/rs/zerolog"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// lockWait is how long another program may take to end before this one gives up.
+const lockWait = 2 * time.Second
+
+var (
+	errStarting = errors.New("the database file is not open yet")
+	errClosed   = errors.New("the store is closed")
+)
+
+// Store is an [ms1.Store] in a SQLite file. Its methods can be called at any
+// time and from many goroutines; they wait for Run to open the file.
+type Store struct {
+	path  string
+	log   zerolog.Logger
+	db    *sql.DB // one connection, so that writers queue here and not at the file's lock
+	ready chan struct{}
+	ended chan struct{}
+}
+
+// Open returns a store in the file, which need not exist; its folder must. It
+// touches nothing.
+func Open(path string, log zerolog.Logger) (*Store, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	db, err := open(path,
+		"_txlock=immediate", "_pragma=busy_timeout(250)", "_pragma=journal_mode(WAL)",
+		"_pragma=synchronous(NORMAL)", "_pragma=foreign_keys(1)")
+	if err != nil {
+		return nil, err
+	}
+	return &Store{path: path, log: log, db: db, ready: make(chan struct{}), ended: make(chan struct{})}, nil
+}
+
+// open returns a pool of one connection, which is not made yet.
+func open(path string, options ...string) (*sql.DB, error) {
+	path = filepath.ToSlash(path)
+	if !strings.HasPrefix(path, "/") {
+		path = "/" + path // a Windows drive: file:///C:/…
+	}
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(options, "&")}).String())
+	if err == nil {
+		db.SetMaxOpenConns(1)
+	}
+	return db, err
+}
+
+// Run implements [ms1.Store]. It can be called once.
+func (s *Store) Run(ctx context.Context) error {
+	defer close(s.ended)
+	defer s.db.Close()
+	unlock, err := s.lock(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.migrate(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("opening database %s: %w", s.path, err)
+	}
+	close(s.ready)
+	s.log.Info().Str("file", s.path).Msg("the database is ready")
+	<-ctx.Done()
+	// What is under way has the only connection; the file is let go after it.
+	conn, err := s.db.Conn(context.WithoutCancel(ctx))
+	if err == nil {
+		err = conn.Close()
+	}
+	return errors.Join(err, s.db.Close())
+}
+
+// lock takes the store for this program and returns what gives it back.
+func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
+	path := s.path + ".lock"
+	db, err := open(path, fmt.Sprintf("_pragma=busy_timeout(%d)", lockWait.Milliseconds()))
+	if err != nil {
+		return nil, err
+	}
+	conn, err := db.Conn(ctx)
+	if err == nil {
+		_, err = conn.ExecContext(ctx, "BEGIN EXCLUSIVE")
+	}
+	if err == nil {
+		return func() {
+			conn.Close()
+			db.Close()
+		}, nil
+	}
+	db.Close()
+	if code(err) == sqlite3.SQLITE_BUSY {
+		return nil, fmt.Errorf("another program uses database %s: found %s locked, expected one program per database", s.path, path)
+	}
+	return nil, fmt.Errorf("locking database %s with %s: %w", s.path, path, err)
+}
+
+// migrate brings the schema up to date.
+func (s *Store) migrate(ctx context.Context) error {
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	schema, err := goose.NewProvider(goose.DialectSQLite3, s.db, files,
+		goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return err
+	}
+	found, known, err := schema.GetVersions(ctx)
+	if err != nil {
+		return err
+	}
+	if found > known {
+		return fmt.Errorf("found schema version %d, expected at most %d: a newer program has used it", found, known)
+	}
+	_, err = schema.Up(ctx)
+	return err
+}
+
+// Ready implements [ms1.Store].
+func (s *Store) Ready(context.Context) error {
+	select {
+	case <-s.ended:
+		return errClosed
+	default:
+	}
+	select {
+	case <-s.ready:
+		return nil
+	default:
+		return errStarting
+	}
+}
+
+// repeat tries until it succeeds, fails for good or ctx ends, and returns the
+// last error of the database then.
+func (s *Store) repeat(ctx context.Context, doing string, try func() error) error {
+	wait := &backoff.ExponentialBackOff{
+		InitialInterval: 10 * time.Millisecond, MaxInterval: 500 * time.Millisecond, Multiplier: 2, RandomizationFactor: 0.5,
+	}
+	var last error
+	for {
+		err := s.Ready(ctx)
+		if err == nil {
+			err = try()
+		}
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil { // else the try was cut short, and its error says less
+			last = err
+		}
+		if ctx.Err() != nil || final(err) {
+			return fmt.Errorf("%s: %w", doing, last)
+		}
+		timer := time.NewTimer(wait.NextBackOff())
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// final says that repeating cannot help.
+func final(err error) bool {
+	switch code(err) {
+	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR:
+		return true
+	}
+	return errors.Is(err, errClosed) || errors.Is(err, ms1.ErrSessionEnded) || errors.Is(err, ms1.ErrNoSession)
+}
+
+// code returns SQLite's primary result code, 0 if there is none.
+func code(err error) int {
+	var e *sqlite.Error
+	if errors.As(err, &e) {
+		return e.Code() & 0xff
+	}
+	return 0
+}

@@ -1,0 +1,210 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+const (
+	selectSession = "SELECT id, started_at, ended_at, interval_seconds, in_flight, generated, stored, resent, duplicates, lost, end_reason FROM sessions "
+	updateSession = "UPDATE sessions SET ended_at = ?, generated = ?, stored = ?, resent = ?, duplicates = ?, lost = ?, end_reason = ? WHERE id = ?"
+	insertMessage = "INSERT INTO messages (session_id, service1_timestamp, service2_timestamp, service3_timestamp, end_timestamp) VALUES (?, ?, ?, ?, ?)"
+)
+
+// querier is a database or a transaction.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+func session(ctx context.Context, q querier, where string, args ...any) (ms1.Session, error) {
+	var s ms1.Session
+	var started, ended sql.NullString
+	err := q.QueryRowContext(ctx, selectSession+where, args...).Scan(&s.ID, &started, &ended, &s.IntervalSeconds, &s.InFlight,
+		&s.Generated, &s.Stored, &s.Resent, &s.Duplicates, &s.Lost, &s.EndReason)
+	if errors.Is(err, sql.ErrNoRows) {
+		return s, ms1.ErrNoSession
+	}
+	if err == nil {
+		s.StartedAt, err = stamp(started)
+	}
+	if err == nil {
+		s.EndedAt, err = stamp(ended)
+	}
+	return s, err
+}
+
+func stamp(s sql.NullString) (message.Stamp, error) {
+	if !s.Valid {
+		return 0, nil
+	}
+	t, err := time.Parse(message.Layout, s.String)
+	return message.StampOf(t), err
+}
+
+func writeSession(ctx context.Context, tx *sql.Tx, s ms1.Session) error {
+	_, err := tx.ExecContext(ctx, updateSession,
+		s.EndedAt.String(), s.Generated, s.Stored, s.Resent, s.Duplicates, s.Lost, s.EndReason, s.ID)
+	return err
+}
+
+// Session implements [ms1.Store].
+func (s *Store) Session(ctx context.Context, id int64) (row ms1.Session, err error) {
+	err = s.repeat(ctx, fmt.Sprintf("reading session %d", id), func() (err error) {
+		row, err = session(ctx, s.db, "WHERE id = ?", id)
+		return err
+	})
+	return row, err
+}
+
+// LastSession implements [ms1.Store].
+func (s *Store) LastSession(ctx context.Context) (row ms1.Session, err error) {
+	err = s.repeat(ctx, "reading the last session", func() (err error) {
+		row, err = session(ctx, s.db, "ORDER BY id DESC LIMIT 1")
+		return err
+	})
+	return row, err
+}
+
+// Begin implements [ms1.Store].
+func (s *Store) Begin(ctx context.Context, o ms1.Opening) (id int64, err error) {
+	err = s.change(ctx, "opening a session", func(tx *sql.Tx) error {
+		done, err := tx.ExecContext(ctx, "INSERT INTO sessions (started_at, interval_seconds, in_flight) VALUES (?, ?, ?)",
+			o.StartedAt.String(), o.IntervalSeconds, o.InFlight)
+		if err != nil {
+			return err
+		}
+		id, err = done.LastInsertId()
+		return err
+	})
+	return id, err
+}
+
+// Insert implements [ms1.Store].
+func (s *Store) Insert(ctx context.Context, sessionID int64, batch []message.Message) error {
+	return s.change(ctx, fmt.Sprintf("storing %d messages of session %d", len(batch), sessionID), func(tx *sql.Tx) error {
+		var open int
+		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM sessions WHERE id = ? AND ended_at IS NULL", sessionID).Scan(&open); err != nil {
+			return err
+		}
+		for _, m := range batch {
+			if open == 0 {
+				if n, err := count(ctx, tx, "session_id = ? AND service1_timestamp = ?", sessionID, m.Service1.String()); err != nil {
+					return err
+				} else if n == 0 {
+					return ms1.ErrSessionEnded
+				}
+				continue
+			}
+			if _, err := tx.ExecContext(ctx, insertMessage+" ON CONFLICT (session_id, service1_timestamp) DO NOTHING",
+				sessionID, m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String()); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// End implements [ms1.Store].
+func (s *Store) End(ctx context.Context, sessionID int64, c ms1.Closing) (row ms1.Session, err error) {
+	err = s.change(ctx, fmt.Sprintf("ending session %d", sessionID), func(tx *sql.Tx) (err error) {
+		row, err = session(ctx, tx, "WHERE id = ?", sessionID)
+		if err != nil || row.EndedAt != 0 {
+			return err
+		}
+		return finish(ctx, tx, &row, c)
+	})
+	return row, err
+}
+
+// CloseInterrupted implements [ms1.Store].
+func (s *Store) CloseInterrupted(ctx context.Context, at message.Stamp) (closed []ms1.Session, err error) {
+	err = s.change(ctx, "closing interrupted sessions", func(tx *sql.Tx) error {
+		closed = nil
+		for {
+			row, err := session(ctx, tx, "WHERE ended_at IS NULL ORDER BY id LIMIT 1")
+			if errors.Is(err, ms1.ErrNoSession) {
+				return nil
+			}
+			if err == nil {
+				err = finish(ctx, tx, &row, ms1.Closing{EndedAt: at, Reason: ms1.Interrupted})
+			}
+			if err != nil {
+				return err
+			}
+			closed = append(closed, row)
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return closed, nil
+}
+
+func finish(ctx context.Context, tx *sql.Tx, row *ms1.Session, c ms1.Closing) error {
+	n, err := count(ctx, tx, "session_id = ?", row.ID)
+	if err != nil {
+		return err
+	}
+	row.Finish(c, n)
+	return writeSession(ctx, tx, *row)
+}
+
+// StoreLate implements [ms1.Store].
+func (s *Store) StoreLate(ctx context.Context, m message.Message) (late ms1.Late, err error) {
+	err = s.change(ctx, "storing late message "+m.Key().String(), func(tx *sql.Tx) error {
+		late = ms1.Unknown
+		row, err := session(ctx, tx, "WHERE id = ?", m.SessionID)
+		if errors.Is(err, ms1.ErrNoSession) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		n, err := count(ctx, tx, "session_id = ? AND service1_timestamp = ?", m.SessionID, m.Service1.String())
+		if err != nil {
+			return err
+		}
+		if n > 0 {
+			late = ms1.Repeated
+			return nil
+		}
+		if !row.AddLate(m.Service1) {
+			return nil
+		}
+		late = ms1.Added
+		if _, err := tx.ExecContext(ctx, insertMessage,
+			m.SessionID, m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String()); err != nil {
+			return err
+		}
+		return writeSession(ctx, tx, row)
+	})
+	if err != nil {
+		return ms1.Unknown, err
+	}
+	return late, nil
+}
+
+func count(ctx context.Context, tx *sql.Tx, where string, args ...any) (n int64, err error) {
+	err = tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM messages WHERE "+where, args...).Scan(&n)
+	return n, err
+}
+
+// change runs f in a transaction that has the file for itself from its begin.
+func (s *Store) change(ctx context.Context, doing string, f func(tx *sql.Tx) error) error {
+	return s.repeat(ctx, doing, func() error {
+		tx, err := s.db.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback() // of nothing, after the commit
+		if err := f(tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+}

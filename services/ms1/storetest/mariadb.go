@@ -1,0 +1,63 @@
+package storetest
+
+import (
+	"crypto/rand"
+	"database/sql"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// Server says how to reach an empty MariaDB database, as the section
+// 'database' of a configuration does.
+type Server struct {
+	Address, Name, User, PasswordFile string
+	DB                                *sql.DB // the same database, for a look past the store
+}
+
+// MariaDB creates a database of its own for the test, which is dropped at its
+// end. It skips the test if there is no server: TRICYCLE_TEST_MARIADB names
+// one as USER:PASSWORD@tcp(HOST:PORT)/ and the user must be allowed to create
+// databases named tricycle_test_….
+func MariaDB(t testing.TB) Server {
+	t.Helper()
+	dsn := os.Getenv("TRICYCLE_TEST_MARIADB")
+	if dsn == "" {
+		t.Skip("TRICYCLE_TEST_MARIADB is not set: needs a MariaDB server")
+	}
+	c, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		t.Fatalf("TRICYCLE_TEST_MARIADB: %v", err)
+	}
+	name := "tricycle_test_" + strings.ToLower(rand.Text())
+	admin := connect(t, c)
+	if _, err := admin.Exec("CREATE DATABASE " + name); err != nil {
+		t.Fatalf("creating a database for the test: %v", err)
+	}
+	t.Cleanup(func() {
+		if _, err := admin.Exec("DROP DATABASE " + name); err != nil {
+			t.Errorf("dropping the test's database: %v", err)
+		}
+	})
+	password := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(password, []byte(c.Passwd+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inside := c.Clone()
+	inside.DBName = name
+	return Server{Address: c.Addr, Name: name, User: c.User, PasswordFile: password, DB: connect(t, inside)}
+}
+
+func connect(t testing.TB, c *mysql.Config) *sql.DB {
+	t.Helper()
+	connector, err := mysql.NewConnector(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(connector)
+	t.Cleanup(func() { db.Close() })
+	return db
+}

@@ -1,0 +1,661 @@
+// Package storetest says what an [ms1.Store] must do, as tests that every
+// adapter passes.
+package storetest
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+// Database is one database of an adapter, empty at first.
+type Database struct {
+	// Open returns a store on the database, as a program of its own would
+	// open it. The store does not run yet.
+	Open func(t *testing.T) ms1.Store
+	// DB is a look past the store. Its connections honour foreign keys.
+	DB *sql.DB
+	// Wire returns the SQL that has a column of stamps as on the wire.
+	Wire func(column string) string
+}
+
+// timeout bounds what the tests wait for; none comes near it unless it fails.
+const timeout = 20 * time.Second
+
+// t0 is when the sessions of the tests start.
+const t0 = message.Stamp(1_795_601_730_123_456)
+
+// Run runs the suite. fresh returns a database of its own for each test.
+func Run(t *testing.T, fresh func(t *testing.T) Database) {
+	for _, c := range []struct {
+		name string
+		test func(t *testing.T, d Database)
+	}{
+		{"sessions are numbered upwards, across restarts and deletions", numbers},
+		{"a session reads back as it was written", sessions},
+		{"no session yet", noSession},
+		{"a message reads back to the microsecond", exactness},
+		{"the first row of a key wins", firstRowWins},
+		{"a large batch is one Insert", largeBatch},
+		{"nothing is added to a session that is not open", notOpen},
+		{"End counts the rows, once", end},
+		{"End and Insert at the same time", endDuringInsert},
+		{"interrupted sessions are closed", interrupted},
+		{"late messages", late},
+		{"a late message a hundred times at once", lateInParallel},
+		{"deleting a session deletes its messages", cascade},
+		{"one program per database", oneProgram},
+		{"a context that has ended", endedContext},
+		{"a store before its Run and after", outsideRun},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.test(t, fresh(t))
+		})
+	}
+}
+
+// Start runs the store until stop is called or the test ends, and waits until
+// it is ready. Run must end without error.
+func Start(t *testing.T, s ms1.Store) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("Run: %v", err)
+			}
+		case <-time.After(timeout):
+			t.Error("Run did not end with its context")
+		}
+	})
+	t.Cleanup(stop)
+	Eventually(t, "the store to be ready", func() error { return s.Ready(ctx) })
+	return stop
+}
+
+// Eventually polls until f returns nil.
+func Eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(timeout)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("waited %v for %s: %v", timeout, what, err)
+		}
+	}
+}
+
+func (d Database) start(t *testing.T) (ms1.Store, context.Context) {
+	t.Helper()
+	s := d.Open(t)
+	Start(t, s)
+	return s, deadline(t)
+}
+
+func deadline(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func begin(t *testing.T, ctx context.Context, s ms1.Store) int64 {
+	t.Helper()
+	id, err := s.Begin(ctx, ms1.Opening{StartedAt: t0, IntervalSeconds: 30, InFlight: 4})
+	if err != nil {
+		t.Fatalf("Begin: %v", err)
+	}
+	return id
+}
+
+func insert(t *testing.T, ctx context.Context, s ms1.Store, id int64, batch ...message.Message) {
+	t.Helper()
+	if err := s.Insert(ctx, id, batch); err != nil {
+		t.Fatalf("Insert: %v", err)
+	}
+}
+
+// Message returns message n of a session: n µs after the session's start.
+func Message(id int64, n int) message.Message {
+	s := t0 + message.Stamp(n)
+	return message.Message{SessionID: id, Service1: s, Service2: s + 1_000, Service3: s + 2_000, End: s + 3_000}
+}
+
+// messages are n messages of a session, the first of them number from.
+func messages(id int64, from, n int) []message.Message {
+	all := make([]message.Message, n)
+	for i := range all {
+		all[i] = Message(id, from+i)
+	}
+	return all
+}
+
+// rows returns what lies in the database, in order of the key.
+func (d Database) rows(t *testing.T, id int64) []message.Message {
+	t.Helper()
+	rows, err := d.DB.Query(fmt.Sprintf("SELECT session_id, %s, %s, %s, %s FROM messages WHERE session_id = %d ORDER BY service1_timestamp",
+		d.Wire("service1_timestamp"), d.Wire("service2_timestamp"), d.Wire("service3_timestamp"), d.Wire("end_timestamp"), id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var all []message.Message
+	for rows.Next() {
+		var m message.Message
+		var stamps [4]string
+		if err := rows.Scan(&m.SessionID, &stamps[0], &stamps[1], &stamps[2], &stamps[3]); err != nil {
+			t.Fatal(err)
+		}
+		m, err := message.Decode(fmt.Appendf(nil,
+			`{"session_id":%d,"service1_timestamp":%q,"service2_timestamp":%q,"service3_timestamp":%q,"end_timestamp":%q}`,
+			m.SessionID, stamps[0], stamps[1], stamps[2], stamps[3]), message.Stored)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, m)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+func (d Database) wantRows(t *testing.T, id int64, want ...message.Message) {
+	t.Helper()
+	if got := d.rows(t, id); !slices.Equal(got, want) {
+		t.Errorf("found %d rows %v, expected %d %v", len(got), got, len(want), want)
+	}
+}
+
+// figures are a session's numbers, - where unknown.
+func figures(s ms1.Session) string {
+	text := ""
+	for _, f := range []struct {
+		name  string
+		value *int64
+	}{{"generated", s.Generated}, {"stored", s.Stored}, {"resent", s.Resent}, {"duplicates", s.Duplicates}, {"lost", s.Lost}} {
+		if f.value == nil {
+			text += f.name + " - "
+		} else {
+			text += fmt.Sprintf("%s %d ", f.name, *f.value)
+		}
+	}
+	if s.EndReason == nil {
+		return text + "open"
+	}
+	return text + string(*s.EndReason)
+}
+
+func wantFigures(t *testing.T, s ms1.Session, want string) {
+	t.Helper()
+	if got := figures(s); got != want {
+		t.Errorf("found %s, expected %s", got, want)
+	}
+}
+
+func wantSession(t *testing.T, ctx context.Context, s ms1.Store, id int64, want string) {
+	t.Helper()
+	row, err := s.Session(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFigures(t, row, want)
+}
+
+func wantErr(t *testing.T, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: found error %v, expected %v", what, err, want)
+	}
+}
+
+func numbers(t *testing.T, d Database) {
+	s := d.Open(t)
+	stop := Start(t, s)
+	ctx := deadline(t)
+	var last int64
+	next := func() {
+		t.Helper()
+		id := begin(t, ctx, s)
+		if id <= last {
+			t.Errorf("found session %d after %d, expected a higher number", id, last)
+		}
+		last = id
+	}
+	next()
+	next()
+	stop()
+	s = d.Open(t)
+	stop = Start(t, s)
+	next()
+	if _, err := d.DB.Exec("DELETE FROM sessions"); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	s = d.Open(t)
+	Start(t, s)
+	next()
+}
+
+func sessions(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id, err := s.Begin(ctx, ms1.Opening{StartedAt: t0, IntervalSeconds: 86_400, InFlight: 4_096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := s.Session(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (ms1.Session{ID: id, StartedAt: t0, IntervalSeconds: 86_400, InFlight: 4_096}); open != want {
+		t.Errorf("found %+v, expected %+v", open, want)
+	}
+	ended, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 7, Generated: 12, Resent: 3, Duplicates: 4, Reason: ms1.Stopped})
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, err := s.LastSession(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []ms1.Session{ended, last} {
+		if row.ID != id || row.StartedAt != t0 || row.EndedAt != t0+7 {
+			t.Errorf("found %+v, expected session %d from %v to %v", row, id, t0, t0+7)
+		}
+		wantFigures(t, row, "generated 12 stored 0 resent 3 duplicates 4 lost 12 stopped")
+	}
+	newer := begin(t, ctx, s)
+	if last, err := s.LastSession(ctx); err != nil || last.ID != newer {
+		t.Errorf("found last session %d, %v, expected %d", last.ID, err, newer)
+	}
+}
+
+func noSession(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	_, err := s.LastSession(ctx)
+	wantErr(t, "LastSession", err, ms1.ErrNoSession)
+	_, err = s.Session(ctx, 1)
+	wantErr(t, "Session", err, ms1.ErrNoSession)
+	_, err = s.End(ctx, 1, ms1.Closing{EndedAt: t0, Reason: ms1.Stopped})
+	wantErr(t, "End", err, ms1.ErrNoSession)
+	if closed, err := s.CloseInterrupted(ctx, t0); err != nil || len(closed) != 0 {
+		t.Errorf("CloseInterrupted: found %v, %v, expected nothing", closed, err)
+	}
+}
+
+func exactness(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id := begin(t, ctx, s)
+	const first, latest = message.Stamp(1), message.Stamp(253402300799999999)
+	want := []message.Message{
+		{SessionID: id, Service1: first, Service2: latest, Service3: first, End: latest},
+		{SessionID: id, Service1: t0, Service2: t0 + 1, Service3: t0 + 999_999, End: t0 + 100_000},
+		{SessionID: id, Service1: t0 + 1, Service2: t0 - 1, Service3: 1_000_000, End: 10},
+		{SessionID: id, Service1: latest, Service2: first, Service3: latest, End: first},
+	}
+	insert(t, ctx, s, id, want...)
+	d.wantRows(t, id, want...)
+}
+
+func firstRowWins(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	m := messages(id, 0, 3)
+	changed := m[1]
+	changed.Service2++
+	changed.Service3++
+	changed.End++
+	insert(t, ctx, s, id)
+	insert(t, ctx, s, id, m[0])
+	insert(t, ctx, s, id, m[0])
+	insert(t, ctx, s, id, m[0], m[1], m[1], changed) // within the batch and across
+	insert(t, ctx, s, id, changed, m[2])
+	d.wantRows(t, id, m...)
+	insert(t, ctx, s, other, Message(other, 0)) // the same stamp in another session is another key
+	d.wantRows(t, other, Message(other, 0))
+	row, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.IntervalElapsed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFigures(t, row, "generated 3 stored 3 resent 0 duplicates 0 lost 0 interval elapsed")
+}
+
+func largeBatch(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id := begin(t, ctx, s)
+	want := messages(id, 0, 4_096)
+	insert(t, ctx, s, id, want...)
+	d.wantRows(t, id, want...)
+}
+
+func notOpen(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id := begin(t, ctx, s)
+	insert(t, ctx, s, id, messages(id, 0, 2)...)
+	if _, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 5, Reason: ms1.Stopped}); err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "a new message", s.Insert(ctx, id, messages(id, 2, 1)), ms1.ErrSessionEnded)
+	wantErr(t, "a row and a new message", s.Insert(ctx, id, messages(id, 1, 2)), ms1.ErrSessionEnded)
+	wantErr(t, "an unknown session", s.Insert(ctx, id+1, messages(id+1, 0, 1)), ms1.ErrSessionEnded)
+	if err := s.Insert(ctx, id, append(messages(id, 0, 2), Message(id, 0))); err != nil {
+		t.Errorf("messages that have their rows: found error %v, expected none", err)
+	}
+	d.wantRows(t, id, messages(id, 0, 2)...)
+	d.wantRows(t, id+1)
+	wantSession(t, ctx, s, id, "generated 5 stored 2 resent 0 duplicates 0 lost 3 stopped")
+}
+
+func end(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	insert(t, ctx, s, id, messages(id, 0, 3)...)
+	insert(t, ctx, s, other, messages(other, 0, 5)...)
+	row, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Shutdown})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = "generated 4 stored 3 resent 2 duplicates 1 lost 1 shutdown"
+	wantFigures(t, row, want)
+	again, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 99, Generated: 9, Reason: ms1.Stopped})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFigures(t, again, want)
+	if again.EndedAt != t0+9 {
+		t.Errorf("found end %v, expected %v", again.EndedAt, t0+9)
+	}
+	wantSession(t, ctx, s, id, want)
+	wantSession(t, ctx, s, other, "generated - stored - resent - duplicates - lost - open")
+	backwards, err := s.End(ctx, other, ms1.Closing{EndedAt: t0 - 9, Generated: 5, Reason: ms1.Stopped})
+	if err != nil || backwards.EndedAt != t0 {
+		t.Errorf("a clock gone back: found end %v, %v, expected the start %v", backwards.EndedAt, err, t0)
+	}
+}
+
+func endDuringInsert(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	for range 5 {
+		id := begin(t, ctx, s)
+		var stored atomic.Int64
+		halfway := make(chan struct{})
+		reached := sync.OnceFunc(func() { close(halfway) })
+		defer reached()
+		var writers sync.WaitGroup
+		for w := range 8 {
+			writers.Go(func() {
+				for i := 0; ; i++ {
+					switch err := s.Insert(ctx, id, messages(id, w*1_000_000+i*5, 5)); {
+					case errors.Is(err, ms1.ErrSessionEnded):
+						return
+					case err != nil:
+						t.Errorf("Insert: %v", err)
+						reached()
+						return
+					}
+					if stored.Add(5) >= 200 {
+						reached()
+					}
+				}
+			})
+		}
+		<-halfway
+		row, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 1_000_000, Reason: ms1.Stopped})
+		if err != nil {
+			t.Fatal(err)
+		}
+		writers.Wait()
+		if rows := int64(len(d.rows(t, id))); *row.Stored != rows || stored.Load() != rows {
+			t.Errorf("found stored %d in the session's row and %d acknowledged, expected the number of rows, %d", *row.Stored, stored.Load(), rows)
+		}
+	}
+}
+
+func interrupted(t *testing.T, d Database) {
+	s := d.Open(t)
+	stop := Start(t, s)
+	ctx := deadline(t)
+	done, empty, some := begin(t, ctx, s), begin(t, ctx, s), begin(t, ctx, s)
+	insert(t, ctx, s, some, messages(some, 0, 2)...)
+	if _, err := s.End(ctx, done, ms1.Closing{EndedAt: t0 + 9, Generated: 1, Reason: ms1.Stopped}); err != nil {
+		t.Fatal(err)
+	}
+	stop() // without the End of the others
+	s = d.Open(t)
+	Start(t, s)
+	future, err := s.Begin(ctx, ms1.Opening{StartedAt: t0 + 1_000, IntervalSeconds: 1, InFlight: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed, err := s.CloseInterrupted(ctx, t0+500)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wants := []struct {
+		id      int64
+		ended   message.Stamp
+		figures string
+	}{
+		{empty, t0 + 500, "generated - stored 0 resent - duplicates - lost - interrupted"},
+		{some, t0 + 500, "generated - stored 2 resent - duplicates - lost - interrupted"},
+		{future, t0 + 1_000, "generated - stored 0 resent - duplicates - lost - interrupted"}, // not before its start
+	}
+	if len(closed) != len(wants) {
+		t.Fatalf("found %d sessions closed, expected %d", len(closed), len(wants))
+	}
+	for i, want := range wants {
+		if closed[i].ID != want.id || closed[i].EndedAt != want.ended {
+			t.Errorf("found session %d ended at %v, expected %d at %v", closed[i].ID, closed[i].EndedAt, want.id, want.ended)
+		}
+		wantFigures(t, closed[i], want.figures)
+		wantSession(t, ctx, s, want.id, want.figures)
+	}
+	wantSession(t, ctx, s, done, "generated 1 stored 0 resent 0 duplicates 0 lost 1 stopped")
+	if again, err := s.CloseInterrupted(ctx, t0+999); err != nil || len(again) != 0 {
+		t.Errorf("the second time: found %v, %v, expected nothing", again, err)
+	}
+	wantErr(t, "Insert", s.Insert(ctx, some, messages(some, 5, 1)), ms1.ErrSessionEnded)
+}
+
+func late(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	// Each session ends at 100 µs, with the rows 0 and 1.
+	const ended = 100
+	lost := func(n int64) *ms1.Closing {
+		return &ms1.Closing{EndedAt: t0 + ended, Generated: 2 + n, Resent: 5, Duplicates: 6, Reason: ms1.IntervalElapsed}
+	}
+	cut := &ms1.Closing{EndedAt: t0 + ended, Reason: ms1.Interrupted}
+	for _, c := range []struct {
+		name    string
+		closing *ms1.Closing // nil: the session runs
+		message int
+		want    ms1.Late
+		figures string
+	}{
+		{"running session, a row", nil, 1, ms1.Repeated, "generated - stored - resent - duplicates - lost - open"},
+		{"running session, no row", nil, 2, ms1.Unknown, "generated - stored - resent - duplicates - lost - open"},
+		{"ended with losses, a row", lost(2), 1, ms1.Repeated, "generated 4 stored 2 resent 5 duplicates 6 lost 2 interval elapsed"},
+		{"ended with losses, no row", lost(2), 2, ms1.Added, "generated 4 stored 3 resent 5 duplicates 6 lost 1 interval elapsed"},
+		{"ended with losses, at its end", lost(1), ended, ms1.Added, "generated 3 stored 3 resent 5 duplicates 6 lost 0 interval elapsed"},
+		{"ended with losses, after its end", lost(1), ended + 1, ms1.Unknown, "generated 3 stored 2 resent 5 duplicates 6 lost 1 interval elapsed"},
+		{"ended with losses, before its start", lost(1), -1, ms1.Unknown, "generated 3 stored 2 resent 5 duplicates 6 lost 1 interval elapsed"},
+		{"ended without loss, a row", lost(0), 0, ms1.Repeated, "generated 2 stored 2 resent 5 duplicates 6 lost 0 interval elapsed"},
+		{"ended without loss, no row", lost(0), 2, ms1.Unknown, "generated 2 stored 2 resent 5 duplicates 6 lost 0 interval elapsed"},
+		{"interrupted, a row", cut, 0, ms1.Repeated, "generated - stored 2 resent - duplicates - lost - interrupted"},
+		{"interrupted, no row", cut, 2, ms1.Added, "generated - stored 3 resent - duplicates - lost - interrupted"},
+		{"interrupted, after its end", cut, ended + 1, ms1.Added, "generated - stored 3 resent - duplicates - lost - interrupted"},
+		{"interrupted, before its start", cut, -1, ms1.Unknown, "generated - stored 2 resent - duplicates - lost - interrupted"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			id := begin(t, ctx, s)
+			rows := messages(id, 0, 2)
+			insert(t, ctx, s, id, rows...)
+			if c.closing != nil {
+				if _, err := s.End(ctx, id, *c.closing); err != nil {
+					t.Fatal(err)
+				}
+			}
+			m := Message(id, c.message)
+			m.End += 777 // a repeat changes no stamp
+			got, err := s.StoreLate(ctx, m)
+			if err != nil || got != c.want {
+				t.Errorf("found %v, %v, expected %v", got, err, c.want)
+			}
+			if c.want == ms1.Added {
+				rows = append(rows, m)
+				if again, err := s.StoreLate(ctx, m); err != nil || again != ms1.Repeated {
+					t.Errorf("once more: found %v, %v, expected %v", again, err, ms1.Repeated)
+				}
+			}
+			d.wantRows(t, id, rows...)
+			wantSession(t, ctx, s, id, c.figures)
+		})
+	}
+	t.Run("unknown session", func(t *testing.T) {
+		if got, err := s.StoreLate(ctx, Message(1_000_000, 0)); err != nil || got != ms1.Unknown {
+			t.Errorf("found %v, %v, expected %v", got, err, ms1.Unknown)
+		}
+	})
+	t.Run("session's very first microsecond", func(t *testing.T) {
+		id := begin(t, ctx, s)
+		if _, err := s.End(ctx, id, *lost(0)); err != nil { // generated 2, stored 0
+			t.Fatal(err)
+		}
+		if got, err := s.StoreLate(ctx, Message(id, 0)); err != nil || got != ms1.Added {
+			t.Errorf("found %v, %v, expected %v", got, err, ms1.Added)
+		}
+	})
+}
+
+func lateInParallel(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id := begin(t, ctx, s)
+	if _, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.Stopped}); err != nil {
+		t.Fatal(err)
+	}
+	var outcomes [3]atomic.Int64
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			got, err := s.StoreLate(ctx, Message(id, 1))
+			if err != nil {
+				t.Errorf("StoreLate: %v", err)
+			}
+			outcomes[got].Add(1)
+		})
+	}
+	all.Wait()
+	if added, repeated := outcomes[ms1.Added].Load(), outcomes[ms1.Repeated].Load(); added != 1 || repeated != 99 {
+		t.Errorf("found %d added and %d repeated, expected 1 and 99", added, repeated)
+	}
+	d.wantRows(t, id, Message(id, 1))
+	wantSession(t, ctx, s, id, "generated 3 stored 1 resent 0 duplicates 0 lost 2 stopped")
+}
+
+func cascade(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	old, kept := begin(t, ctx, s), begin(t, ctx, s)
+	insert(t, ctx, s, old, messages(old, 0, 10)...)
+	insert(t, ctx, s, kept, messages(kept, 0, 10)...)
+	if _, err := d.DB.Exec(fmt.Sprintf("DELETE FROM sessions WHERE id = %d", old)); err != nil {
+		t.Fatal(err)
+	}
+	d.wantRows(t, old)
+	d.wantRows(t, kept, messages(kept, 0, 10)...)
+	_, err := s.Session(ctx, old)
+	wantErr(t, "Session", err, ms1.ErrNoSession)
+}
+
+func oneProgram(t *testing.T, d Database) {
+	first, second, third := d.Open(t), d.Open(t), d.Open(t)
+	stop := Start(t, first)
+	ctx := deadline(t)
+	err := second.Run(ctx)
+	if err == nil || ctx.Err() != nil {
+		t.Errorf("the second program: found %v, expected a refusal", err)
+	}
+	if _, again := second.LastSession(ctx); again == nil || ctx.Err() != nil {
+		t.Errorf("a method of the refused store: found error %v, expected one at once", again)
+	}
+	begin(t, ctx, first) // the first is not disturbed
+	stop()
+	Start(t, third)
+	begin(t, ctx, third)
+}
+
+func endedContext(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id := begin(t, ctx, s)
+	ended, cancel := context.WithCancel(ctx)
+	cancel()
+	for name, err := range each(ended, s, id) {
+		if err == nil {
+			t.Errorf("%s: found no error, expected one", name)
+		}
+	}
+	d.wantRows(t, id)
+	wantSession(t, ctx, s, id, "generated - stored - resent - duplicates - lost - open")
+	if last, err := s.LastSession(ctx); err != nil || last.ID != id {
+		t.Errorf("found last session %d, %v, expected %d", last.ID, err, id)
+	}
+}
+
+func outsideRun(t *testing.T, d Database) {
+	s := d.Open(t)
+	if err := s.Ready(context.Background()); err == nil {
+		t.Error("Ready before Run: found nil, expected what is missing")
+	}
+	short, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	for name, err := range each(short, s, 1) {
+		if err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s before Run: found %v, expected why the store cannot be used", name, err)
+		}
+	}
+	Start(t, s)()
+	ctx := deadline(t)
+	if err := s.Ready(ctx); err == nil {
+		t.Error("Ready after Run: found nil, expected what is missing")
+	}
+	for name, err := range each(ctx, s, 1) {
+		if err == nil {
+			t.Errorf("%s after Run: found no error, expected one", name)
+		}
+	}
+	if ctx.Err() != nil {
+		t.Error("the methods of a closed store waited, expected them to fail at once")
+	}
+}
+
+// each calls every method once and returns their errors.
+func each(ctx context.Context, s ms1.Store, id int64) map[string]error {
+	errs := map[string]error{}
+	_, errs["CloseInterrupted"] = s.CloseInterrupted(ctx, t0)
+	_, errs["Begin"] = s.Begin(ctx, ms1.Opening{StartedAt: t0, IntervalSeconds: 1, InFlight: 1})
+	errs["Insert"] = s.Insert(ctx, id, messages(id, 0, 1))
+	_, errs["End"] = s.End(ctx, id, ms1.Closing{EndedAt: t0, Reason: ms1.Stopped})
+	_, errs["StoreLate"] = s.StoreLate(ctx, Message(id, 0))
+	_, errs["Session"] = s.Session(ctx, id)
+	_, errs["LastSession"] = s.LastSession(ctx)
+	return errs
+}
