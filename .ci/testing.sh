@@ -1,0 +1,106 @@
+# shellcheck shell=bash
+# What the gate and the slow tests share: steps, servers, a test run and its report. To be sourced.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+work=$(mktemp -d)
+problems=()
+step='' step_from=0
+: >"$work/closing"
+
+# The caller's servers are not ours to test with, and one run must not differ from the next by what was set.
+# shellcheck disable=SC2086 # a list of names
+unset ${!TRICYCLE_TEST_@}
+
+clean() {
+  local dir
+  for dir in "$work"/servers/*/; do
+    [ ! -s "$dir/pid" ] || .ci/servers "$(basename "$dir")" kill "$dir" || true
+  done
+  rm -rf "$work"
+}
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# begin STEP: says what the one before it took.
+begin() {
+  [ -z "$step" ] || printf -- '-- %s: %d s\n' "$step" $((SECONDS - step_from))
+  step=$1 step_from=$SECONDS
+  [ -z "$step" ] || printf '\n== %s\n' "$step"
+}
+
+# problem TEXT: later steps still run: one run should tell everything that is wrong.
+problem() {
+  problems+=("$step: $*")
+  printf '!! %s\n' "$*"
+}
+
+check() {
+  begin "$1"
+  "${@:2}" || problem "failed"
+}
+
+# A port P, free with its neighbour P+1 (Kafka takes both), below the range the kernel gives to clients.
+free_port() {
+  local port
+  while port=$((RANDOM % 10000 + 20000)); do
+    { : <"/dev/tcp/127.0.0.1/$port" || : <"/dev/tcp/127.0.0.1/$((port + 1))"; } 2>/dev/null || break
+  done
+  echo "$port"
+}
+
+# serve NAME: starts the server and tells the tests where it is.
+serve() {
+  local answer
+  begin "start $1"
+  answer=$(.ci/servers "$1" start "$work/servers/$1" "$(free_port)") || {
+    problem "did not start"
+    return 0
+  }
+  case $1 in
+  mariadb*) export TRICYCLE_TEST_MARIADB=$answer ;;
+  kafka) export TRICYCLE_TEST_KAFKA=$answer ;;
+  jaeger) export TRICYCLE_TEST_OTLP=${answer%%$'\n'*} TRICYCLE_TEST_JAEGER=${answer##*$'\n'} ;;
+  esac
+}
+
+# tests NAME SKIPS [FLAG...]: go test of everything, with coverage; a skip whose reason does not match the pattern
+# SKIPS is a problem: a test that never runs is worse than none.
+tests() {
+  local events=$work/events profile=$work/profile
+  begin "$1"
+  rm -f "$profile"
+  # -json, because in plain text a test that prints without a newline hides the line that says it was skipped. What
+  # is shown meanwhile are go test's own lines for each package, which are kept for the end.
+  go test -count=1 -json "${@:3}" -coverpkg=./services/...,./lib/... -coverprofile="$profile" ./... | tee "$events" |
+    jq -j --unbuffered 'select(.Action == "output" and (.Test | not)).Output | select(test("^(ok|FAIL|[?]|\t)"))' |
+    tee "$work/closing" || problem "go test failed"
+
+  jq -j 'select(.Action == "build-output").Output' "$events"
+  jq -js '[.[] | select(.Package)] | group_by([.Package, .Test])[] | select(any(.Action == "fail"))[]
+    | select(.Action == "output").Output' "$events"
+
+  # The reason is the last thing that a skipped test logged, "file.go:LINE: reason".
+  jq -js '[.[] | select(.Test)] | group_by([.Package, .Test])[] | select(any(.Action == "skip"))
+    | ([.[] | select(.Action == "output").Output | select(test("[^ ]+[.]go:[0-9]+: "))
+        | sub("^.* (?=[^ ]+[.]go:[0-9]+: )"; "")] | last // "no reason given\n") as $reason
+    | "\(.[0].Package) \(.[0].Test): \($reason)"' "$events" >"$work/skipped"
+  jq -rs 'map(select(.Test).Action) | "\(map(select(. == "pass")) | length) tests passed, \(
+    map(select(. == "fail")) | length) failed, \(map(select(. == "skip")) | length) skipped"' "$events"
+  sed 's/^/skipped: /' "$work/skipped"
+  ! grep -vE "$2" "$work/skipped" >/dev/null || problem "a test was skipped for another reason than '$2'"
+
+  coverage=0
+  [ ! -s "$profile" ] || coverage=$(go tool cover -func="$profile" | awk '/^total:/ { sub("%", "", $3); print $3 }')
+  printf 'coverage of services and lib: %s %%\n' "$coverage"
+}
+
+# finish: the verdict, and then go test's own closing lines, last, where CI looks for them.
+finish() {
+  begin ''
+  printf '\n== result after %d s\n' "$SECONDS"
+  if [ ${#problems[@]} = 0 ]; then echo "no problem found"; else printf '!! %s\n' "${problems[@]}"; fi
+  cat "$work/closing"
+  [ ${#problems[@]} = 0 ]
+}
