@@ -1,0 +1,153 @@
+package ms3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+)
+
+const (
+	retryFirst = 50 * time.Millisecond
+	retryMost  = 2 * time.Second
+)
+
+// process does what has to be done about a record that was fetched at the time
+// now, and returns true when it is done. When ctx ends it tries nothing again,
+// when work does it breaks off, and returns false if the record is not done.
+func (c *consumer) process(ctx, work context.Context, m kafka.Message, now message.Stamp) bool {
+	msg, malformed := message.Decode(m.Value, message.AtMS3)
+	headers := topic.Headers(m.Headers)
+	parent := telemetry.Propagator.Extract(work, &headers)
+	if !trace.SpanContextFromContext(parent).IsValid() && malformed == nil {
+		parent = c.telemetry.Message(work, msg.Key())
+	}
+	work, span := c.telemetry.Tracer.Start(parent, "process "+m.Topic,
+		trace.WithSpanKind(trace.SpanKindConsumer),
+		trace.WithAttributes(
+			semconv.MessagingSystemKafka,
+			semconv.MessagingOperationTypeProcess,
+			semconv.MessagingOperationName("process"),
+			semconv.MessagingDestinationName(m.Topic),
+			semconv.MessagingDestinationPartitionID(strconv.Itoa(m.Partition)),
+			semconv.MessagingConsumerGroupName(c.config.GroupID),
+			semconv.MessagingKafkaOffset(int(m.Offset)),
+			semconv.MessagingKafkaMessageKey(string(m.Key[:min(len(m.Key), 256)])),
+			semconv.MessagingMessageBodySize(len(m.Value)),
+			semconv.HTTPRequestMethodPost,
+			semconv.URLFull(c.config.MS1.URL),
+		))
+	defer span.End()
+
+	if malformed != nil {
+		return c.bury(ctx, work, m, "malformed", malformed.Error(), 0)
+	}
+	msg.Service3 = now
+	a, ok := c.post(ctx, work, msg.Encode())
+	switch {
+	case !ok:
+		fail(span, "abandoned", "MS3 stopped before MS1 took the message; it is not committed")
+		return false
+	case a.status == http.StatusOK:
+		c.metrics.stored.Inc()
+		c.log.Debug().Stringer("key", msg.Key()).Stringer("trace_id", span.SpanContext().TraceID()).
+			Int("partition", m.Partition).Int64("offset", m.Offset).Msg("stored")
+		return true
+	}
+	return c.bury(ctx, work, m, "refused", fmt.Sprintf("MS1 answered %d: %s", a.status, a.detail), a.status)
+}
+
+// post sends a message to MS1 until there is an answer that repeating would
+// not change.
+func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
+	span := trace.SpanFromContext(work)
+	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+		select {
+		case c.posting <- struct{}{}:
+		case <-ctx.Done():
+			return answer{}, false
+		}
+		begin := time.Now()
+		a, err := c.store.post(work, body)
+		c.metrics.storeSeconds.Observe(time.Since(begin).Seconds())
+		<-c.posting
+
+		kind := semconv.ErrorTypeKey.String(strconv.Itoa(a.status))
+		switch {
+		case err != nil:
+			kind = semconv.ErrorTypeKey.String(errorType(err))
+			if work.Err() == nil {
+				c.troubles.Warn().Err(err).Msg("MS1 does not answer; messages are posted again until it does")
+			}
+		case a.status == http.StatusOK || a.final():
+			span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
+			return a, true
+		case a.wrong():
+			c.wrongs.Warn().Int("status", a.status).Str("detail", a.detail).Str("url", c.config.MS1.URL).
+				Msg("whoever answers at ms1.url is not MS1 or does not let us in; messages are posted again until that is put right")
+		default:
+			c.troubles.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages; they are posted again until it does")
+		}
+		if !topic.Pause(ctx, wait) {
+			return a, false
+		}
+		c.metrics.retries.Inc()
+		span.AddEvent("retry", trace.WithAttributes(kind))
+	}
+}
+
+// bury writes a record that can never be stored to the topic of dead letters,
+// as often as it takes.
+func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason string, status int) bool {
+	own := topic.Headers{
+		{Key: topic.HeaderReason, Value: []byte(reason)},
+		{Key: topic.HeaderTopic, Value: []byte(m.Topic)},
+		{Key: topic.HeaderPartition, Value: strconv.AppendInt(nil, int64(m.Partition), 10)},
+		{Key: topic.HeaderOffset, Value: strconv.AppendInt(nil, m.Offset, 10)},
+	}
+	if status != 0 {
+		own.Set(topic.HeaderStatus, strconv.Itoa(status))
+	}
+	letter := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, m.Headers...)}
+	span := trace.SpanFromContext(work)
+	fail(span, kind, reason)
+	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+		// The first partition: any topic has it, and there is no crowd.
+		_, err := c.link.Produce(work, c.config.Kafka.DeadLetterTopic, 0, letter)
+		if err == nil {
+			break
+		}
+		if errors.Is(err, kafka.MessageSizeTooLarge) { // with our headers it is; then without its own text
+			letter = kafka.Message{Headers: own}
+		}
+		if work.Err() == nil {
+			c.troubles.Warn().Err(err).Msg("a dead letter could not be written; trying until it is")
+		}
+		span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(topic.ErrorType(err)),
+			attribute.String("messaging.destination.name", c.config.Kafka.DeadLetterTopic)))
+		if !topic.Pause(ctx, wait) {
+			return false
+		}
+	}
+	c.metrics.dead.WithLabelValues(kind).Inc()
+	c.log.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
+		Stringer("trace_id", span.SpanContext().TraceID()).Msg("a record can never be stored; it is now a dead letter")
+	return true
+}
+
+func fail(span trace.Span, kind, text string) {
+	span.SetAttributes(semconv.ErrorTypeKey.String(kind))
+	span.SetStatus(codes.Error, text)
+}
