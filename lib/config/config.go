@@ -96,7 +96,7 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 	if n.Kind != yaml.MappingNode {
 		return fmt.Errorf("line %d: %s: found %q, expected keys and values", n.Line, cmp.Or(key, "the file"), n.Value)
 	}
-	known := keys(v.Type())
+	known, fields := fieldsOf(v)
 	seen := map[string]bool{}
 	for i := 0; i < len(n.Content); i += 2 {
 		name, value := n.Content[i], n.Content[i+1]
@@ -109,7 +109,7 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 			return fmt.Errorf("line %d: %s: found the key twice, expected it once", name.Line, path)
 		}
 		seen[name.Value] = true
-		if err := fill(v.Field(at), value, path); err != nil {
+		if err := fill(fields[at], value, path); err != nil {
 			return err
 		}
 	}
@@ -152,12 +152,19 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	return nil
 }
 
-func keys(t reflect.Type) []string {
-	names := make([]string, t.NumField())
-	for i := range names {
-		names[i], _, _ = strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
+// fieldsOf returns the keys of a struct and the fields they stand for, those
+// of embedded structs among them.
+func fieldsOf(v reflect.Value) (keys []string, fields []reflect.Value) {
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if f.Anonymous {
+			k, inner := fieldsOf(v.Field(i))
+			keys, fields = append(keys, k...), append(fields, inner...)
+			continue
+		}
+		keys, fields = append(keys, f.Tag.Get("yaml")), append(fields, v.Field(i))
 	}
-	return names
+	return keys, fields
 }
 
 // InRange returns an error if value is not within [low, high].

@@ -1,0 +1,55 @@
+// Command ms1 runs the first service of the cycle: it opens sessions, sends
+// messages, takes them back and stores them in MariaDB.
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
+	"github.com/tricycle-relay/tricycle/services/ms1/websocket"
+)
+
+func main() {
+	os.Exit(program.Main(context.Background(), command(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// config is MS1's configuration with that of its store.
+type config struct {
+	ms1.Config
+	Database mariadb.Config `yaml:"database"`
+}
+
+func (c config) Validate() error { return errors.Join(c.Config.Validate(), c.Database.Validate()) }
+
+func command() program.Program[config] {
+	return program.Program[config]{
+		Name:    "ms1",
+		Purpose: "opens sessions, sends messages to MS2, takes them back from MS3 and stores them",
+		Config:  config{ms1.Defaults(), mariadb.Defaults()},
+		Ready:   func(c config) (address, path string) { return c.Listen, "/readyz" },
+		Run:     run,
+	}
+}
+
+func run(ctx context.Context, c config, console io.Writer) error {
+	return program.Observe(ctx, "ms1", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
+		store, err := mariadb.Open(c.Database, log)
+		if err != nil {
+			return err
+		}
+		service, err := ms1.New(c.Config, store, websocket.New(c.MS2.URL, log), log, tel)
+		if err != nil {
+			return err
+		}
+		log.Info().Str("version", program.Version).Str("address", service.Address()).Str("ms2", c.MS2.URL).Str("database", c.Database.Address).Msg("ms1 has started")
+		return service.Run(ctx)
+	})
+}

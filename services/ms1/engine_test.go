@@ -1,0 +1,540 @@
+package ms1
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+)
+
+const never = -1
+
+func usual() InteractionConfig { return Defaults().Interaction }
+
+// figures is what must be true of a session, in one comparable value.
+type figures struct {
+	generated, stored, resent, duplicates, lost int64
+	reason                                      EndReason
+}
+
+func figuresOf(s Summary) figures {
+	return figures{*s.Generated, *s.Stored, *s.Resent, *s.Duplicates, *s.Lost, *s.EndReason}
+}
+
+func check(t *testing.T, s Summary, want figures) {
+	t.Helper()
+	if got := figuresOf(s); got != want {
+		t.Errorf("figures: got %+v, want %+v", got, want)
+	}
+}
+
+func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), 100*time.Millisecond)
+		most := 0
+		back := b.link.onSend
+		b.link.onSend = func(m message.Message) {
+			b.mu.Lock()
+			most = max(most, len(b.session.rounds))
+			b.mu.Unlock()
+			back(m)
+		}
+		b.begin(10, 1)
+		s := b.wait()
+		check(t, s, figures{generated: 100, stored: 100, reason: IntervalElapsed})
+		if most != 1 {
+			t.Errorf("%d messages under way at once, want 1", most)
+		}
+		if got := *s.TotalSeconds; got < 10 || got > 10.2 {
+			t.Errorf("total time %v s, want 10", got)
+		}
+		if got := s.Hops.ToMS2; got.Max != 0.0001 || got.Negative != 0 {
+			t.Errorf("hop to ms2 %+v, want a maximum of 0.1 ms", got)
+		}
+		for _, want := range []string{"total time of the interaction: 10.", "messages generated: 100", "interval elapsed", "lost 0"} {
+			if !strings.Contains(b.said.String(), want) {
+				t.Errorf("the log does not say %q:\n%s", want, b.said)
+			}
+		}
+	})
+}
+
+func TestPipelineKeepsInFlightMessagesUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), 100*time.Millisecond)
+		b.begin(10, 64)
+		check(t, b.wait(), figures{generated: 6400, stored: 6400, reason: IntervalElapsed})
+		grouped := false
+		for _, n := range b.store.batches {
+			grouped = grouped || n > 1
+			if n > maxBatch {
+				t.Errorf("a commit of %d rows, want at most %d", n, maxBatch)
+			}
+		}
+		if !grouped {
+			t.Error("no commit took more than one row")
+		}
+	})
+}
+
+func TestKeysIncreaseWhateverTheClockDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), 10*time.Millisecond)
+		began := time.Now()
+		b.wall = func() time.Time {
+			if now := time.Now(); now.Sub(began) < time.Second {
+				return now
+			}
+			return time.Now().Add(-time.Hour)
+		}
+		b.begin(3, 8)
+		s := b.wait()
+		check(t, s, figures{generated: 2400, stored: 2400, reason: IntervalElapsed})
+		last := message.Stamp(0)
+		for _, m := range b.link.frames() {
+			if m.Service1 <= last {
+				t.Fatalf("key %s after %s", m.Service1, last)
+			}
+			last = m.Service1
+		}
+		if *s.TotalSeconds < 3 || *s.TotalSeconds > 3.2 {
+			t.Errorf("total time %v s, want 3: the clock on the wall must not count", *s.TotalSeconds)
+		}
+		if s.EndedAt < last {
+			t.Errorf("the session ended at %s, before its last key %s", s.EndedAt, last)
+		}
+		if s.Hops.Round.Negative == 0 || !strings.Contains(b.said.String(), "negative") {
+			t.Errorf("rounds that seem to end before they begin are not reported: %+v", s.Hops.Round)
+		}
+	})
+}
+
+func TestALostMessageIsResentThenGivenUpAndTheSessionEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		began := time.Now()
+		var at []int
+		b.link.onSend = func(message.Message) {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			at = append(at, int(time.Since(began).Round(time.Second).Seconds()))
+		}
+		b.begin(10, 1)
+		s := b.wait()
+		check(t, s, figures{generated: 1, resent: 4, lost: 1, reason: IntervalElapsed})
+		if got, want := fmt.Sprint(at), "[0 5 15 35 55]"; got != want { // 5 s, 10 s, then 20 s apart, up to 60 s
+			t.Errorf("sent at %s s, want %s", got, want)
+		}
+		if got := *s.TotalSeconds; got < 60 || got > 60.2 {
+			t.Errorf("total time %v s, want 60: the message has its full time", got)
+		}
+	})
+}
+
+func TestGivenUpMessagesMakeRoomForOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(130, 2)
+		check(t, b.wait(), figures{generated: 6, lost: 6, resent: 24, reason: IntervalElapsed})
+	})
+}
+
+func TestASessionWithoutConnectionEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		b.begin(2, 4)
+		time.Sleep(time.Second)
+		b.link.connect(0)
+		s := b.wait()
+		if *s.Generated != *s.Stored+*s.Lost || *s.Lost != 4 {
+			t.Errorf("figures %+v, want the 4 that could not be sent as lost", figuresOf(s))
+		}
+		if len(b.outbox) != 0 {
+			t.Errorf("%d messages still in the outbox", len(b.outbox))
+		}
+	})
+}
+
+func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		id := b.begin(60, 1000)
+		time.Sleep(time.Second)
+		began := time.Now()
+		time.AfterFunc(3*time.Second, func() { // some come back during the drain
+			for _, m := range b.link.frames()[:400] {
+				if _, err := b.back(m); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		s, err := b.engine.stop(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 1000, stored: 400, lost: 600, reason: Stopped})
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("stopping took %s", took)
+		}
+		if got := b.status(t.Context()).State; got != Idle {
+			t.Errorf("state %s after the answer to /stop, want idle", got)
+		}
+		// What still arrives moves from lost to stored.
+		late := b.link.frames()[400]
+		for i, want := range []Outcome{OutcomeStored, OutcomeRepeat} {
+			if got, err := b.back(late); got != want || err != nil {
+				t.Errorf("arrival %d after the end: %q, %v, want %q", i+1, got, err, want)
+			}
+		}
+		row, err := b.sessionRow(t.Context(), id)
+		if err != nil || *row.Stored != 401 || *row.Lost != 599 {
+			t.Errorf("stored %d, lost %d, %v; want 401 and 599", *row.Stored, *row.Lost, err)
+		}
+		if got := b.status(t.Context()).Session; *got.Stored != 401 {
+			t.Errorf("the status says %d stored, want 401", *got.Stored)
+		}
+	})
+}
+
+func TestTwoStopsGetTheSameAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 10)
+		var wg sync.WaitGroup
+		var got [2]Summary
+		for i := range got {
+			wg.Go(func() {
+				var err error
+				if got[i], err = b.engine.stop(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if figuresOf(got[0]) != figuresOf(got[1]) || got[0].ID != got[1].ID {
+			t.Errorf("two answers: %+v and %+v", got[0], got[1])
+		}
+		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrIdle) {
+			t.Errorf("stopping an idle MS1: %v, want ErrIdle", err)
+		}
+	})
+}
+
+func TestStopCutsTheDrainAfterTheIntervalShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 1)
+		time.Sleep(3 * time.Second)
+		if got := b.status(t.Context()).State; got != Draining {
+			t.Fatalf("state %s, want draining", got)
+		}
+		s, err := b.engine.stop(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 1, resent: 1, lost: 1, reason: IntervalElapsed})
+		if *s.TotalSeconds > 7.2 {
+			t.Errorf("total time %v s, want 3 and the drain of 4", *s.TotalSeconds)
+		}
+	})
+}
+
+func TestReconnectSendsAtOnceWhatWasUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 3)
+		time.Sleep(100 * time.Millisecond)
+		b.link.connect(0)
+		time.Sleep(time.Second)
+		b.link.connect(2)
+		synctest.Wait()
+		if got := len(b.link.frames()); got != 6 {
+			t.Fatalf("%d frames, want each of 3 messages twice", got)
+		}
+		for _, m := range b.link.frames()[:3] {
+			if _, err := b.back(m); err != nil {
+				t.Error(err)
+			}
+		}
+		check(t, b.wait(), figures{generated: 3, stored: 3, resent: 3, reason: IntervalElapsed})
+	})
+}
+
+func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		b.link.block = make(chan struct{})
+		b.begin(1, 50)
+		time.Sleep(40 * time.Second) // several times the resend time
+		b.link.connect(2)            // and a reconnect
+		synctest.Wait()
+		close(b.link.block)
+		check(t, b.wait(), figures{generated: 50, stored: 50, reason: IntervalElapsed})
+		if got := len(b.link.frames()); got != 50 {
+			t.Errorf("%d frames, want 50", got)
+		}
+	})
+}
+
+func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 1)
+		time.Sleep(100 * time.Millisecond)
+		m := b.link.frames()[0]
+		b.store.fail(errors.New("disk full"))
+		if _, err := b.back(m); err == nil || !strings.Contains(err.Error(), "disk full") {
+			t.Fatalf("storing without a database: %v, want its error", err)
+		}
+		time.Sleep(6 * time.Second)
+		if got := len(b.link.frames()); got != 2 {
+			t.Errorf("%d frames, want the resend", got)
+		}
+		b.store.fail(nil)
+		if got, err := b.back(m); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored", got, err)
+		}
+		check(t, b.wait(), figures{generated: 1, stored: 1, resent: 1, reason: IntervalElapsed})
+	})
+}
+
+func TestACommitUnderWayIsNotGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config := usual()
+		config.GiveUpAfterSeconds = 2
+		b := newBench(t, config, never)
+		b.begin(1, 1)
+		time.Sleep(1900 * time.Millisecond)
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(time.Second, func() { close(b.store.hold) })
+		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored", got, err)
+		}
+		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
+	})
+}
+
+func TestAGivenUpMessageThatComesBackInItsSessionIsStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		config := usual()
+		config.GiveUpAfterSeconds = 2
+		b := newBench(t, config, never)
+		b.begin(10, 1)
+		time.Sleep(3 * time.Second)
+		m := b.link.frames()[0]
+		b.store.fail(errors.New("away"))
+		if _, err := b.back(m); err == nil {
+			t.Error("stored without a database")
+		}
+		b.store.fail(nil)
+		if got, err := b.back(m); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored", got, err)
+		}
+		s := b.wait()
+		if *s.Stored != 1 || *s.Lost != *s.Generated-1 {
+			t.Errorf("figures %+v, want one stored", figuresOf(s))
+		}
+	})
+}
+
+func TestTheSameMessageAHundredTimesAtOnceIsOneRow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 1)
+		time.Sleep(100 * time.Millisecond)
+		m := b.link.frames()[0]
+		outcomes := map[Outcome]int{}
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				got, err := b.back(m)
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				outcomes[got]++
+				mu.Unlock()
+			})
+		}
+		wg.Wait()
+		if outcomes[OutcomeStored] != 1 || outcomes[OutcomeRepeat] != 99 {
+			t.Errorf("outcomes %v, want 1 stored and 99 repeats", outcomes)
+		}
+		s := b.wait()
+		if *s.Stored+*s.Lost != *s.Generated || *s.Duplicates != 99 || len(b.store.rows) != 1 {
+			t.Errorf("figures %+v with %d rows", figuresOf(s), len(b.store.rows))
+		}
+	})
+}
+
+func TestAMessageNeverSentIsNeverStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		id := b.begin(1, 1)
+		time.Sleep(100 * time.Millisecond)
+		sent := b.link.frames()[0].Service1
+		forged := map[string]message.Message{
+			"a key of this session": {SessionID: id, Service1: sent - 1},
+			"a session to come":     {SessionID: id + 1, Service1: sent},
+		}
+		for name, m := range forged {
+			if got, err := b.back(m); got != OutcomeUnknown || err != nil {
+				t.Errorf("%s: %q, %v, want unknown", name, got, err)
+			}
+		}
+		b.wait()
+		for name, m := range forged { // nothing was lost, so nothing is awaited
+			if got, err := b.back(m); got != OutcomeUnknown || err != nil {
+				t.Errorf("%s, after the end: %q, %v, want unknown", name, got, err)
+			}
+		}
+	})
+}
+
+func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(time.Second)
+		b.store.fail(errors.New("connection refused"))
+		_, err := b.engine.stop(t.Context())
+		var notRecorded *NotRecordedError
+		if !errors.As(err, &notRecorded) || *notRecorded.Summary.Generated != 1 || *notRecorded.Summary.Lost != 1 {
+			t.Fatalf("stop: %v, want the figures as not recorded", err)
+		}
+		if said := b.said.String(); !strings.Contains(said, "NOT RECORDED") || !strings.Contains(said, "messages generated: 1") {
+			t.Errorf("the console does not say so:\n%s", said)
+		}
+		var notReady *NotReadyError
+		if _, err := b.start(t.Context(), 1, 1); !errors.As(err, &notReady) || notReady.Missing["database"] == nil {
+			t.Errorf("start meanwhile: %v, want the database as missing", err)
+		}
+		b.store.fail(nil)
+		check(t, b.wait(), figures{generated: 1, lost: 1, reason: Stopped})
+		if row, err := b.store.Session(t.Context(), 1); err != nil || row.EndReason == nil {
+			t.Errorf("row %+v, %v, want it closed", row, err)
+		}
+		b.begin(1, 1)
+	})
+}
+
+func TestShutdownEndsTheSession(t *testing.T) {
+	for name, away := range map[string]error{"with the database": nil, "without it": errors.New("connection refused")} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, usual(), never)
+				b.begin(60, 5)
+				time.Sleep(time.Second)
+				b.store.fail(away)
+				began := time.Now()
+				b.stop()
+				if took := time.Since(began); took > 7*time.Second {
+					t.Errorf("stopping took %s", took)
+				}
+				if said := b.said.String(); !strings.Contains(said, "(shutdown") || strings.Contains(said, "NOT RECORDED") != (away != nil) {
+					t.Errorf("the console says:\n%s", said)
+				}
+				if _, err := b.start(t.Context(), 1, 1); err == nil {
+					t.Error("a stopped MS1 starts a session")
+				}
+			})
+		})
+	}
+}
+
+func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 2)
+		time.Sleep(time.Second)
+		m := b.link.frames()[0]
+		b.store.hold = make(chan struct{})
+		late := make(chan Outcome, 1)
+		time.AfterFunc(3*time.Second, func() {
+			got, _ := b.back(m)
+			late <- got
+		})
+		s, err := b.engine.stop(t.Context()) // gives up at 4 s, records by 5 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 2, lost: 2, reason: Stopped})
+		close(b.store.hold) // the commit comes through, behind the figures
+		if got := <-late; got != OutcomeStored {
+			t.Errorf("the message that hung: %q, want it stored late", got)
+		}
+		if got := b.status(t.Context()).Session; *got.Stored != 1 || *got.Lost != 1 {
+			t.Errorf("stored %d, lost %d, want 1 and 1", *got.Stored, *got.Lost)
+		}
+	})
+}
+
+func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		started, busy := 0, 0
+		for range 100 {
+			wg.Go(func() {
+				_, err := b.start(t.Context(), 1, 1)
+				mu.Lock()
+				defer mu.Unlock()
+				var e *BusyError
+				switch {
+				case err == nil:
+					started++
+				case errors.As(err, &e):
+					busy++
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if started != 1 || busy != 99 {
+			t.Errorf("%d started, %d busy, want 1 and 99", started, busy)
+		}
+		b.wait()
+		if len(b.store.sessions) != 1 {
+			t.Errorf("%d rows of sessions", len(b.store.sessions))
+		}
+	})
+}
+
+func TestStartNamesWhatIsMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		b.link.connect(0)
+		b.store.fail(errors.New("connection refused"))
+		_, err := b.start(t.Context(), 1, 1)
+		if got, want := fmt.Sprint(err), "not ready: database: connection refused; ms2: not connected"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+		if got := b.status(t.Context()); got.State != Idle || got.Session != nil {
+			t.Errorf("status %+v, want idle without a session", got)
+		}
+	})
+}
+
+func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		b.begin(1, 1)
+		b.wait()
+		b.store.mu.Lock()
+		b.store.sessions[0].EndReason = nil // as a crash leaves it
+		b.store.mu.Unlock()
+		b.begin(1, 1)
+		b.wait()
+		if row := b.store.sessions[0]; *row.EndReason != Interrupted {
+			t.Errorf("row %+v, want it interrupted", row)
+		}
+	})
+}

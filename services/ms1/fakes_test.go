@@ -1,0 +1,324 @@
+package ms1
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// memoryStore is the store's contract in memory. The real adapters have the
+// conformance suite; this one is for what they cannot be made to do at a
+// given moment.
+type memoryStore struct {
+	mu       sync.Mutex
+	sessions []Session
+	rows     map[message.Key]message.Message
+	away     error         // what every method but Run fails with
+	batches  []int         // size of each commit
+	hold     chan struct{} // if not nil, Insert waits for it to be closed, or for its context
+}
+
+func newMemoryStore() *memoryStore {
+	return &memoryStore{rows: map[message.Key]message.Message{}}
+}
+
+func (s *memoryStore) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+
+func (s *memoryStore) Ready(context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.away
+}
+
+func (s *memoryStore) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away = err
+}
+
+func (s *memoryStore) count(id int64) (n int64) {
+	for key := range s.rows {
+		if key.SessionID == id {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *memoryStore) CloseInterrupted(_ context.Context, at message.Stamp) ([]Session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var closed []Session
+	for i := range s.sessions {
+		if row := &s.sessions[i]; row.EndReason == nil && s.away == nil {
+			stored, reason := s.count(row.ID), Interrupted
+			row.EndedAt, row.Stored, row.EndReason = max(at, row.StartedAt), &stored, &reason
+			closed = append(closed, *row)
+		}
+	}
+	return closed, s.away
+}
+
+func (s *memoryStore) Begin(_ context.Context, o Opening) (int64, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away != nil {
+		return 0, s.away
+	}
+	id := int64(len(s.sessions) + 1)
+	s.sessions = append(s.sessions, Session{ID: id, StartedAt: o.StartedAt, IntervalSeconds: o.IntervalSeconds, InFlight: o.InFlight})
+	return id, nil
+}
+
+func (s *memoryStore) Insert(ctx context.Context, id int64, batch []message.Message) error {
+	s.mu.Lock()
+	hold := s.hold
+	s.mu.Unlock()
+	if hold != nil {
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return errors.New("the database does not answer")
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away != nil {
+		return s.away
+	}
+	if s.sessions[id-1].EndReason != nil {
+		return ErrSessionEnded
+	}
+	s.batches = append(s.batches, len(batch))
+	for _, m := range batch {
+		if _, ok := s.rows[m.Key()]; !ok {
+			s.rows[m.Key()] = m
+		}
+	}
+	return nil
+}
+
+func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away != nil {
+		return Session{}, s.away
+	}
+	row := &s.sessions[id-1]
+	if row.EndReason == nil {
+		stored := s.count(id)
+		lost := c.Generated - stored
+		row.EndedAt, row.EndReason = c.EndedAt, &c.Reason
+		row.Generated, row.Stored, row.Resent, row.Duplicates, row.Lost = &c.Generated, &stored, &c.Resent, &c.Duplicates, &lost
+	}
+	return *row, nil
+}
+
+func (s *memoryStore) StoreLate(_ context.Context, m message.Message) (Late, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away != nil {
+		return Unknown, s.away
+	}
+	if _, ok := s.rows[m.Key()]; ok {
+		return Repeated, nil
+	}
+	if m.SessionID > int64(len(s.sessions)) {
+		return Unknown, nil
+	}
+	row := &s.sessions[m.SessionID-1]
+	if row.EndReason == nil || row.Lost == nil || *row.Lost == 0 || m.Service1 < row.StartedAt || m.Service1 > row.EndedAt {
+		return Unknown, nil
+	}
+	stored, lost := *row.Stored+1, *row.Lost-1
+	row.Stored, row.Lost = &stored, &lost
+	s.rows[m.Key()] = m
+	return Added, nil
+}
+
+func (s *memoryStore) Session(_ context.Context, id int64) (Session, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.away != nil || id > int64(len(s.sessions)) {
+		return Session{}, cmp.Or(s.away, ErrNoSession)
+	}
+	return s.sessions[id-1], nil
+}
+
+func (s *memoryStore) LastSession(ctx context.Context) (Session, error) {
+	s.mu.Lock()
+	n := len(s.sessions)
+	s.mu.Unlock()
+	if n == 0 {
+		return Session{}, ErrNoSession
+	}
+	return s.Session(ctx, int64(n))
+}
+
+// fakeLink hands every frame to a function, as MS2 would read it.
+type fakeLink struct {
+	mu        sync.Mutex
+	number    uint64 // of the connection; 0: none
+	connected func(uint64)
+	sent      []message.Message
+	onSend    func(m message.Message) // in a goroutine of its own
+	block     chan struct{}           // if not nil, Send blocks until it is closed
+}
+
+func (l *fakeLink) Run(ctx context.Context, connected func(uint64)) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (l *fakeLink) Ready(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.number == 0 {
+		return errors.New("not connected")
+	}
+	return nil
+}
+
+func (l *fakeLink) Send(frame []byte) (uint64, error) {
+	l.mu.Lock()
+	block := l.block
+	l.mu.Unlock()
+	if block != nil {
+		<-block
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.number == 0 {
+		return 0, errors.New("not connected")
+	}
+	m, err := message.Decode(frame, message.AtMS2)
+	if err != nil {
+		return 0, err
+	}
+	l.sent = append(l.sent, m)
+	if l.onSend != nil {
+		go l.onSend(m)
+	}
+	return l.number, nil
+}
+
+// connect replaces the connection by one with this number; 0 breaks it.
+func (l *fakeLink) connect(number uint64) {
+	l.mu.Lock()
+	l.number = number
+	connected := l.connected
+	l.mu.Unlock()
+	if number > 0 {
+		connected(number)
+	}
+}
+
+func (l *fakeLink) frames() []message.Message {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.sent)
+}
+
+// bench is an engine between fakes, inside a synctest bubble.
+type bench struct {
+	*engine
+	t     *testing.T
+	store *memoryStore
+	link  *fakeLink
+	stop  func() // SIGTERM, and wait
+	wall  func() time.Time
+	said  *syncBuffer
+}
+
+// newBench starts an engine whose messages come back by themselves after
+// delay; with a negative delay they never do.
+func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *bench {
+	t.Helper()
+	b := &bench{t: t, store: newMemoryStore(), link: &fakeLink{}, wall: time.Now, said: &syncBuffer{}}
+	log := zerolog.New(b.said)
+	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.engine = newEngine(config, b.store, b.link, func() time.Time { return b.wall() }, log, tel)
+	b.link.connected = b.engine.connected
+	if delay >= 0 {
+		b.link.onSend = func(m message.Message) {
+			time.Sleep(delay)
+			for {
+				if _, err := b.back(m); err == nil || b.engine.stopping() {
+					return
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = b.engine.run(ctx) }()
+	b.stop = func() { cancel(); <-done }
+	t.Cleanup(b.stop)
+	b.link.connect(1)
+	return b
+}
+
+// back brings a message round, as MS3 does.
+func (b *bench) back(m message.Message) (Outcome, error) {
+	m.Service2, m.Service3, m.End = m.Service1+100, m.Service1+200, message.StampOf(b.wall())
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	return b.takeBack(ctx, m)
+}
+
+func (b *bench) begin(seconds, inFlight int) int64 {
+	b.t.Helper()
+	id, err := b.start(b.t.Context(), seconds, inFlight)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return id
+}
+
+// wait sleeps, by the bubble's clock, until no session is under way.
+func (b *bench) wait() Summary {
+	b.t.Helper()
+	for range 10_000 {
+		st := b.status(b.t.Context())
+		if st.State == Idle {
+			return *st.Session
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	b.t.Fatal("the session does not end")
+	return Summary{}
+}
+
+type syncBuffer struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.text = append(b.text, p...)
+	return len(p), nil
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return string(b.text)
+}
