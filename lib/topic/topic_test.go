@@ -1,0 +1,235 @@
+package topic_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestValidate(t *testing.T) {
+	if err := topic.Defaults().Validate(); err != nil {
+		t.Fatalf("the defaults: %v", err)
+	}
+	for name, c := range map[string]struct {
+		change func(*topic.Config)
+		want   string
+	}{
+		"no broker":         {func(c *topic.Config) { c.Brokers = nil }, "kafka.brokers: found none"},
+		"no port":           {func(c *topic.Config) { c.Brokers = []string{"kafka"} }, `kafka.brokers: found "kafka"`},
+		"second is wrong":   {func(c *topic.Config) { c.Brokers = []string{"a:1", "b:0"} }, `kafka.brokers: found "b:0"`},
+		"empty topic":       {func(c *topic.Config) { c.Topic = "" }, `kafka.topic: found ""`},
+		"space in topic":    {func(c *topic.Config) { c.Topic = "a b" }, `kafka.topic: found "a b"`},
+		"dots only":         {func(c *topic.Config) { c.DeadLetterTopic = ".." }, `kafka.dead_letter_topic: found ".."`},
+		"too long":          {func(c *topic.Config) { c.Topic = strings.Repeat("a", 250) }, "kafka.topic: found"},
+		"one topic for all": {func(c *topic.Config) { c.DeadLetterTopic = c.Topic }, "kafka.dead_letter_topic: found"},
+		"no partition":      {func(c *topic.Config) { c.Partitions = 0 }, "kafka.partitions: found 0"},
+		"no replica":        {func(c *topic.Config) { c.ReplicationFactor = 0 }, "kafka.replication_factor: found 0"},
+		"no hours":          {func(c *topic.Config) { c.RetentionHours = 0 }, "kafka.retention_hours: found 0"},
+		"no megabytes":      {func(c *topic.Config) { c.RetentionMegabytes = -1 }, "kafka.retention_megabytes: found -1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := topic.Defaults()
+			c.change(&config)
+			if err := config.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("found %v, expected %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestHeaders(t *testing.T) {
+	var h topic.Headers
+	h.Set("traceparent", "1")
+	h.Set("tracestate", "2")
+	h.Set("traceparent", "3")
+	if got := h.Get("traceparent") + h.Get("tracestate") + h.Get("none"); got != "32" {
+		t.Errorf("found %q", got)
+	}
+	if got := strings.Join(h.Keys(), " "); got != "traceparent tracestate" {
+		t.Errorf("found keys %q", got)
+	}
+}
+
+func TestTopicsAreCreatedOnce(t *testing.T) {
+	c := topictest.Config(t)
+	c.Partitions, c.RetentionHours, c.RetentionMegabytes = 3, 2, 5
+	first, second := topic.NewLink(c, "first", zerolog.Nop()), topic.NewLink(c, "second", zerolog.Nop())
+	if first.Ready(t.Context()) == nil || first.Partitions() != 0 {
+		t.Error("a link is ready before it has asked")
+	}
+	topictest.Run(t, first)
+	topictest.Run(t, second)
+	if first.Partitions() != 3 || second.Partitions() != 3 {
+		t.Errorf("found %d and %d partitions, expected 3", first.Partitions(), second.Partitions())
+	}
+	for _, name := range []string{c.Topic, c.DeadLetterTopic} {
+		resp, err := first.Client().DescribeConfigs(t.Context(), &kafka.DescribeConfigsRequest{
+			Resources: []kafka.DescribeConfigRequestResource{{ResourceType: kafka.ResourceTypeTopic, ResourceName: name}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]string{}
+		for _, e := range resp.Resources[0].ConfigEntries {
+			found[e.ConfigName] = e.ConfigValue
+		}
+		if found["retention.ms"] != "7200000" || found["retention.bytes"] != "5242880" {
+			t.Errorf("%s: found retention of %s ms and %s bytes", name, found["retention.ms"], found["retention.bytes"])
+		}
+		if _, err := first.Produce(t.Context(), name, 2, kafka.Message{Value: []byte("x")}); err != nil {
+			t.Errorf("the last partition of %s: %v", name, err)
+		}
+	}
+}
+
+func TestProduceWaitsForEveryReplica(t *testing.T) {
+	cluster, address := topictest.Cluster(t)
+	c := topictest.For(t, address)
+	l := topic.NewLink(c, "test", zerolog.Nop())
+	topictest.Run(t, l)
+	acks := make(chan int16, 100)
+	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		acks <- r.(*kmsg.ProduceRequest).Acks
+		return nil, nil, false
+	})
+	for want := range int64(3) {
+		offset, err := l.Produce(t.Context(), c.Topic, 1, kafka.Message{Key: []byte("k"), Value: []byte("v")})
+		if err != nil || offset != want {
+			t.Errorf("found offset %d, %v, expected %d", offset, err, want)
+		}
+	}
+	if got := <-acks; got != -1 {
+		t.Errorf("found acks %d, expected -1, which means all", got)
+	}
+	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas})
+	if _, err := l.Produce(t.Context(), c.Topic, 1, kafka.Message{}); !errors.Is(err, kafka.NotEnoughReplicas) {
+		t.Errorf("found %v, expected the broker's error", err)
+	} else if got := topic.ErrorType(err); got != "not_enough_replicas" {
+		t.Errorf("found error type %q", got)
+	}
+}
+
+func TestErrorType(t *testing.T) {
+	for want, err := range map[string]error{
+		"timeout":    context.DeadlineExceeded,
+		"connection": net.ErrClosed,
+	} {
+		if got := topic.ErrorType(err); got != want {
+			t.Errorf("%v: found %q, expected %q", err, got, want)
+		}
+	}
+}
+
+func TestLinkSurvivesItsBroker(t *testing.T) {
+	dir := kfake.DataDir(t.TempDir())
+	cluster, address := topictest.Cluster(t, dir)
+	c := topictest.For(t, address)
+	l := topic.NewLink(c, "test", zerolog.Nop())
+	topictest.Run(t, l)
+	produce := func() bool {
+		_, err := l.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("v")})
+		return err == nil
+	}
+	if !produce() {
+		t.Fatal("cannot produce")
+	}
+	for range 2 {
+		cluster.Close()
+		topictest.Eventually(t, 5*time.Second, "the link knows that kafka is away", func() bool { return l.Ready(t.Context()) != nil })
+		if produce() {
+			t.Fatal("produced without a broker")
+		}
+		topictest.Eventually(t, 5*time.Second, "the port is free", func() bool {
+			var err error
+			cluster, err = kfake.NewCluster(kfake.NumBrokers(1), dir, kfake.Ports(topictest.Port(t, address)))
+			return err == nil
+		})
+		t.Cleanup(cluster.Close)
+		topictest.Eventually(t, 5*time.Second, "kafka is back", func() bool { return l.Ready(t.Context()) == nil })
+		topictest.Eventually(t, 5*time.Second, "produced", produce)
+	}
+}
+
+// What the check meets on a broker that answers, but not well.
+func TestLinkIsNotReadyWhileABrokerRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		key  kmsg.Key
+		err  *kerr.Error
+		want string
+	}{
+		"creating the topics": {kmsg.CreateTopics, kerr.TopicAuthorizationFailed, "creating topic"},
+		"a leader is missing": {kmsg.ListOffsets, kerr.LeaderNotAvailable, "asking for the offsets"},
+		"the topic is secret": {kmsg.Metadata, kerr.TopicAuthorizationFailed, "asking for topic"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster, address := topictest.Cluster(t)
+			fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{c.key}, Err: c.err, Count: -1})
+			l := topic.NewLink(topictest.For(t, address), "test", zerolog.Nop())
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- l.Run(ctx) }()
+			topictest.Eventually(t, 5*time.Second, c.want, func() bool {
+				return strings.Contains(l.Ready(ctx).Error(), c.want)
+			})
+			fault.Remove()
+			topictest.Eventually(t, 5*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestDialedConnectionsEndWithTheirOwner(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	owner, cut := context.WithCancel(t.Context())
+	dial := topic.Dial(owner)
+	conn, err := dial(t.Context(), "tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := make(chan error, 1)
+	go func() {
+		_, err := conn.Read(make([]byte, 1))
+		read <- err
+	}()
+	cut()
+	if err := <-read; err == nil {
+		t.Error("the connection outlives its owner")
+	}
+	if conn, err := dial(t.Context(), "tcp", listener.Addr().String()); err == nil {
+		conn.Close()
+		t.Error("dialed without an owner")
+	}
+}
+
+func TestPauseEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	if !topic.Pause(ctx, time.Millisecond) {
+		t.Error("found false after the time")
+	}
+	cancel()
+	if topic.Pause(ctx, time.Hour) {
+		t.Error("found true after the end")
+	}
+}
