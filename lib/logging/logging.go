@@ -89,8 +89,13 @@ func readable(console io.Writer) io.Writer {
 		NoColor:    !colour,
 		TimeFormat: "15:04:05.000",
 		PartsOrder: []string{zerolog.TimestampFieldName, zerolog.LevelFieldName, "service", zerolog.MessageFieldName},
-		FieldsExclude: []string{
-			"service", // it stands before the message
+		// The service stands before the message; a session is said in words.
+		FieldsExclude: []string{"service", "session"},
+		FormatPrepare: func(event map[string]any) error {
+			if event[zerolog.LevelFieldName] == nil { // said at every level
+				event[zerolog.LevelFieldName] = "log"
+			}
+			return nil
 		},
 	}
 }

@@ -88,5 +88,6 @@ func (s *timeSketch) add(seconds float64) {
 func (s *timeSketch) hop() Hop {
 	// The only error is an empty sketch.
 	q, _ := s.sketch.GetValuesAtQuantiles([]float64{0.50, 0.95, 0.99})
-	return Hop{P50: min(q[0], s.max), P95: min(q[1], s.max), P99: min(q[2], s.max), Max: s.max, Negative: s.negative}
+	micro := func(seconds float64) float64 { return math.Round(min(seconds, s.max)*1e6) / 1e6 }
+	return Hop{P50: micro(q[0]), P95: micro(q[1]), P99: micro(q[2]), Max: s.max, Negative: s.negative}
 }

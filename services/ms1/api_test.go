@@ -1,0 +1,386 @@
+package ms1
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+// api is an MS1 on a real socket, between fakes.
+type api struct {
+	t     *testing.T
+	url   string
+	store *memoryStore
+	link  *fakeLink
+	said  *syncBuffer
+	stop  func() error
+}
+
+func newAPI(t *testing.T) *api {
+	t.Helper()
+	a := &api{t: t, store: newMemoryStore(), link: &fakeLink{}, said: &syncBuffer{}}
+	log := zerolog.New(a.said)
+	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := Defaults()
+	config.Listen = "127.0.0.1:0"
+	config.Interaction.DrainSeconds = 1
+	s, err := New(config, a.store, a.link, log, tel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.url = "http://" + s.Address()
+	a.link.connected = s.engine.connected
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	a.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	t.Cleanup(func() {
+		if err := a.stop(); err != nil {
+			t.Error(err)
+		}
+		http.DefaultClient.CloseIdleConnections()
+	})
+	a.link.connect(1)
+	return a
+}
+
+// answer is a response with its body read.
+type answer struct {
+	*http.Response
+	text string
+}
+
+func (a answer) member(name string) any {
+	var body map[string]any
+	if json.Unmarshal([]byte(a.text), &body) != nil {
+		return nil
+	}
+	return body[name]
+}
+
+func (a *api) do(method, path, body string, header ...string) answer {
+	a.t.Helper()
+	req, err := http.NewRequestWithContext(a.t.Context(), method, a.url+path, strings.NewReader(body))
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if resp.StatusCode >= 400 && method != http.MethodHead && path != "/readyz" {
+		got := answer{resp, string(text)}
+		if resp.Header.Get("Content-Type") != httpserver.ProblemType || got.member("detail") == "" || got.member("status") != float64(resp.StatusCode) {
+			a.t.Errorf("%s %s: the error is no problem details: %s %s", method, path, resp.Header.Get("Content-Type"), text)
+		}
+	}
+	return answer{resp, string(text)}
+}
+
+func (a *api) want(got answer, status int, texts ...string) {
+	a.t.Helper()
+	if got.StatusCode != status {
+		a.t.Errorf("%s %s: %s %s, want %d", got.Request.Method, got.Request.URL.RequestURI(), got.Status, got.text, status)
+	}
+	for _, text := range texts {
+		if !strings.Contains(got.text, text) {
+			a.t.Errorf("%s %s: %s, want it to say %q", got.Request.Method, got.Request.URL.RequestURI(), got.text, text)
+		}
+	}
+}
+
+// sent waits for the nth frame on the link.
+func (a *api) sent(n int) message.Message {
+	a.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if frames := a.link.frames(); len(frames) >= n {
+			return frames[n-1]
+		}
+	}
+	a.t.Fatalf("frame %d was not sent", n)
+	return message.Message{}
+}
+
+func back(m message.Message) string {
+	m.Service2, m.Service3 = m.Service1+1, m.Service1+2
+	return string(m.Encode())
+}
+
+func TestASessionThroughTheAPI(t *testing.T) {
+	a := newAPI(t)
+	a.want(a.do("GET", "/status", ""), 200, `"state":"idle"`, `"session":null`)
+	a.want(a.do("GET", "/stop", ""), 409, "no session is under way")
+	got := a.do("GET", "/start", "")
+	a.want(got, 202, `"session_id":1`)
+	if got.Header.Get("Cache-Control") != "no-store" {
+		t.Error("the answer to /start may be cached")
+	}
+	if !strings.Contains(a.said.String(), "GET /start") {
+		t.Errorf("the request is not in the log:\n%s", a.said)
+	}
+	m := a.sent(1)
+	a.want(a.do("GET", "/start", ""), 409, `"session_id":1`, "running")
+	a.want(a.do("GET", "/status", ""), 200, `"state":"running"`, `"generated":1`, `"stored":0`, `"lost":1`)
+	a.want(a.do("GET", "/sessions/1", ""), 200, `"generated":1`, `"ended_at":null`)
+	a.want(a.do("POST", "/store", back(m)), 200, "stored")
+	a.want(a.do("POST", "/store", back(m)), 200, "repeat")
+	a.want(a.do("POST", "/store", back(message.Message{SessionID: 1, Service1: m.Service1 - 1})), 404, httpserver.UnknownMessage)
+	a.sent(2)
+	a.want(a.do("GET", "/stop", ""), 200, `"end_reason":"stopped"`, `"generated":2`, `"stored":1`, `"duplicates":1`, `"lost":1`, "total_seconds", `"ms1_to_ms2":{"p50_seconds":0.000001`)
+	a.want(a.do("GET", "/sessions/1", ""), 200, `"end_reason":"stopped"`, `"lost":1`)
+	a.want(a.do("POST", "/store", back(a.sent(2))), 200, "stored")
+	a.want(a.do("GET", "/status", ""), 200, `"state":"idle"`, `"stored":2`, `"lost":0`)
+	metrics := a.do("GET", "/metrics", "").text
+	for _, want := range []string{"tricycle_messages_generated_total 2", "tricycle_messages_stored_total 1", "tricycle_messages_late_total 1",
+		"tricycle_messages_duplicate_total 1", "tricycle_messages_given_up_total 1", `tricycle_store_requests_total{code="200"} 3`,
+		`tricycle_hop_seconds_count{hop="round"} 1`, "tricycle_messages_under_way 0"} {
+		if !strings.Contains(metrics, want) {
+			t.Errorf("the metrics do not say %q", want)
+		}
+	}
+}
+
+func TestStartParameters(t *testing.T) {
+	a := newAPI(t)
+	for query, text := range map[string]string{
+		"interval=0":               "interval",
+		"interval=86401":           "1 to 86400",
+		"interval=-1":              "interval",
+		"interval=1.5":             "interval",
+		"interval=+5":              "interval",
+		"interval=05":              "interval",
+		"interval=5s":              "interval",
+		"interval=":                "interval",
+		"interval=1&interval=2":    "interval",
+		"in_flight=0":              "1 to 4096",
+		"in_flight=4097":           "in_flight",
+		"in_flight=99999999999999": "in_flight",
+		"inflight=1":               "inflight",
+		"interval=1;in_flight=1":   "query",
+		"interval=%zz":             "query",
+	} {
+		a.want(a.do("GET", "/start?"+query, ""), 400, text)
+	}
+	if len(a.store.sessions) != 0 {
+		t.Fatal("a refused request opened a session")
+	}
+	a.want(a.do("GET", "/start?interval=86400&in_flight=4096", ""), 202)
+	if row := a.store.sessions[0]; row.IntervalSeconds != 86400 || row.InFlight != 4096 {
+		t.Errorf("row %+v", row)
+	}
+}
+
+func TestMethodsAndPaths(t *testing.T) {
+	a := newAPI(t)
+	for _, c := range []struct {
+		method, path string
+		status       int
+		allow        string
+	}{
+		{"HEAD", "/start", 405, "GET"},
+		{"HEAD", "/stop", 405, "GET"},
+		{"POST", "/start", 405, "GET"},
+		{"OPTIONS", "/stop", 405, "GET"},
+		{"GET", "/store", 405, "POST"},
+		{"PUT", "/store", 405, "POST"},
+		{"DELETE", "/sessions/1", 405, "GET, HEAD"},
+		{"GET", "/", 404, ""},
+		{"GET", "/start/", 404, ""},
+		{"GET", "/Start", 404, ""},
+		{"GET", "/sessions", 404, ""},
+		{"GET", "/sessions/1", 404, ""},
+		{"GET", "/sessions/0", 404, ""},
+		{"GET", "/sessions/-1", 404, ""},
+		{"GET", "/sessions/01", 404, ""},
+		{"GET", "/sessions/99999999999999999999", 404, ""},
+		{"GET", "/sessions/abc", 404, ""},
+		{"HEAD", "/status", 200, ""},
+		{"GET", "/healthz", 200, ""},
+	} {
+		got := a.do(c.method, c.path, "")
+		a.want(got, c.status)
+		if got.Header.Get("Allow") != c.allow {
+			t.Errorf("%s %s: Allow %q, want %q", c.method, c.path, got.Header.Get("Allow"), c.allow)
+		}
+	}
+	if len(a.store.sessions) != 0 {
+		t.Error("one of these opened a session")
+	}
+}
+
+func TestCommandsRefuseOtherSites(t *testing.T) {
+	a := newAPI(t)
+	for _, path := range []string{"/start", "/stop"} {
+		for _, site := range []string{"cross-site", "same-site", "nonsense"} {
+			a.want(a.do("GET", path, "", "Sec-Fetch-Site", site), 403, site)
+		}
+	}
+	a.want(a.do("GET", "/start", "", "Sec-Fetch-Site", "none"), 202)
+	a.want(a.do("GET", "/stop", "", "Sec-Fetch-Site", "same-origin"), 200)
+}
+
+func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
+	a := newAPI(t)
+	a.want(a.do("GET", "/start", ""), 202)
+	m := a.sent(1)
+	whole := back(m)
+	for name, c := range map[string]struct {
+		body   string
+		status int
+		text   string
+	}{
+		"nothing":           {"", 400, `"field":"message"`},
+		"no JSON":           {"hello", 400, `"field":"message"`},
+		"a sixth field":     {strings.Replace(whole, "{", `{"x":1,`, 1), 400, `"field":"x"`},
+		"two stamps only":   {string(m.Encode()), 400, "service2_timestamp"},
+		"the last stamp":    {strings.Replace(whole, `"end_timestamp":null`, `"end_timestamp":"2026-11-23T10:15:30.123456Z"`, 1), 400, "end_timestamp"},
+		"a local time":      {strings.Replace(whole, `Z"`, `+01:00"`, 1), 400, "service1_timestamp"},
+		"trailing bytes":    {whole + "{}", 400, "after the object"},
+		"4096 bytes":        {whole + strings.Repeat(" ", message.MaxBytes-len(whole)-1) + "x", 400, "message"},
+		"4097 bytes":        {whole + strings.Repeat(" ", message.MaxBytes-len(whole)+1), 413, "4096"},
+		"4097 bytes of bad": {strings.Repeat("x", 4097), 413, "4096"},
+		"a huge body":       {strings.Repeat("x", 10<<20), 413, "4096"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), "POST", a.url+"/store", strings.NewReader(c.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			if resp.StatusCode != c.status || !bytes.Contains(text, []byte(c.text)) {
+				t.Errorf("%s %s, want %d and %q", resp.Status, text, c.status, c.text)
+			}
+		})
+	}
+	a.want(a.do("POST", "/store", whole+strings.Repeat(" ", message.MaxBytes-len(whole))), 200)
+}
+
+func TestASlowBodyIsCutOff(t *testing.T) {
+	a := newAPI(t)
+	conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /store HTTP/1.1\r\nHost: ms1\r\nContent-Length: 200\r\n\r\n{")
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestTimeout {
+		t.Errorf("a body that does not come: %s, want 408", resp.Status)
+	}
+}
+
+func TestStoreAnswers503UntilCommitted(t *testing.T) {
+	a := newAPI(t)
+	a.want(a.do("GET", "/start", ""), 202)
+	m := a.sent(1)
+	a.store.fail(errors.New("connection refused"))
+	got := a.do("POST", "/store", back(m))
+	a.want(got, 503, "connection refused")
+	if got.Header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	a.store.fail(nil)
+	a.want(a.do("POST", "/store", back(m)), 200, "stored")
+
+	// A commit that hangs: the caller learns after 3 s, the message stays.
+	m = a.sent(2)
+	hold := make(chan struct{})
+	a.store.mu.Lock()
+	a.store.hold = hold
+	a.store.mu.Unlock()
+	a.want(a.do("POST", "/store", back(m)), 503)
+	close(hold)
+	a.want(a.do("POST", "/store", back(m)), 200)
+}
+
+func TestReadiness(t *testing.T) {
+	a := newAPI(t)
+	a.want(a.do("GET", "/readyz", ""), 200, `"database":"ok"`, `"ms2":"ok"`)
+	a.link.connect(0)
+	a.store.fail(errors.New("access denied"))
+	a.want(a.do("GET", "/readyz", ""), 503, `"database":"access denied"`, `"ms2":"not connected"`)
+	a.want(a.do("GET", "/start", ""), 503, `"missing":{`, "access denied", "not connected")
+	a.want(a.do("GET", "/sessions/1", ""), 503, "access denied")
+}
+
+func TestStopWithoutADatabase(t *testing.T) {
+	a := newAPI(t)
+	a.want(a.do("GET", "/start", ""), 202)
+	a.sent(1)
+	a.store.fail(errors.New("connection refused"))
+	a.want(a.do("GET", "/stop", ""), 503, "not recorded", `"generated":1`, `"lost":1`)
+	a.want(a.do("GET", "/start", ""), 503, "database")
+	a.store.fail(nil)
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if got := a.do("GET", "/status", ""); got.member("state") == string(Idle) {
+			a.want(a.do("GET", "/sessions/1", ""), 200, `"end_reason":"stopped"`)
+			return
+		}
+	}
+	t.Error("the session was never recorded")
+}
+
+func TestShutdownWhileAClientWaitsForStop(t *testing.T) {
+	a := newAPI(t)
+	a.want(a.do("GET", "/start", ""), 202)
+	a.sent(1)
+	answers := make(chan answer, 1)
+	go func() { answers <- a.do("GET", "/stop", "") }()
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(a.said.String(), "GET /stop") && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if err := a.stop(); err != nil {
+		t.Error(err)
+	}
+	a.want(<-answers, 200, `"generated":1`)
+}
+
+func TestPortTaken(t *testing.T) {
+	a := newAPI(t)
+	config := Defaults()
+	config.Listen = strings.TrimPrefix(a.url, "http://")
+	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = New(config, a.store, a.link, zerolog.Nop(), tel)
+	if err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("got %v, want the address and that it is in use", err)
+	}
+}
