@@ -38,9 +38,9 @@ type Link struct {
 
 	mu         sync.Mutex
 	kafka      *kafka.Client
-	cut        context.CancelFunc // closes every connection of kafka
-	err        error              // outcome of the last check
-	partitions int                // of the topic; 0 before the first check that succeeded
+	cut        func() // closes every connection of kafka
+	err        error  // outcome of the last check
+	partitions int    // of the topic; 0 before the first check that succeeded
 }
 
 // NewLink returns a link that introduces itself to the brokers by the client
@@ -178,15 +178,15 @@ func (l *Link) check(ctx context.Context) (partitions int, err error) {
 }
 
 func (l *Link) open() {
-	ctx, cut := context.WithCancel(context.Background())
-	l.cut = cut
-	l.kafka = &kafka.Client{
-		Addr:    kafka.TCP(l.config.Brokers...),
-		Timeout: requestTimeout,
-		Transport: &kafka.Transport{
-			Dial: Dial(ctx), DialTimeout: requestTimeout, MetadataTTL: checkInterval, ClientID: l.client, Context: ctx,
-			MetadataTopics: []string{l.config.Topic, l.config.DeadLetterTopic},
-		},
+	ctx, cancel := context.WithCancel(context.Background())
+	transport := &kafka.Transport{
+		Dial: Dial(ctx), DialTimeout: requestTimeout, MetadataTTL: checkInterval, ClientID: l.client, Context: ctx,
+		MetadataTopics: []string{l.config.Topic, l.config.DeadLetterTopic},
+	}
+	l.kafka = &kafka.Client{Addr: kafka.TCP(l.config.Brokers...), Timeout: requestTimeout, Transport: transport}
+	l.cut = func() {
+		transport.CloseIdleConnections() // the goroutines of those that nobody uses
+		cancel()                         // the others
 	}
 }
 
