@@ -26,9 +26,9 @@ import (
 // bodyTimeout is how long the body of a request to /store may take to arrive.
 const bodyTimeout = 5 * time.Second
 
-// handler returns the HTTP API.
-func (s *Service) handler() http.Handler {
-	routes := httpserver.Health(s.engine.checks()...)
+// handler returns the HTTP API. The checks are more for /readyz.
+func (s *Service) handler(checks []httpserver.Check) http.Handler {
+	routes := httpserver.Health(append(s.engine.checks(), checks...)...)
 	maps.Copy(routes, httpserver.Routes{
 		"/start":         {http.MethodGet: s.traced("/start", s.command(s.start))},
 		"/stop":          {http.MethodGet: s.traced("/stop", s.command(s.stop))},

@@ -36,11 +36,12 @@ type Service struct {
 }
 
 // New returns an MS1 that stores in the store and sends on the link, and
-// listens on its address already. It must be run, or closed.
-func New(c Config, store Store, l link, log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+// listens on its address already. It must be run, or closed. The checks are
+// for /readyz alone, beside those that /start makes too.
+func New(c Config, store Store, l link, log zerolog.Logger, tel *telemetry.Telemetry, checks ...httpserver.Check) (*Service, error) {
 	s := &Service{config: c, log: log, telemetry: tel, now: time.Now}
 	s.engine = newEngine(c.Interaction, store, l, s.now, log, tel)
-	server, err := httpserver.Listen(c.Listen, s.handler(), log)
+	server, err := httpserver.Listen(c.Listen, s.handler(checks), log)
 	if err != nil {
 		return nil, err
 	}

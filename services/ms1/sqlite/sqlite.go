@@ -85,12 +85,12 @@ func open(path string, options ...string) (*sql.DB, error) {
 func (s *Store) Run(ctx context.Context) error {
 	defer close(s.ended)
 	defer s.db.Close()
-	unlock, err := s.lock(ctx)
+	unlock, err := Lock(ctx, s.path+".lock")
 	if ctx.Err() != nil {
 		return nil
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("locking database %s: %w", s.path, err)
 	}
 	defer unlock()
 	if err := s.migrate(ctx); err != nil {
@@ -110,9 +110,13 @@ func (s *Store) Run(ctx context.Context) error {
 	return errors.Join(err, s.db.Close())
 }
 
-// lock takes the store for this program and returns what gives it back.
-func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	path := s.path + ".lock"
+// Lock takes the file for this program alone, and makes it if need be. It
+// returns what gives it back; no crash leaves it taken. Another program that
+// holds it gets two seconds to end.
+func Lock(ctx context.Context, path string) (unlock func(), err error) {
+	if path, err = filepath.Abs(path); err != nil {
+		return nil, err
+	}
 	db, err := open(path, fmt.Sprintf("_pragma=busy_timeout(%d)", lockWait.Milliseconds()))
 	if err != nil {
 		return nil, err
@@ -129,9 +133,9 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 	}
 	db.Close()
 	if code(err) == sqlite3.SQLITE_BUSY {
-		return nil, fmt.Errorf("another program uses database %s: found %s locked, expected one program per database", s.path, path)
+		return nil, fmt.Errorf("found %s locked by another program, expected one program at a time", path)
 	}
-	return nil, fmt.Errorf("locking database %s with %s: %w", s.path, path, err)
+	return nil, fmt.Errorf("locking %s: %w", path, err)
 }
 
 // migrate brings the schema up to date.
