@@ -1,0 +1,282 @@
+// Package allinone is MS1, MS2 and MS3 in one process, for a machine that has
+// nothing of what they need.
+//
+// They are the same three services, in the same order and over real sockets;
+// only what surrounds them is embedded, in one folder: the broker (kfake, which
+// speaks Kafka's protocol and keeps its log in DIR/broker) and the database (a
+// SQLite file, DIR/tricycle.db). Naming a real broker or a real database in the
+// configuration replaces that one.
+//
+//	MS1 ─WebSocket─▶ MS2 ─▶ broker ─▶ MS3 ─HTTP─▶ MS1 ─▶ database
+//
+// Everything that was acknowledged survives the death of the process: the
+// broker writes a record to its file before it answers, as the database does a
+// row. Against the loss of power, use the real ones.
+package allinone
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
+	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
+	"github.com/tricycle-relay/tricycle/services/ms1/websocket"
+	"github.com/tricycle-relay/tricycle/services/ms2"
+	"github.com/tricycle-relay/tricycle/services/ms3"
+)
+
+const (
+	anyPort = "127.0.0.1:0"
+	// askEvery is the time between two looks at what is not ready yet, and at
+	// the figures of a session.
+	askEvery = 100 * time.Millisecond
+	// ms2Patience is how long MS1 waits for MS2 before it starts without.
+	ms2Patience = 2 * time.Second
+)
+
+// trio is the three services and what they are told of each other.
+type trio struct {
+	config  Config
+	screen  *screen
+	console io.Writer // of the services' logs
+	client  *http.Client
+
+	brokers known[[]string]
+	ms1     known[*ms1.Service]
+	ms2     known[string] // addresses
+	ms3     known[string]
+}
+
+// known is what one part finds out when it starts and others wait for.
+type known[T any] chan T
+
+func (k known[T]) set(v T) { k <- v }
+
+// wait returns the value, or false if ctx ended first.
+func (k known[T]) wait(ctx context.Context) (v T, ok bool) {
+	select {
+	case v = <-k:
+		k <- v
+		return v, true
+	case <-ctx.Done():
+		return v, false
+	}
+}
+
+// Run runs the three services with the configuration, which must be valid,
+// until ctx is cancelled or, with Once, until one session has ended. MS1 stops
+// first and drains through the others. The error of a session that has lost
+// messages says how many.
+func Run(ctx context.Context, c Config, console io.Writer) error {
+	if err := os.MkdirAll(c.Data, 0o755); err != nil {
+		return fmt.Errorf("making the data folder: %w", err)
+	}
+	// Two brokers on one log would ruin it. The database has a lock of its own.
+	unlock, err := sqlite.Lock(ctx, filepath.Join(c.Data, "lock"))
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("taking the data folder %s: %w", c.Data, err)
+	}
+	defer unlock()
+
+	t := &trio{
+		config: c, screen: newScreen(console), console: console,
+		client:  &http.Client{Transport: &http.Transport{}},
+		brokers: make(known[[]string], 1), ms1: make(known[*ms1.Service], 1),
+		ms2: make(known[string], 1), ms3: make(known[string], 1),
+	}
+	defer t.client.CloseIdleConnections()
+	if c.Once {
+		t.console = troubles{t.screen}
+	}
+	return lifecycle.Run(ctx,
+		lifecycle.Part{Name: "broker", Run: t.runBroker},
+		lifecycle.Part{Name: "ms2", Run: t.runMS2},
+		lifecycle.Part{Name: "ms3", Run: t.runMS3},
+		lifecycle.Part{Name: "ms1", Run: t.runMS1},
+		lifecycle.Part{Name: "interaction", Run: t.attend},
+	)
+}
+
+func (t *trio) runBroker(ctx context.Context) error {
+	if len(t.config.Kafka.Brokers) > 0 {
+		t.brokers.set(t.config.Kafka.Brokers)
+		<-ctx.Done()
+		return nil
+	}
+	log, file, err := logging.New(t.config.log("broker"), "broker", t.console)
+	if err != nil {
+		return err
+	}
+	b, err := openBroker(filepath.Join(t.config.Data, "broker"), t.config.Kafka, log)
+	if err == nil {
+		t.brokers.set(b.ListenAddrs())
+		serveBroker(ctx, b)
+	}
+	return errors.Join(err, file.Close())
+}
+
+func (t *trio) runMS2(ctx context.Context) error {
+	brokers, ok := t.brokers.wait(ctx)
+	if !ok {
+		return nil
+	}
+	c := t.config.ms2(brokers)
+	return program.Observe(ctx, "ms2", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
+		service, err := ms2.New(c, log, tel)
+		if err != nil {
+			return err
+		}
+		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", brokers).Msg("ms2 has started")
+		t.ms2.set(service.Address())
+		return service.Run(ctx)
+	})
+}
+
+func (t *trio) runMS3(ctx context.Context) error {
+	one, ok := t.ms1.wait(ctx)
+	if !ok {
+		return nil
+	}
+	brokers, _ := t.brokers.wait(ctx) // known, or MS1 would not be
+	c := t.config.ms3(brokers, one.Address())
+	return program.Observe(ctx, "ms3", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
+		service, err := ms3.New(c, log, tel)
+		if err != nil {
+			return err
+		}
+		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", brokers).Str("ms1", c.MS1.URL).Msg("ms3 has started")
+		t.ms3.set(service.Address())
+		return service.Run(ctx)
+	})
+}
+
+func (t *trio) runMS1(ctx context.Context) error {
+	two, ok := t.ms2.wait(ctx)
+	if !ok {
+		return nil
+	}
+	// MS2 refuses MS1 until it has found its broker, a warning at every start.
+	patient, cancel := context.WithTimeout(ctx, ms2Patience)
+	_ = t.untilReady(patient, two, "") // without it MS1 says what is missing
+	cancel()
+	c := t.config.ms1(two)
+	return program.Observe(ctx, "ms1", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
+		store, err := t.openStore(log)
+		if err != nil {
+			return err
+		}
+		service, err := ms1.New(c, store, websocket.New(c.MS2.URL, log), log, tel, httpserver.Check{Name: "ms3", Probe: t.probeMS3})
+		if err != nil {
+			stopped, stop := context.WithCancel(ctx)
+			stop()
+			return errors.Join(err, store.Run(stopped)) // which only closes it
+		}
+		log.Info().Str("version", program.Version).Str("address", service.Address()).Str("ms2", c.MS2.URL).Msg("ms1 has started")
+		t.ms1.set(service)
+		return service.Run(ctx)
+	})
+}
+
+func (t *trio) openStore(log zerolog.Logger) (ms1.Store, error) {
+	if t.config.Database.Address != "" {
+		return mariadb.Open(t.config.Database, log)
+	}
+	return sqlite.Open(t.databaseFile(), log)
+}
+
+func (t *trio) databaseFile() string { return filepath.Join(t.config.Data, "tricycle.db") }
+
+// probeMS3 is MS1's check that MS3 holds its partitions.
+func (t *trio) probeMS3(ctx context.Context) error {
+	three, ok := t.ms3.wait(ctx)
+	if !ok {
+		return errors.New("it has not started yet")
+	}
+	return t.ready(ctx, three, "?exclude=ms1")
+}
+
+// ready asks the service at the address whether it is ready, and returns what
+// it misses.
+func (t *trio) ready(ctx context.Context, address, query string) error {
+	var answer struct {
+		Status string            `json:"status"`
+		Checks map[string]string `json:"checks"`
+	}
+	status, err := t.get(ctx, "http://"+address+"/readyz"+query, &answer)
+	if err != nil || status == http.StatusOK {
+		return err
+	}
+	var missing []string
+	for name, outcome := range answer.Checks {
+		if outcome != "ok" {
+			missing = append(missing, name+": "+outcome)
+		}
+	}
+	return errors.New(strings.Join(missing, "; "))
+}
+
+// untilReady asks until the service is ready or ctx ends, and returns what was
+// missing then.
+func (t *trio) untilReady(ctx context.Context, address, query string) error {
+	var last error
+	for {
+		err := t.ready(ctx, address, query)
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil { // else the question was cut short
+			last = err
+		}
+		if !pause(ctx, askEvery) {
+			return last
+		}
+	}
+}
+
+// get reads the JSON answer to a GET request.
+func (t *trio) get(ctx context.Context, url string, answer any) (status int, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := t.client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
+		return 0, fmt.Errorf("reading the answer of %s: %w", url, err)
+	}
+	return resp.StatusCode, nil
+}
+
+// pause waits for d; it returns false if ctx ended first.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,33 @@
+// Command allinone runs MS1, MS2 and MS3 in one process, with a broker and a
+// database embedded unless real ones are named.
+package main
+
+import (
+	"context"
+	"flag"
+	"os"
+
+	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/services/allinone"
+)
+
+func main() {
+	os.Exit(program.Main(context.Background(), command(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func command() program.Program[allinone.Config] {
+	return program.Program[allinone.Config]{
+		Name:    "allinone",
+		Purpose: "runs MS1, MS2 and MS3 in one process, with what they need",
+		Config:  allinone.Defaults(),
+		Flags: func(flags *flag.FlagSet, c *allinone.Config) {
+			flags.StringVar(&c.Listen, "listen", c.Listen, "listen for MS1's requests on `ADDR`, host:port")
+			flags.StringVar(&c.Data, "data", c.Data, "keep database, broker and logs in the folder `DIR`, which is made")
+			flags.BoolVar(&c.Once, "once", c.Once, "run one session at once and exit: 0, or 1 if a message was lost")
+			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "let a session make messages for so many `SECONDS`")
+			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages under way at once")
+		},
+		Ready: func(c allinone.Config) (address, path string) { return c.Listen, "/readyz" },
+		Run:   allinone.Run,
+	}
+}

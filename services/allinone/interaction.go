@@ -1,0 +1,140 @@
+package allinone
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+const (
+	readyTimeout = 30 * time.Second // for -once; longer than the real things take to answer
+	stopTimeout  = 10 * time.Second // for the answer of /stop, after the drain
+)
+
+// attend waits until MS1 is ready and says how to use it; with Once it runs a
+// session instead, and returns when that has ended.
+func (t *trio) attend(ctx context.Context) error {
+	service, ok := t.ms1.wait(ctx)
+	if !ok {
+		return nil
+	}
+	url := "http://" + service.Address()
+	waiting := ctx
+	if t.config.Once {
+		var cancel context.CancelFunc
+		waiting, cancel = context.WithTimeout(ctx, readyTimeout)
+		defer cancel()
+	}
+	err := t.untilReady(waiting, service.Address(), "")
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err != nil:
+		return fmt.Errorf("not ready after %s: %w", readyTimeout, err)
+	case t.config.Once:
+		return t.once(ctx, service, url)
+	}
+	t.screen.say("MS1 listens on %s\n\n  curl %[1]s/start\n  curl '%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[1]s/stop\n", url)
+	t.say("The rows", t.rows(0))
+	<-ctx.Done()
+	return nil
+}
+
+// once runs one session by the way that a person would.
+func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error {
+	t.screen.say("GET %s/start", url)
+	var answer struct {
+		SessionID int64  `json:"session_id"`
+		Detail    string `json:"detail"` // of a problem
+	}
+	status, err := t.get(ctx, url+"/start", &answer)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return nil
+	case err != nil:
+		return fmt.Errorf("starting a session: %w", err)
+	case status != http.StatusAccepted:
+		return fmt.Errorf("starting a session: %s", answer.Detail)
+	}
+	for {
+		now := service.Status(ctx)
+		t.screen.progress(*now.Session, now.State == ms1.Idle)
+		if now.State == ms1.Idle {
+			break
+		}
+		if !pause(ctx, askEvery) {
+			return t.breakOff(ctx, service, url)
+		}
+	}
+	return t.summarise(*service.Status(ctx).Session)
+}
+
+// breakOff ends the session with /stop, which answers when it has drained.
+func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	var answer struct {
+		Detail string `json:"detail"` // of a problem
+	}
+	status, err := t.get(ctx, url+"/stop", &answer)
+	switch {
+	case err != nil:
+		return fmt.Errorf("stopping the session: %w", err)
+	case status == http.StatusServiceUnavailable: // not recorded, as it says
+		err = errors.New(answer.Detail)
+	}
+	s := *service.Status(ctx).Session
+	t.screen.progress(s, true)
+	return errors.Join(err, t.summarise(s))
+}
+
+// summarise says what became of a session that has ended. Its error is that
+// messages were lost.
+func (t *trio) summarise(s ms1.Summary) error {
+	t.screen.say("\nsession %d (%s)", s.ID, *s.EndReason)
+	t.screen.say("  total time of the interaction  %.3f s", *s.TotalSeconds)
+	t.screen.say("  messages generated             %d", *s.Generated)
+	t.screen.say("  stored %d, resent %d, duplicates %d, lost %d", *s.Stored, *s.Resent, *s.Duplicates, *s.Lost)
+	if h := s.Hops; h != nil {
+		t.screen.say("  ms1 to ms2   %s\n  ms2 to ms3   %s\n  ms3 to ms1   %s\n  whole round  %s", h.ToMS2, h.ToMS3, h.ToMS1, h.Round)
+	}
+	t.screen.say("")
+	t.say("The rows", t.rows(s.ID))
+	t.say("The log", filepath.Join(t.config.Data, "ms1.log"))
+	if *s.Lost > 0 {
+		return fmt.Errorf("%d of the %d messages of session %d were lost", *s.Lost, *s.Generated, s.ID)
+	}
+	return nil
+}
+
+func (t *trio) say(what, where string) { t.screen.say("%-9s %s", what+":", where) }
+
+// rows returns the command that shows rows of a session; 0 is the last one.
+func (t *trio) rows(sessionID int64) string {
+	which := "(SELECT MAX(id) FROM sessions)"
+	if sessionID > 0 {
+		which = fmt.Sprint(sessionID)
+	}
+	query := quote("SELECT * FROM messages WHERE session_id = " + which + " ORDER BY service1_timestamp LIMIT 10")
+	d := t.config.Database
+	host, port, err := net.SplitHostPort(d.Address)
+	if err != nil { // there is no address
+		return fmt.Sprintf("sqlite3 %s %s", quote(t.databaseFile()), query)
+	}
+	return fmt.Sprintf("mariadb --host=%s --port=%s --user=%s --password %s --execute=%s", quote(host), quote(port), quote(d.User), quote(d.Name), query)
+}
+
+// quote makes one word of s for a shell.
+func quote(s string) string {
+	if strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-./:") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,97 @@
+package allinone
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+const (
+	plainEvery = time.Second // between two lines of progress, unless they overwrite each other
+	barWidth   = 10
+	maxLine    = 79 // a longer line could wrap, and then not be overwritten
+)
+
+// screen is the console. What is written to it goes above the line of
+// progress, which on a terminal is one that overwrites itself.
+type screen struct {
+	mu      sync.Mutex
+	out     io.Writer
+	live    bool // out is a terminal
+	width   int  // of the line of progress that stands there now
+	plainAt time.Time
+}
+
+func newScreen(out io.Writer) *screen {
+	s := &screen{out: out}
+	if f, ok := out.(*os.File); ok {
+		info, err := f.Stat()
+		s.live = err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	}
+	return s
+}
+
+// Write implements [io.Writer] for whole lines.
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.draw("") // the next progress draws it again
+	return s.out.Write(p)
+}
+
+// say writes a line. A console that is gone is no reason to stop.
+func (s *screen) say(format string, args ...any) {
+	_, _ = fmt.Fprintf(s, format+"\n", args...)
+}
+
+// progress shows how far the session is; last is its end.
+func (s *screen) progress(now ms1.Summary, last bool) {
+	seconds := *now.TotalSeconds
+	line := fmt.Sprintf("%.1f/%d s  generated %d  stored %d  %.0f/s",
+		seconds, now.IntervalSeconds, *now.Generated, *now.Stored, float64(*now.Stored)/max(seconds, 0.001))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.live:
+		done := min(barWidth, int(barWidth*seconds/float64(now.IntervalSeconds)))
+		s.draw(fmt.Sprintf("[%-*s] %s", barWidth, strings.Repeat("#", done), line))
+		if last {
+			s.width = 0 // it stays
+			fmt.Fprintln(s.out)
+		}
+	case last || time.Since(s.plainAt) >= plainEvery:
+		s.plainAt = time.Now()
+		fmt.Fprintln(s.out, line)
+	}
+}
+
+// draw puts line in place of the one that stands there. The caller holds the
+// mutex.
+func (s *screen) draw(line string) {
+	line = line[:min(len(line), maxLine)]
+	if line == "" && s.width == 0 {
+		return
+	}
+	fmt.Fprintf(s.out, "\r%-*s\r%s", s.width, "", line)
+	s.width = len(line)
+}
+
+// troubles lets through the lines of a log on the console that are warnings or
+// worse. The rest is in the file.
+type troubles struct{ screen *screen }
+
+func (t troubles) Write(line []byte) (int, error) {
+	if words := bytes.Fields(line); len(words) > 1 { // time and level, as lib/logging writes them
+		switch string(words[1]) {
+		case "WRN", "ERR", "FTL", "PNC":
+			return t.screen.Write(line)
+		}
+	}
+	return len(line), nil
+}
