@@ -63,7 +63,7 @@ func Decode(data []byte, stage Stage) (Message, error) {
 		name, _ := tok.(string)
 		i := index(name)
 		if i < 0 {
-			return Message{}, &Error{excerpt(name), "an unknown field", "only the five fields of a message"}
+			return Message{}, &Error{unknown(name), "an unknown field", "only the five fields of a message"}
 		}
 		if seen[i] {
 			return Message{}, &Error{name, "the field twice", "each field once"}
@@ -143,7 +143,7 @@ func stamp(field string, tok json.Token) (Stamp, error) {
 	// Parse is lenient: it takes a comma for the point and one digit for an
 	// hour. Only what it would be written as is a stamp.
 	if err != nil || t.Format(Layout) != s {
-		return 0, &Error{field, strconv.Quote(excerpt(s)), expected}
+		return 0, &Error{field, quote(s), expected}
 	}
 	st := StampOf(t)
 	if st <= 0 || st > latest {
@@ -162,7 +162,7 @@ func kind(tok json.Token) string {
 	case json.Number:
 		return "the number " + excerpt(v.String())
 	case string:
-		return "the string " + strconv.Quote(excerpt(v))
+		return "the string " + quote(v)
 	case json.Delim:
 		if v == '[' {
 			return "an array"
@@ -172,14 +172,35 @@ func kind(tok json.Token) string {
 	return fmt.Sprintf("%T", tok)
 }
 
+// most bytes of what was found stand in an error.
+const most = 40
+
 // excerpt keeps errors readable, and short enough for the reason of a
 // WebSocket close frame (RFC 6455, 5.5: 123 bytes).
 func excerpt(s string) string {
-	const most = 40
 	if len(s) <= most {
 		return s
 	}
 	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8([]byte(s[:most]), nil), len(s))
+}
+
+// quote is excerpt for text that may hold anything. It cuts what it has
+// quoted, since a quoted control character takes up to ten bytes.
+func quote(s string) string {
+	quoted := strconv.Quote(s)
+	if len(quoted) <= most {
+		return quoted
+	}
+	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8([]byte(quoted[:most]), nil), len(s))
+}
+
+// unknown names a field that is not ours: as it stands if it reads like a
+// name, else quoted, so that an error names something and stays on one line.
+func unknown(name string) string {
+	if q := strconv.Quote(name); name == "" || q != `"`+name+`"` {
+		return quote(name)
+	}
+	return excerpt(name)
 }
 
 func syntax(err error) error {

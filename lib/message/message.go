@@ -19,6 +19,7 @@
 package message
 
 import (
+	"math"
 	"strconv"
 	"time"
 )
@@ -59,8 +60,19 @@ func (s Stamp) String() string {
 }
 
 // Sub returns s-t. It is negative if s is before t, as clocks of two machines
-// may have it.
-func (s Stamp) Sub(t Stamp) time.Duration { return time.Duration(s-t) * time.Microsecond }
+// may have it. Like [time.Time.Sub] it ends at the longest Duration, 292 years:
+// a wrong clock must not turn its sign.
+func (s Stamp) Sub(t Stamp) time.Duration {
+	const longest = math.MaxInt64 / int64(time.Microsecond)
+	switch d := int64(s - t); {
+	case d > longest:
+		return math.MaxInt64
+	case d < -longest:
+		return math.MinInt64
+	default:
+		return time.Duration(d) * time.Microsecond
+	}
+}
 
 // Key identifies a message among all messages ever sent.
 type Key struct {
