@@ -20,6 +20,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gopkg.in/yaml.v3"
@@ -71,6 +72,7 @@ func readFile(into any, path string) error {
 	} else if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
+	// What cannot be read after the first document is no part of it either.
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%s: found more than one YAML document, expected one", path)
 	}
@@ -87,14 +89,14 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
-	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
-		return nil // a section whose keys are all commented out
-	}
 	if v.Kind() != reflect.Struct {
 		return scalar(v, n, key)
 	}
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
+		return nil // a section whose keys are all commented out
+	}
 	if n.Kind != yaml.MappingNode {
-		return fmt.Errorf("line %d: %s: found %q, expected keys and values", n.Line, cmp.Or(key, "the file"), n.Value)
+		return fmt.Errorf("line %d: %s: found %s, expected keys and values", n.Line, cmp.Or(key, "the file"), found(n))
 	}
 	known, fields := fieldsOf(v)
 	seen := map[string]bool{}
@@ -102,7 +104,10 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 		name, value := n.Content[i], n.Content[i+1]
 		path := strings.TrimPrefix(key+"."+name.Value, ".")
 		at := slices.Index(known, name.Value)
-		if at < 0 {
+		if at < 0 || name.Kind != yaml.ScalarNode { // the value of an alias is its name
+			if name.Kind != yaml.ScalarNode || !plain(name.Value) {
+				path = strings.TrimPrefix(key+"."+found(name), ".")
+			}
 			return fmt.Errorf("line %d: unknown key %s, expected one of %s", name.Line, path, strings.Join(known, ", "))
 		}
 		if seen[name.Value] {
@@ -133,17 +138,16 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	default:
 		return fmt.Errorf("key %s has type %s, which no configuration uses", key, v.Type())
 	}
-	found := n.Value
-	if n.Kind != yaml.ScalarNode {
-		found = map[yaml.Kind]string{yaml.MappingNode: "keys and values", yaml.SequenceNode: "a list"}[n.Kind]
-	}
-	mismatch := fmt.Errorf("line %d: %s: found %s, expected %s", n.Line, key, found, want)
+	mismatch := fmt.Errorf("line %d: %s: found %s, expected %s", n.Line, key, found(n), want)
 	if n.Tag != tag && (tag != "!!float" || n.Tag != "!!int") {
 		return mismatch
 	}
 	for _, item := range n.Content {
+		if item.Kind == yaml.AliasNode {
+			item = item.Alias
+		}
 		if item.Tag != "!!str" {
-			return mismatch
+			return fmt.Errorf("line %d: %s: found %s in the list, expected %s", item.Line, key, found(item), want)
 		}
 	}
 	if err := n.Decode(v.Addr().Interface()); err != nil {
@@ -151,6 +155,26 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	}
 	return nil
 }
+
+// found is what an error says of a value, on one line.
+func found(n *yaml.Node) string {
+	switch {
+	case n.Kind == yaml.MappingNode:
+		return "keys and values"
+	case n.Kind == yaml.SequenceNode:
+		return "a list"
+	case n.Kind == yaml.AliasNode:
+		return "the alias *" + n.Value
+	case n.Tag == "!!null":
+		return "nothing"
+	case n.Tag == "!!str" || !plain(n.Value):
+		return strconv.Quote(n.Value)
+	}
+	return n.Value
+}
+
+// plain says that text can stand in an error as it is.
+func plain(s string) bool { return s != "" && strconv.Quote(s) == `"`+s+`"` }
 
 // fieldsOf returns the keys of a struct and the fields they stand for, those
 // of embedded structs among them.
@@ -181,9 +205,10 @@ func InRange[T cmp.Ordered](key string, value, low, high T) error {
 func HostPort(key, address string, low int) error {
 	host, port, err := net.SplitHostPort(address)
 	if err == nil && (host != "" || low == 0) {
-		var n int
-		n, err = net.LookupPort("tcp", port)
-		if err == nil && n >= low {
+		// Not net.LookupPort: a service's name is known on one machine and not
+		// in an image, and no port at all would mean 0.
+		n, err := strconv.ParseUint(port, 10, 16)
+		if err == nil && int(n) >= low {
 			return nil
 		}
 	}
@@ -194,7 +219,7 @@ func HostPort(key, address string, low int) error {
 // the schemes.
 func URL(key, value string, schemes ...string) error {
 	u, err := url.Parse(value)
-	if err == nil && u.Host != "" && slices.Contains(schemes, u.Scheme) {
+	if err == nil && u.Hostname() != "" && slices.Contains(schemes, u.Scheme) && (u.Port() == "" || HostPort(key, u.Host, 1) == nil) {
 		return nil
 	}
 	return fmt.Errorf("%s: found %q, expected a URL such as %s://host:port", key, value, schemes[0])
