@@ -1,0 +1,375 @@
+package config_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+)
+
+type section struct {
+	Ratio float64 `yaml:"ratio"`
+	On    bool    `yaml:"on"`
+}
+
+type common struct {
+	Listen string `yaml:"listen"`
+}
+
+type settings struct {
+	common
+	Common2 `yaml:",inline"`
+	Count   int      `yaml:"count"`
+	Big     int64    `yaml:"big"`
+	List    []string `yaml:"list"`
+	Section section  `yaml:"section"`
+	Other   section  `yaml:"other"`
+}
+
+// Common2 is embedded and exported, as the services' configurations are.
+type Common2 struct {
+	Name string `yaml:"name"`
+}
+
+func (s *settings) Validate() error {
+	return errors.Join(config.InRange("count", s.Count, 1, 10), config.InRange("section.ratio", s.Section.Ratio, 0, 1))
+}
+
+func defaults() settings {
+	s := settings{Count: 5, Big: 6, List: []string{"one", "two"}, Section: section{Ratio: 0.5, On: true}}
+	s.Name = "default"
+	return s
+}
+
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "settings.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestReadTakes(t *testing.T) {
+	for name, c := range map[string]struct {
+		texts []string
+		want  func(*settings)
+	}{
+		"no file":                 {nil, func(*settings) {}},
+		"an empty file":           {[]string{""}, func(*settings) {}},
+		"comments only":           {[]string{"# count: 7\n"}, func(*settings) {}},
+		"a document with nothing": {[]string{"---\n"}, func(*settings) {}},
+		"the word null":           {[]string{"null"}, func(*settings) {}},
+		"one key":                 {[]string{"count: 7"}, func(s *settings) { s.Count = 7 }},
+		"Windows line ends":       {[]string{"count: 7\r\nname: a\r\n"}, func(s *settings) { s.Count, s.Name = 7, "a" }},
+		"a byte order mark":       {[]string{"\ufeffcount: 7"}, func(s *settings) { s.Count = 7 }},
+		"every type": {[]string{"name: x\ncount: -1\nbig: 9223372036854775807\nlist: [a, \"2\"]\nsection: {ratio: 0.25, on: false}"}, func(s *settings) {
+			*s = settings{Common2: Common2{"x"}, Count: -1, Big: math.MaxInt64, List: []string{"a", "2"}, Section: section{Ratio: 0.25}}
+		}},
+		"a whole number as ratio":   {[]string{"section: {ratio: 1}"}, func(s *settings) { s.Section.Ratio = 1 }},
+		"a section commented out":   {[]string{"section:\n  # ratio: 1\ncount: 7"}, func(s *settings) { s.Count = 7 }},
+		"one key of a section":      {[]string{"section: {ratio: 1}"}, func(s *settings) { s.Section.Ratio = 1 }},
+		"an empty string":           {[]string{`name: ""`}, func(s *settings) { s.Name = "" }},
+		"an empty list":             {[]string{"list: []"}, func(s *settings) { s.List = []string{} }},
+		"an embedded struct's key":  {[]string{"name: inner"}, func(s *settings) { s.Name = "inner" }},
+		"an anchor and its alias":   {[]string{"section: &s {ratio: 0.1}\nother: *s"}, func(s *settings) { s.Section.Ratio, s.Other.Ratio = 0.1, 0.1 }},
+		"an alias in a list":        {[]string{"name: &n x\nlist: [*n, y]"}, func(s *settings) { s.Name, s.List = "x", []string{"x", "y"} }},
+		"an alias of a number":      {[]string{"count: &c 7\nbig: *c"}, func(s *settings) { s.Count, s.Big = 7, 7 }},
+		"a later file over another": {[]string{"count: 7\nname: a", "name: b"}, func(s *settings) { s.Count, s.Name = 7, "b" }},
+		"a later file in a section": {[]string{"section: {on: false}", "section: {ratio: 1}"}, func(s *settings) { s.Section = section{Ratio: 1} }},
+		"a later list is the list":  {[]string{"list: [a, b, c]", "list: [d]"}, func(s *settings) { s.List = []string{"d"} }},
+		"a later empty file":        {[]string{"count: 7", ""}, func(s *settings) { s.Count = 7 }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var paths []string
+			for _, text := range c.texts {
+				paths = append(paths, file(t, text))
+			}
+			got, want := defaults(), defaults()
+			list := got.List
+			if err := config.Read(&got, paths...); err != nil {
+				t.Fatal(err)
+			}
+			c.want(&want)
+			if fmt.Sprintf("%#v", got) != fmt.Sprintf("%#v", want) {
+				t.Errorf("found    %+v\nexpected %+v", got, want)
+			}
+			if !slices.Equal(list, []string{"one", "two"}) {
+				t.Errorf("the list of the defaults has become %q", list)
+			}
+		})
+	}
+}
+
+func TestReadRefuses(t *testing.T) {
+	const keys = ", expected one of listen, name, count, big, list, section, other"
+	for name, c := range map[string]struct{ text, want string }{
+		"an unknown key":                  {"count: 1\ncuont: 2", "line 2: unknown key cuont" + keys},
+		"an unknown key of a section":     {"section:\n  ratio: 1\n  off: 2", "line 3: unknown key section.off, expected one of ratio, on"},
+		"another case":                    {"Count: 1", "line 1: unknown key Count" + keys},
+		"an empty key":                    {`"": 1`, `line 1: unknown key ""` + keys},
+		"a key of two lines":              {`"a\nb": 1`, `line 1: unknown key "a\nb"` + keys},
+		"a key of two lines in a section": {`section: {"a\nb": 1}`, `line 1: unknown key section."a\nb", expected one of ratio, on`},
+		"a list as key":                   {"? [a]\n: 2", "line 1: unknown key a list" + keys},
+		"an alias as key":                 {"name: &count x\n*count : 3", "line 2: unknown key the alias *count" + keys},
+		"a merge key":                     {"section: &s {ratio: 1}\nother:\n  <<: *s", "line 3: unknown key other.<<, expected one of ratio, on"},
+		"a key twice":                     {"count: 1\nname: a\ncount: 2", "line 3: count: found the key twice, expected it once"},
+		"a section twice":                 {"section: {on: true}\nsection: {ratio: 1}", "line 2: section: found the key twice, expected it once"},
+		"a key of a section twice":        {"section:\n  on: true\n  on: true", "line 3: section.on: found the key twice, expected it once"},
+		"two documents":                   {"count: 1\n---\ncount: 2", "found more than one YAML document, expected one"},
+		"two documents, one empty":        {"count: 1\n---\n", "found more than one YAML document, expected one"},
+		"text after the document's end":   {"count: 1\n...\nfoo", "found more than one YAML document, expected one"},
+		"a tab":                           {"section:\n\tratio: 1", "yaml: line 2: found character that cannot start any token"},
+		"a brace too many":                {"count: 1\n}", "yaml: line 1: did not find expected key"},
+		"a control character":             {"name: \x00", "yaml: control characters are not allowed"},
+		"not UTF-8":                       {"name: \xff", "yaml: invalid leading UTF-8 octet"},
+		"an unknown anchor":               {"count: *none", "yaml: unknown anchor 'none' referenced"},
+		"a list for the file":             {"[count]", "line 1: the file: found a list, expected keys and values"},
+		"a word for the file":             {"count", `line 1: the file: found "count", expected keys and values`},
+		"a list for a section":            {"section: [1]", "line 1: section: found a list, expected keys and values"},
+		"a number for a section":          {"section: 3", "line 1: section: found 3, expected keys and values"},
+		"a fraction for a whole number":   {"count: 1.5", "line 1: count: found 1.5, expected a whole number"},
+		"1.0 for a whole number":          {"count: 1.0", "line 1: count: found 1.0, expected a whole number"},
+		"an exponent for a whole number":  {"count: 1e3", "line 1: count: found 1e3, expected a whole number"},
+		"a unit behind a number":          {"count: 5s", `line 1: count: found "5s", expected a whole number`},
+		"a number in quotes":              {`count: "5"`, `line 1: count: found "5", expected a whole number`},
+		"an empty string for a number":    {`count: ""`, `line 1: count: found "", expected a whole number`},
+		"nothing for a number":            {"name: a\ncount:", "line 2: count: found nothing, expected a whole number"},
+		"null for a string":               {"name: null", "line 1: name: found nothing, expected a string"},
+		"nothing for a list":              {"list:\n# - a", "line 1: list: found nothing, expected a list of strings"},
+		"a number too large":              {"big: 9223372036854775808", "line 1: big: found 9223372036854775808, expected a whole number"},
+		"a number far too large":          {"count: 99999999999999999999", "line 1: count: found 99999999999999999999, expected a whole number"},
+		"a text of two lines":             {"count: |\n  a\n  b", `line 1: count: found "a\nb", expected a whole number`},
+		"a list for a number":             {"count: [1]", "line 1: count: found a list, expected a whole number"},
+		"a section for a number":          {"count: {a: 1}", "line 1: count: found keys and values, expected a whole number"},
+		"a word for a ratio":              {"section: {ratio: half}", `line 1: section.ratio: found "half", expected a number`},
+		"yes for a boolean":               {"section: {on: yes}", `line 1: section.on: found "yes", expected true or false`},
+		"1 for a boolean":                 {"section: {on: 1}", "line 1: section.on: found 1, expected true or false"},
+		"a number for a string":           {"name: 5", "line 1: name: found 5, expected a string"},
+		"a boolean for a string":          {"name: true", "line 1: name: found true, expected a string"},
+		"a date for a string":             {"name: 2026-01-01", "line 1: name: found 2026-01-01, expected a string"},
+		"a list for a string":             {"name: [a]", "line 1: name: found a list, expected a string"},
+		"a string for a list":             {"list: a", `line 1: list: found "a", expected a list of strings`},
+		"a section for a list":            {"list: {a: b}", "line 1: list: found keys and values, expected a list of strings"},
+		"a number in a list":              {"list:\n  - a\n  - 2", "line 3: list: found 2 in the list, expected a list of strings"},
+		"nothing in a list":               {"list:\n  - a\n  -", "line 3: list: found nothing in the list, expected a list of strings"},
+		"a list in a list":                {"list: [[a]]", "line 1: list: found a list in the list, expected a list of strings"},
+		"a list that holds itself":        {"list: &l [*l]", "line 1: list: found a list in the list, expected a list of strings"},
+		"a section that holds itself":     {"section: &s {ratio: *s}", "line 1: section.ratio: found keys and values, expected a number"},
+		"a tag of its own":                {"count: !mine 5", "line 1: count: found 5, expected a whole number"},
+		"a tag that lies":                 {"count: !!int five", "line 1: count: found five, expected a whole number"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := file(t, c.text)
+			s := defaults()
+			err := config.Read(&s, path)
+			if err == nil {
+				t.Fatalf("took %+v, expected %q", s, c.want)
+			}
+			if want := "reading configuration: " + path + ": " + c.want; err.Error() != want {
+				t.Errorf("found    %s\nexpected %s", err, want)
+			}
+			if strings.ContainsAny(err.Error(), "\r\n") {
+				t.Errorf("found %q, expected one line", err)
+			}
+		})
+	}
+
+	t.Run("a type that no configuration uses", func(t *testing.T) {
+		var odd struct {
+			When map[string]int `yaml:"when"`
+		}
+		err := config.Read(&odd, file(t, "when: {a: 1}"))
+		if err == nil || !strings.HasSuffix(err.Error(), "key when has type map[string]int, which no configuration uses") {
+			t.Errorf("found %v", err)
+		}
+	})
+	t.Run("the file at fault among several", func(t *testing.T) {
+		good, bad := file(t, "count: 2"), file(t, "count: two")
+		s := defaults()
+		if err := config.Read(&s, good, bad); err == nil || !strings.Contains(err.Error(), bad) || strings.Contains(err.Error(), good+":") {
+			t.Errorf("found %v, expected only %s in it", err, bad)
+		}
+	})
+}
+
+func TestReadCannot(t *testing.T) {
+	s := defaults()
+	t.Run("a file that is not there", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "none.yaml")
+		if err := config.Read(&s, path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+			t.Errorf("found %v, expected one about %s", err, path)
+		}
+	})
+	t.Run("a folder", func(t *testing.T) {
+		path := t.TempDir()
+		if err := config.Read(&s, path); err == nil || !strings.Contains(err.Error(), path) {
+			t.Errorf("found %v, expected one about %s", err, path)
+		}
+	})
+}
+
+func TestLoad(t *testing.T) {
+	s := defaults()
+	if err := config.Load(&s, file(t, "count: 7")); err != nil || s.Count != 7 {
+		t.Errorf("found %d, %v, expected 7", s.Count, err)
+	}
+	s = defaults()
+	if err := config.Load(&s, file(t, "count: none")); err == nil || !strings.HasPrefix(err.Error(), "reading configuration: ") {
+		t.Errorf("found %v, expected an error of reading", err)
+	}
+	s = defaults()
+	err := config.Load(&s, file(t, "count: 11\nsection: {ratio: .nan}"))
+	const want = "checking configuration: count: found 11, expected 1 to 10\nsection.ratio: found NaN, expected 0 to 1"
+	if err == nil || err.Error() != want {
+		t.Errorf("found %v, expected %s", err, want)
+	}
+}
+
+func TestInRange(t *testing.T) {
+	for name, c := range map[string]struct {
+		value float64
+		want  string
+	}{
+		"lowest":         {0, ""},
+		"highest":        {1, ""},
+		"within":         {0.5, ""},
+		"below":          {-0.1, "x: found -0.1, expected 0 to 1"},
+		"above":          {1.1, "x: found 1.1, expected 0 to 1"},
+		"not a number":   {math.NaN(), "x: found NaN, expected 0 to 1"},
+		"infinite":       {math.Inf(1), "x: found +Inf, expected 0 to 1"},
+		"minus infinite": {math.Inf(-1), "x: found -Inf, expected 0 to 1"},
+	} {
+		t.Run(name, func(t *testing.T) { expect(t, config.InRange("x", c.value, 0, 1), c.want) })
+	}
+}
+
+func expect(t *testing.T, err error, want string) {
+	t.Helper()
+	got := ""
+	if err != nil {
+		got = err.Error()
+	}
+	if got != want {
+		t.Errorf("found %q, expected %q", got, want)
+	}
+}
+
+func TestHostPort(t *testing.T) {
+	for address, c := range map[string]struct{ listen, dial bool }{
+		"localhost:80":        {true, true},
+		"kafka:9092":          {true, true},
+		"127.0.0.1:65535":     {true, true},
+		"[::1]:1":             {true, true},
+		"[fe80::1%eth0]:1":    {true, true},
+		":8080":               {true, false},
+		":0":                  {true, false},
+		"localhost:0":         {true, false},
+		"0.0.0.0:0":           {true, false},
+		"localhost:65536":     {},
+		"localhost:-1":        {},
+		"localhost:+1":        {},
+		"localhost:":          {},
+		"localhost":           {},
+		"localhost:http":      {},
+		"localhost: 80":       {},
+		"::1:80":              {},
+		"[::1]":               {},
+		"http://localhost:80": {},
+		"80":                  {},
+		"":                    {},
+	} {
+		t.Run(address, func(t *testing.T) {
+			for low, good := range []bool{c.listen, c.dial} {
+				want := ""
+				if !good {
+					want = fmt.Sprintf("key: found %q, expected host:port with a port from %d to 65535", address, low)
+				}
+				expect(t, config.HostPort("key", address, low), want)
+			}
+		})
+	}
+}
+
+func TestURL(t *testing.T) {
+	for value, good := range map[string]bool{
+		"http://localhost":             true,
+		"https://localhost:8080/path":  true,
+		"HTTP://localhost":             true,
+		"http://[::1]:80":              true,
+		"http://user:secret@host:80/":  true,
+		"ws://localhost":               false,
+		"localhost:8080":               false,
+		"http://":                      false,
+		"http://:8080":                 false,
+		"http:///path":                 false,
+		"http:localhost":               false,
+		"//localhost":                  false,
+		"/path":                        false,
+		"":                             false,
+		"http://local host":            false,
+		"http://localhost:http":        false,
+		"http://localhost:0":           false,
+		"http://localhost:65536":       false,
+		"http://localhost/%zz":         false,
+		" http://localhost":            false,
+		"http://localhost\n":           false,
+		"mailto:someone@example.org":   false,
+		"unix:///var/run/traces.sock":  false,
+		"http://localhost:8080:9090/x": false,
+	} {
+		t.Run(value, func(t *testing.T) {
+			want := ""
+			if !good {
+				want = fmt.Sprintf("key: found %q, expected a URL such as http://host:port", value)
+			}
+			expect(t, config.URL("key", value, "http", "https"), want)
+		})
+	}
+}
+
+func TestSecret(t *testing.T) {
+	for name, c := range map[string]struct{ text, secret string }{
+		"plain":                 {"hunter2", "hunter2"},
+		"a line end":            {"hunter2\n", "hunter2"},
+		"a Windows line end":    {"hunter2\r\n", "hunter2"},
+		"blanks are part":       {" hunter 2 \n", " hunter 2 "},
+		"a line end in front":   {"\nhunter2", "\nhunter2"},
+		"not UTF-8":             {"\xff\x00\n", "\xff\x00"},
+		"an empty file":         {"", ""},
+		"a line end, no more":   {"\n", ""},
+		"line ends and no more": {"\r\n\n", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := file(t, c.text)
+			got, err := config.Secret("password_file", path)
+			if got != c.secret {
+				t.Errorf("found %q, expected %q", got, c.secret)
+			}
+			if c.secret == "" {
+				expect(t, err, "password_file: found nothing in "+path+", expected a secret on one line")
+			} else if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Run("no file named", func(t *testing.T) {
+		if got, err := config.Secret("password_file", ""); got != "" || err != nil {
+			t.Errorf("found %q, %v, expected nothing", got, err)
+		}
+	})
+	t.Run("no such file", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "none")
+		_, err := config.Secret("password_file", path)
+		if !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "password_file: ") || !strings.Contains(err.Error(), path) {
+			t.Errorf("found %v, expected key and path in it", err)
+		}
+	})
+}

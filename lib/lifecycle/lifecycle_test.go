@@ -1,0 +1,167 @@
+package lifecycle_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// diary notes what happens, in order.
+type diary struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (d *diary) note(line string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.lines = append(d.lines, line)
+}
+
+func (d *diary) expect(t *testing.T, want ...string) {
+	t.Helper()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !slices.Equal(d.lines, want) {
+		t.Errorf("found %q, expected %q", d.lines, want)
+	}
+}
+
+// part runs until it is stopped and needs a second to put its things away.
+func (d *diary) part(name string, err error) lifecycle.Part {
+	return lifecycle.Part{Name: name, Run: func(ctx context.Context) error {
+		<-ctx.Done()
+		d.note(name + " is told to stop")
+		time.Sleep(time.Second)
+		d.note(name + " has stopped")
+		return err
+	}}
+}
+
+// ending ends by itself after a minute.
+func (d *diary) ending(name string, err error) lifecycle.Part {
+	return lifecycle.Part{Name: name, Run: func(context.Context) error {
+		time.Sleep(time.Minute)
+		d.note(name + " ends")
+		return err
+	}}
+}
+
+func TestStopsInReverseOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d diary
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Hour, cancel)
+		if err := lifecycle.Run(ctx, d.part("database", nil), d.part("sender", nil), d.part("server", nil)); err != nil {
+			t.Error(err)
+		}
+		d.expect(t, "server is told to stop", "server has stopped",
+			"sender is told to stop", "sender has stopped",
+			"database is told to stop", "database has stopped")
+	})
+}
+
+func TestAnEndStopsTheOthers(t *testing.T) {
+	trouble := errors.New("no space left")
+	for name, c := range map[string]struct {
+		err  error
+		want string
+	}{
+		"with an error": {trouble, "sender: no space left"},
+		"without":       {nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var d diary
+				began := time.Now()
+				err := lifecycle.Run(t.Context(), d.part("database", nil), d.ending("sender", c.err), d.part("server", nil))
+				if !errors.Is(err, c.err) || err != nil && err.Error() != c.want {
+					t.Errorf("found %v, expected %q", err, c.want)
+				}
+				d.expect(t, "sender ends", "server is told to stop", "server has stopped", "database is told to stop", "database has stopped")
+				if took := time.Since(began); took != time.Minute+2*time.Second {
+					t.Errorf("took %s, expected a minute and a second for each of the others", took)
+				}
+			})
+		})
+	}
+}
+
+func TestErrorsAreJoinedUnderNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d diary
+		first, second, third := errors.New("a"), errors.New("b"), errors.New("c")
+		err := lifecycle.Run(t.Context(), d.part("database", first), d.part("quiet", nil), d.ending("sender", second), d.part("server", third))
+		const want = "server: c\nsender: b\ndatabase: a"
+		if err == nil || err.Error() != want {
+			t.Errorf("found %v, expected %s", err, want)
+		}
+		for _, e := range []error{first, second, third} {
+			if !errors.Is(err, e) {
+				t.Errorf("%v is not in %v", e, err)
+			}
+		}
+	})
+}
+
+func TestAllStartAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// Each waits for the other: one after the other would never end.
+		a, b := make(chan struct{}), make(chan struct{})
+		meet := func(mine, other chan struct{}) func(context.Context) error {
+			return func(ctx context.Context) error {
+				close(mine)
+				<-other
+				<-ctx.Done()
+				return nil
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := lifecycle.Run(ctx, lifecycle.Part{Name: "a", Run: meet(a, b)}, lifecycle.Part{Name: "b", Run: meet(b, a)}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTheContextOfAPart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		type key struct{}
+		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), key{}, "kept"))
+		cancel() // asked to stop before it starts: parts still see their turn
+		var alive, value any
+		err := lifecycle.Run(ctx,
+			lifecycle.Part{Name: "first", Run: func(ctx context.Context) error {
+				<-ctx.Done()
+				return nil
+			}},
+			lifecycle.Part{Name: "last", Run: func(ctx context.Context) error {
+				<-ctx.Done()
+				alive, value = context.Cause(ctx), ctx.Value(key{})
+				return nil
+			}})
+		if err != nil || alive != context.Canceled || value != "kept" {
+			t.Errorf("found %v, %v, %v, expected a cancelled context with its values", err, alive, value)
+		}
+	})
+}
+
+func TestNoParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := lifecycle.Run(ctx); err != nil || ctx.Err() == nil {
+			t.Errorf("found %v before the end of the context", err)
+		}
+	})
+}

@@ -1,0 +1,260 @@
+package logging_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/logging"
+)
+
+// Every logger is closed, and with it the goroutine that removes old files.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestValidate(t *testing.T) {
+	if err := logging.Defaults().Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+	for name, c := range map[string]struct {
+		change func(*logging.Config)
+		want   string
+	}{
+		"no level":               {func(c *logging.Config) { c.Level = "" }, `logging.level: found "", expected one of trace, debug, info, warn, error`},
+		"a level in capitals":    {func(c *logging.Config) { c.Level = "INFO" }, `logging.level: found "INFO", expected one of trace, debug, info, warn, error`},
+		"a level that is silent": {func(c *logging.Config) { c.Level = "disabled" }, `logging.level: found "disabled", expected one of trace, debug, info, warn, error`},
+		"no megabytes":           {func(c *logging.Config) { c.MaxSizeMegabytes = 0 }, "logging.max_size_megabytes: found 0, expected 1 to 10000"},
+		"no files":               {func(c *logging.Config) { c.MaxFiles = 0 }, "logging.max_files: found 0, expected 1 to 1000"},
+		"several": {func(c *logging.Config) { c.MaxFiles, c.MaxSizeMegabytes = -1, 10001 },
+			"logging.max_size_megabytes: found 10001, expected 1 to 10000\nlogging.max_files: found -1, expected 1 to 1000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := logging.Defaults()
+			c.change(&config)
+			if err := config.Validate(); err == nil || err.Error() != c.want {
+				t.Errorf("found %v, expected %s", err, c.want)
+			}
+		})
+	}
+}
+
+// lines returns the events of a log file.
+func lines(t *testing.T, path string) (events []map[string]any) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		var event map[string]any
+		if err := json.Unmarshal(line, &event); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		events = append(events, event)
+	}
+	return events
+}
+
+func open(t *testing.T, c logging.Config) (log zerolog.Logger, console *bytes.Buffer, closeLog func()) {
+	t.Helper()
+	console = &bytes.Buffer{}
+	log, closer, err := logging.New(c, "ms9", console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return log, console, func() {
+		if err := closer.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestLines(t *testing.T) {
+	c := logging.Defaults()
+	c.File = filepath.Join(t.TempDir(), "new", "folder", "ms9.log")
+	log, console, closeLog := open(t, c)
+	before := time.Now().UTC().Truncate(time.Microsecond)
+	log.Info().Str("trace_id", "abc").Int("count", 3).Msg("a line\nof two")
+	log.Error().Err(errors.New("boom")).Msg("it failed")
+	log.Log().Msg("said at every level")
+	after := time.Now().UTC()
+	closeLog()
+
+	events := lines(t, c.File)
+	if len(events) != 3 {
+		t.Fatalf("found %d lines, expected 3: %v", len(events), events)
+	}
+	for i, want := range []map[string]any{
+		{"level": "info", "service": "ms9", "message": "a line\nof two", "trace_id": "abc", "count": 3.0},
+		{"level": "error", "service": "ms9", "message": "it failed", "error": "boom"},
+		{"service": "ms9", "message": "said at every level"},
+	} {
+		text, _ := events[i]["time"].(string)
+		when, err := time.Parse("2006-01-02T15:04:05.000000Z", text)
+		if err != nil || when.Before(before) || when.After(after) {
+			t.Errorf("line %d: found time %q, expected RFC 3339 in UTC with microseconds, between %s and %s", i, text, before, after)
+		}
+		delete(events[i], "time")
+		if found, expected := encode(t, events[i]), encode(t, want); found != expected {
+			t.Errorf("line %d: found %s, expected %s", i, found, expected)
+		}
+	}
+
+	found := strings.Split(console.String(), "\n")
+	for i, want := range []string{
+		`^\d\d:\d\d:\d\d\.\d{3} INF ms9 a line$`,
+		`^of two count=3 trace_id=abc$`,
+		`^\d\d:\d\d:\d\d\.\d{3} ERR ms9 it failed error=boom$`,
+		`^\d\d:\d\d:\d\d\.\d{3} LOG ms9 said at every level$`,
+	} {
+		if i >= len(found) || !regexp.MustCompile(want).MatchString(found[i]) {
+			t.Errorf("console: found %q, expected line %d to be %s", found, i, want)
+		}
+	}
+	if strings.Contains(console.String(), "\x1b[") {
+		t.Errorf("found colours on a console that is no terminal: %q", console)
+	}
+}
+
+func encode(t *testing.T, v any) string {
+	t.Helper()
+	text, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestLevels(t *testing.T) {
+	all := []string{"trace", "debug", "info", "warn", "error"}
+	for i, level := range all {
+		t.Run(level, func(t *testing.T) {
+			c := logging.Defaults()
+			c.Level, c.File = level, filepath.Join(t.TempDir(), "ms9.log")
+			log, console, closeLog := open(t, c)
+			log.Trace().Msg("trace")
+			log.Debug().Msg("debug")
+			log.Info().Msg("info")
+			log.Warn().Msg("warn")
+			log.Error().Msg("error")
+			log.Log().Msg("always")
+			closeLog()
+			want := append(slices.Clone(all[i:]), "always")
+			var found []string
+			for _, e := range lines(t, c.File) {
+				found = append(found, e["message"].(string))
+			}
+			if !slices.Equal(found, want) {
+				t.Errorf("file: found %q, expected %q", found, want)
+			}
+			if n := strings.Count(console.String(), "\n"); n != len(want) {
+				t.Errorf("console: found %d lines, expected %d", n, len(want))
+			}
+		})
+	}
+}
+
+func TestAppends(t *testing.T) {
+	c := logging.Defaults()
+	c.File = filepath.Join(t.TempDir(), "ms9.log")
+	for range 2 {
+		log, _, closeLog := open(t, c)
+		log.Info().Msg("a start")
+		closeLog()
+	}
+	if n := len(lines(t, c.File)); n != 2 {
+		t.Errorf("found %d lines after a restart, expected 2", n)
+	}
+}
+
+func TestConsoleOnly(t *testing.T) {
+	t.Chdir(t.TempDir())
+	log, console, closeLog := open(t, logging.Defaults())
+	log.Info().Msg("hello")
+	closeLog()
+	if !strings.Contains(console.String(), "hello") {
+		t.Errorf("found %q on the console", console)
+	}
+	if left, err := os.ReadDir("."); err != nil || len(left) != 0 {
+		t.Errorf("found files %v, %v, expected none", left, err)
+	}
+}
+
+func TestConsoleThatIsAFile(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "stdout"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	log, closer, err := logging.New(logging.Defaults(), "ms9", f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closer.Close()
+	log.Warn().Msg("hello")
+	text, err := os.ReadFile(f.Name())
+	if err != nil || !strings.Contains(string(text), "WRN ms9 hello") || strings.Contains(string(text), "\x1b") {
+		t.Errorf("found %q, %v, expected a line without colours", text, err)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	inTheWay := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(inTheWay, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ level, file, want string }{
+		"a folder as file":             {"info", t.TempDir(), "logging.file: "},
+		"a file where a folder is due": {"info", filepath.Join(inTheWay, "ms9.log"), "logging.file: "},
+		"a level nobody knows":         {"loud", "", "logging.level: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			config := logging.Defaults()
+			config.Level, config.File = c.level, c.file
+			_, closer, err := logging.New(config, "ms9", &bytes.Buffer{})
+			if err == nil || !strings.HasPrefix(err.Error(), c.want) || closer != nil {
+				t.Errorf("found %v, %v, expected an error about %s", closer, err, c.want)
+			}
+		})
+	}
+}
+
+func TestRotation(t *testing.T) {
+	folder := t.TempDir()
+	c := logging.Config{Level: "info", File: filepath.Join(folder, "ms9.log"), MaxSizeMegabytes: 1, MaxFiles: 2}
+	log, _, closeLog := open(t, c)
+	line := strings.Repeat("x", 100_000)
+	const written = 55 // 5.5 MB: the file and at least four before it
+	for range written {
+		log.Info().Msg(line)
+	}
+	closeLog() // waits for the goroutine that removes old files
+
+	left, err := filepath.Glob(filepath.Join(folder, "*"))
+	if err != nil || len(left) != 1+c.MaxFiles {
+		t.Fatalf("found %q, %v, expected the file and %d before it", left, err, c.MaxFiles)
+	}
+	total := 0
+	for _, path := range left {
+		info, err := os.Stat(path)
+		if err != nil || info.Size() > 1<<20 {
+			t.Errorf("%s has %d bytes, %v, expected at most a megabyte", path, info.Size(), err)
+		}
+		total += len(lines(t, path))
+	}
+	if total <= 20 || total >= written {
+		t.Errorf("found %d lines in what is left, expected more than two files' and fewer than were written", total)
+	}
+	if !slices.Contains(left, c.File) {
+		t.Errorf("found %q, expected %s among them", left, c.File)
+	}
+}
