@@ -82,6 +82,7 @@ type engine struct {
 	session    *session      // under way, or the last one
 	outbox     []*round      // to be sent; a round is in it at most once
 	connection uint64        // the newest of the link
+	recovered  bool          // no session of a crashed program is open in the database
 }
 
 // session is a session under way, or what is left of the last one. The
@@ -220,7 +221,13 @@ func (e *engine) closeInterrupted(ctx context.Context) error {
 		e.log.Warn().Int64("session_id", row.ID).Int64("stored", *row.Stored).
 			Msgf("session %d was interrupted: %d messages are stored, how many were generated is unknown", row.ID, *row.Stored)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.recovered = true
+	return nil
 }
 
 // loadLast makes the newest session of the database the last one.
@@ -685,16 +692,27 @@ func (e *engine) takeBack(ctx context.Context, m message.Message) (Outcome, erro
 	return OutcomeRepeat, nil
 }
 
+// errRecovering is the error of a message that comes before it is known which
+// sessions were interrupted: the database would still take its session for one
+// under way, which nobody waits for.
+var errRecovering = errors.New("interrupted sessions are not closed yet")
+
 // takeBackLate leaves the decision on a message to the database. s is the
 // session under way, if the message belongs to it.
 func (e *engine) takeBackLate(ctx context.Context, s *session, m message.Message) (Outcome, error) {
+	e.mu.Lock()
+	recovered := e.recovered
+	e.mu.Unlock()
+	if !recovered {
+		return "", errRecovering
+	}
 	late, err := e.store.StoreLate(ctx, m)
 	switch {
 	case err != nil:
 		return "", err
 	case late == Added:
 		e.meters.late.Inc()
-		e.log.Info().Int64("session_id", m.SessionID).Stringer("key", m.Key()).Msg("stored a message that came back after the end of its session")
+		e.log.Debug().Int64("session_id", m.SessionID).Stringer("key", m.Key()).Msg("stored a message that came back after the end of its session")
 		return OutcomeStored, nil
 	case late == Repeated:
 		e.countDuplicate(s)

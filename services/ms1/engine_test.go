@@ -205,6 +205,7 @@ func TestTwoStopsGetTheSameAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 10)
+		time.Sleep(time.Second)
 		var wg sync.WaitGroup
 		var got [2]Summary
 		for i := range got {
@@ -519,6 +520,21 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 		}
 		if got := b.status(t.Context()); got.State != Idle || got.Session != nil {
 			t.Errorf("status %+v, want idle without a session", got)
+		}
+	})
+}
+
+// A message may be back before the sessions of the crash are closed. To the
+// database its session is still open, and to this MS1 it is unknown.
+func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		synctest.Wait()
+		b.engine.mu.Lock()
+		b.engine.recovered = false
+		b.engine.mu.Unlock()
+		if got, err := b.back(message.Message{SessionID: 1, Service1: 1}); !errors.Is(err, errRecovering) {
+			t.Errorf("%q, %v, want an error, so that it is tried again", got, err)
 		}
 	})
 }

@@ -1,0 +1,259 @@
+package chain
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+func TestRounds(t *testing.T) {
+	c := newChain(t)
+	c.up()
+	for _, inFlight := range []int{1, 64} {
+		c.begin(3, inFlight)
+		s := c.end()
+		c.noneLost(s)
+		if s.EndReason != "interval elapsed" {
+			t.Errorf("in flight %d: ended because %q", inFlight, s.EndReason)
+		}
+	}
+
+	c.begin(600, 64)
+	c.get("/start", http.StatusConflict, nil)
+	var s session
+	c.get("/stop", http.StatusOK, &s)
+	c.check(s)
+	if s.EndReason != "stopped" || s.Lost != 0 {
+		t.Errorf("%+v: want it stopped, with none lost", s)
+	}
+	if log := readFile(t, c, "ms1.log"); !strings.Contains(log, `"message":"GET /start?interval=600&in_flight=64"`) {
+		t.Error("the request to /start is not in the log file")
+	}
+}
+
+func TestMS2KilledAndRestarted(t *testing.T) {
+	c := newChain(t)
+	c.up()
+	c.begin(6, 32)
+	c.running["ms2"].signal(syscall.SIGKILL)
+	time.AfterFunc(2*time.Second, func() { c.start("ms2") })
+	s := c.end()
+	c.noneLost(s)
+}
+
+// MS3 dies when MS1 has committed and before it can know, so its offset is not
+// committed and the record comes again.
+func TestMS3KilledBetweenPostAndCommit(t *testing.T) {
+	c := newChain(t)
+	killed := make(chan struct{})
+	var once sync.Once
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(&url.URL{Scheme: "http", Host: c.address["ms1"]})
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if resp.Request.Method != http.MethodPost || resp.StatusCode != http.StatusOK {
+				return nil
+			}
+			if c.status().Session.Stored > 300 {
+				once.Do(func() {
+					c.running["ms3"].signal(syscall.SIGKILL)
+					close(killed)
+				})
+			}
+			return nil
+		},
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: proxy, ReadHeaderTimeout: time.Second}
+	go func() { _ = server.Serve(l) }()
+	defer server.Close()
+	c.overlays["ms3"]["ms1"] = settings{"url": "http://" + l.Addr().String() + "/store"}
+	c.up()
+	c.begin(5, 16)
+	<-killed
+	time.AfterFunc(2*time.Second, func() { c.start("ms3") })
+	s := c.end()
+	c.noneLost(s)
+	if s.Duplicates == 0 {
+		t.Errorf("%+v: want the records that were posted and not committed to come again", s)
+	}
+}
+
+func TestMS1KilledAndRestarted(t *testing.T) {
+	c := newChain(t)
+	c.up()
+	const inFlight = 64
+	id := c.begin(600, inFlight)
+	c.running["ms1"].signal(syscall.SIGKILL)
+	c.start("ms1")
+	c.ready("ms1")
+	var s session
+	topictest.Eventually(t, 20*time.Second, "the session is closed as interrupted", func() bool {
+		s = c.status().Session
+		return s.ID == id && s.EndReason == "interrupted"
+	})
+
+	// What is in the topic was sent, and comes back late.
+	sent := map[string]bool{}
+	for _, record := range topictest.Read(t, c.kafka, c.kafka.Topic, c.records()) {
+		sent[string(record.Key)] = true
+	}
+	var rows int
+	topictest.Eventually(t, 30*time.Second, "every record of the topic has a row", func() bool {
+		if err := c.db.DB.QueryRow("SELECT COUNT(*) FROM messages").Scan(&rows); err != nil {
+			t.Fatal(err)
+		}
+		return rows >= len(sent)
+	})
+	if rows != len(sent) {
+		t.Errorf("%d rows of %d messages sent", rows, len(sent))
+	}
+	var stored int
+	var generated *int64
+	if err := c.db.DB.QueryRow("SELECT stored, generated FROM sessions WHERE id = ?", id).Scan(&stored, &generated); err != nil {
+		t.Fatal(err)
+	}
+	if stored != rows || generated != nil {
+		t.Errorf("the session says %d stored of %v generated, with %d rows", stored, generated, rows)
+	}
+
+	c.begin(2, 1)
+	c.noneLost(c.end())
+}
+
+// records returns how many records the message topic holds.
+func (c *chain) records() (n int) {
+	c.t.Helper()
+	client := &kafka.Client{Addr: kafka.TCP(c.kafka.Brokers...), Transport: &kafka.Transport{}}
+	defer client.Transport.(*kafka.Transport).CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.kafka.Topic}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var requests []kafka.OffsetRequest
+	for _, p := range meta.Topics[0].Partitions {
+		requests = append(requests, kafka.LastOffsetOf(p.ID))
+	}
+	offsets, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{c.kafka.Topic: requests}})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	for _, p := range offsets.Topics[c.kafka.Topic] {
+		n += int(p.LastOffset)
+	}
+	return n
+}
+
+func TestTermInTheMiddle(t *testing.T) {
+	for _, name := range []string{"ms1", "ms2", "ms3"} {
+		t.Run(name, func(t *testing.T) {
+			c := newChain(t)
+			c.up()
+			id := c.begin(5, 64)
+			p := c.running[name]
+			began := time.Now()
+			p.signal(syscall.SIGTERM)
+			if took := time.Since(began); took > 8*time.Second {
+				t.Errorf("stopping took %s", took)
+			}
+			if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+				t.Errorf("exit status %d, want 0", code)
+			}
+			if name == "ms1" {
+				var s session
+				err := c.db.DB.QueryRow("SELECT id, generated, stored, resent, duplicates, lost, end_reason FROM sessions WHERE id = ?", id).
+					Scan(&s.ID, &s.Generated, &s.Stored, &s.Resent, &s.Duplicates, &s.Lost, &s.EndReason)
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.check(s)
+				if s.EndReason != "shutdown" || s.Lost != 0 {
+					t.Errorf("%+v: want it shut down, with none lost", s)
+				}
+				return
+			}
+			c.start(name)
+			c.noneLost(c.end())
+		})
+	}
+}
+
+func TestOneMS1PerDatabase(t *testing.T) {
+	c := newChain(t)
+	c.up()
+	first := c.running["ms1"]
+	c.overlays["ms1"]["listen"] = "127.0.0.1:0"
+	second := c.start("ms1")
+	<-second.done
+	c.running["ms1"] = first
+	if code := second.cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("exit status %d, want 1", code)
+	}
+	if out := second.out.String(); strings.Count(out, "\nms1: ") != 1 || !strings.Contains(out, c.db.Name) {
+		t.Errorf("want one line that names the database:\n%s", out)
+	}
+	c.begin(2, 1)
+	c.noneLost(c.end())
+}
+
+func TestWhatIsMissingIsNamed(t *testing.T) {
+	c := newChain(t)
+	nobody := freeAddress(t)
+	wrong := c.dir + "/wrong"
+	writeFile(t, wrong, "not the password\n")
+	c.overlays["ms1"]["database"].(settings)["password_file"] = wrong
+	c.overlays["ms2"]["kafka"] = settings{"brokers": []string{nobody}}
+	c.overlays["ms3"]["kafka"] = settings{"brokers": []string{nobody}}
+	for _, name := range []string{"ms1", "ms2", "ms3"} {
+		c.start(name)
+	}
+	for name, want := range map[string]string{"ms1": "Access denied", "ms2": nobody, "ms3": nobody} {
+		topictest.Eventually(t, 20*time.Second, name+" says what is missing", func() bool {
+			code, body := get(t, "http://"+c.address[name]+"/readyz")
+			return code == http.StatusServiceUnavailable && strings.Contains(body, want)
+		})
+	}
+	var problem struct {
+		Missing map[string]string `json:"missing"`
+	}
+	c.get("/start", http.StatusServiceUnavailable, &problem)
+	if !strings.Contains(problem.Missing["database"], "Access denied") || problem.Missing["ms2"] == "" {
+		t.Errorf("missing %v", problem.Missing)
+	}
+
+	for name, args := range map[string][]string{
+		"an unknown key":    {"-config", yamlFile(t, c, "interval: 5\n")},
+		"a missing file":    {"-config", "absent.yaml"},
+		"a port in use":     {"-config", yamlFile(t, c, "listen: "+c.address["ms2"]+"\n")},
+		"a missing secret":  {"-config", yamlFile(t, c, "database: {password_file: absent}\n")},
+		"a unit in a value": {"-config", yamlFile(t, c, "interaction: {interval_seconds: 5s}\n")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := c.start("ms1", args...)
+			<-p.done
+			last := p.out.String()
+			last = last[strings.LastIndex(strings.TrimRight("\n"+last, "\n"), "\n"):]
+			if code := p.cmd.ProcessState.ExitCode(); code != 1 || !strings.HasPrefix(last, "ms1: ") {
+				t.Errorf("exit status %d and %q, want 1 and a line of ms1", code, last)
+			}
+			t.Log(last)
+		})
+	}
+}

@@ -1,0 +1,300 @@
+// Package chain tests the three programs together, as they are delivered: the
+// real binaries with the shipped configurations on loopback, between a real
+// MariaDB and Kafka, or an embedded broker where no Kafka is named.
+package chain
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+)
+
+// root is the repository, seen from this folder.
+const root = "../.."
+
+// built is the folder of the programs, once they are built.
+var built string
+
+// binaries builds the programs, once.
+var binaries = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "tricycle-chain-")
+	if err != nil {
+		return "", err
+	}
+	built = dir
+	out, err := exec.Command("go", "build", "-o", dir, root+"/services/ms1/cmd/ms1", root+"/services/ms2/cmd/ms2", root+"/services/ms3/cmd/ms3").CombinedOutput()
+	if err != nil {
+		return dir, fmt.Errorf("building the programs: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	_ = os.RemoveAll(built)
+	os.Exit(code)
+}
+
+// settings is an overlay on a configuration file.
+type settings map[string]any
+
+// chain is the three services on free ports, with a database and topics of
+// their own.
+type chain struct {
+	t        *testing.T
+	dir      string
+	db       storetest.Server
+	kafka    topic.Config
+	address  map[string]string
+	overlays map[string]settings
+	running  map[string]*program
+}
+
+// newChain prepares a chain. Nothing runs yet.
+func newChain(t *testing.T) *chain {
+	t.Helper()
+	db := storetest.MariaDB(t)
+	c := &chain{t: t, dir: t.TempDir(), db: db, kafka: topictest.Config(t), running: map[string]*program{}, address: map[string]string{}}
+	for _, name := range []string{"ms1", "ms2", "ms3"} {
+		c.address[name] = freeAddress(t)
+	}
+	kafka := settings{"brokers": c.kafka.Brokers, "topic": c.kafka.Topic, "dead_letter_topic": c.kafka.DeadLetterTopic}
+	c.overlays = map[string]settings{
+		"ms1": {"ms2": settings{"url": "ws://" + c.address["ms2"] + "/ws"},
+			"database": settings{"address": db.Address, "name": db.Name, "user": db.User, "password_file": db.PasswordFile}},
+		"ms2": {"kafka": kafka},
+		"ms3": {"kafka": kafka, "ms1": settings{"url": "http://" + c.address["ms1"] + "/store"}, "group_id": c.kafka.Topic},
+	}
+	for name, o := range c.overlays {
+		o["listen"] = c.address[name]
+		o["tracing"] = settings{"endpoint": ""}
+		o["logging"] = settings{"file": filepath.Join(c.dir, name+".log")}
+	}
+	return c
+}
+
+// freeAddress returns a loopback address that nobody listens on.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// up starts all three and waits until a session can be started.
+func (c *chain) up() {
+	c.t.Helper()
+	for _, name := range []string{"ms2", "ms3", "ms1"} {
+		c.start(name)
+	}
+	for _, name := range []string{"ms1", "ms2", "ms3"} {
+		c.ready(name)
+	}
+}
+
+func (c *chain) ready(name string) {
+	c.t.Helper()
+	topictest.Eventually(c.t, 30*time.Second, name+" is ready", func() bool {
+		resp, err := http.Get("http://" + c.address[name] + "/readyz")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+// program is a service running as a process of its own.
+type program struct {
+	name string
+	cmd  *exec.Cmd
+	out  *console
+	done chan struct{}
+}
+
+// start runs a service with its shipped configuration, the one for loopback
+// over it, and the chain's own over that.
+func (c *chain) start(name string, extra ...string) *program {
+	c.t.Helper()
+	dir, err := binaries()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	overlay, err := yaml.Marshal(c.overlays[name])
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	file := filepath.Join(c.dir, name+".yaml")
+	if err := os.WriteFile(file, overlay, 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	args := append([]string{
+		"-config", filepath.Join(root, "compose/config", name+".yaml"),
+		"-config", filepath.Join(root, "compose/config/loopback", name+".yaml"),
+		"-config", file,
+	}, extra...)
+	p := &program{name: name, cmd: exec.Command(filepath.Join(dir, name), args...), out: &console{}, done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	if err := p.cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	go func() { _ = p.cmd.Wait(); close(p.done) }()
+	c.running[name] = p
+	c.t.Cleanup(func() {
+		p.signal(syscall.SIGKILL)
+		if c.t.Failed() {
+			c.t.Logf("console of %s:\n%s", name, p.out)
+		}
+		if strings.Contains(p.out.String(), "goroutine ") {
+			c.t.Errorf("%s printed a stack trace:\n%s", name, p.out)
+		}
+	})
+	return p
+}
+
+// signal sends a signal to the process and, if that must end it, waits.
+func (p *program) signal(s syscall.Signal) {
+	_ = p.cmd.Process.Signal(s) // it may have ended
+	if s == syscall.SIGKILL || s == syscall.SIGTERM {
+		<-p.done
+	}
+}
+
+// console keeps what a program prints.
+type console struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.Write(p)
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.String()
+}
+
+// get asks MS1 and decodes the answer.
+func (c *chain) get(path string, status int, into any) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.address["ms1"]+path, nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if resp.StatusCode != status {
+		c.t.Fatalf("GET %s: %s %s, want %d", path, resp.Status, body, status)
+	}
+	if into != nil {
+		if err := json.Unmarshal(body, into); err != nil {
+			c.t.Fatalf("GET %s: %v in %s", path, err, body)
+		}
+	}
+}
+
+// session is what /status and /stop say of one.
+type session struct {
+	ID         int64  `json:"id"`
+	Generated  int64  `json:"generated"`
+	Stored     int64  `json:"stored"`
+	Resent     int64  `json:"resent"`
+	Duplicates int64  `json:"duplicates"`
+	Lost       int64  `json:"lost"`
+	EndReason  string `json:"end_reason"`
+}
+
+// begin starts a session and waits until it is under load.
+func (c *chain) begin(seconds, inFlight int) int64 {
+	c.t.Helper()
+	var started struct {
+		SessionID int64 `json:"session_id"`
+	}
+	c.get(fmt.Sprintf("/start?interval=%d&in_flight=%d", seconds, inFlight), http.StatusAccepted, &started)
+	topictest.Eventually(c.t, 20*time.Second, "100 messages are stored", func() bool { return c.status().Session.Stored >= 100 })
+	return started.SessionID
+}
+
+type status struct {
+	State   string  `json:"state"`
+	Session session `json:"session"`
+}
+
+func (c *chain) status() (s status) {
+	c.t.Helper()
+	c.get("/status", http.StatusOK, &s)
+	return s
+}
+
+// end waits for the end of the session under way and checks it.
+func (c *chain) end() session {
+	c.t.Helper()
+	var s status
+	topictest.Eventually(c.t, 2*time.Minute, "the session has ended", func() bool {
+		s = c.status()
+		return s.State == "idle"
+	})
+	c.check(s.Session)
+	return s.Session
+}
+
+// check compares the figures of a session with the database and the console.
+func (c *chain) check(s session) {
+	c.t.Helper()
+	var rows, keys, disordered int64
+	err := c.db.DB.QueryRow(`SELECT COUNT(*), COUNT(DISTINCT service1_timestamp),
+		COUNT(CASE WHEN NOT (service1_timestamp <= service2_timestamp AND service2_timestamp <= service3_timestamp AND service3_timestamp <= end_timestamp) THEN 1 END)
+		FROM messages WHERE session_id = ?`, s.ID).Scan(&rows, &keys, &disordered)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if rows != s.Stored || keys != rows || disordered != 0 || s.Generated != s.Stored+s.Lost {
+		c.t.Errorf("%+v with %d rows of %d keys, %d of them with stamps out of order", s, rows, keys, disordered)
+	}
+	if p := c.running["ms1"]; !strings.Contains(p.out.String(), fmt.Sprintf("session %d: messages generated: %d ", s.ID, s.Generated)) ||
+		!strings.Contains(p.out.String(), fmt.Sprintf("session %d: total time of the interaction: ", s.ID)) {
+		c.t.Errorf("the summary of session %d is not on the console:\n%s", s.ID, p.out)
+	}
+	c.t.Logf("%+v", s)
+}
+
+func (c *chain) noneLost(s session) {
+	c.t.Helper()
+	if s.Lost != 0 || s.Generated < 200 {
+		c.t.Errorf("%+v: want none lost, under load", s)
+	}
+}
