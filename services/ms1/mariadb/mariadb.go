@@ -199,6 +199,9 @@ func (s *Store) repeat(ctx context.Context, doing string, try func(ctx context.C
 
 // try runs f once, until the timeout, the end of ctx or the end of the link.
 func (l *link) try(ctx context.Context, timeout time.Duration, f func(context.Context, *sql.DB) error) error {
+	if l.ctx.Err() != nil {
+		return context.Cause(l.ctx)
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	defer context.AfterFunc(l.ctx, cancel)()

@@ -38,7 +38,7 @@ type holder struct {
 
 // Run implements [ms1.Store].
 func (s *Store) Run(ctx context.Context) error {
-	wait := newBackoff(100*time.Millisecond, 2*time.Second)
+	wait := newBackoff(50*time.Millisecond, time.Second)
 	said := ""
 	for {
 		err := s.hold(ctx, func() {

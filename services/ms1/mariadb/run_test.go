@@ -1,0 +1,339 @@
+package mariadb
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/DATA-DOG/go-sqlmock"
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+)
+
+// logged is what a store has said.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logged) count(text string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), text)
+}
+
+// scripted returns a store whose pools are the given ones, one after the
+// other; the last is used again and again.
+func scripted(pools ...*sql.DB) (*Store, *logged) {
+	log := &logged{}
+	s := newStore(Defaults(), zerolog.New(log), func() *sql.DB {
+		db := pools[0]
+		if len(pools) > 1 {
+			pools = pools[1:]
+		}
+		return db
+	})
+	s.pingEvery = 5 * time.Millisecond
+	return s, log
+}
+
+// run runs the store until the test ends; the channel has what Run returned.
+func run(t *testing.T, s *Store) (ended <-chan error, stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	result, done := make(chan error, 1), make(chan struct{})
+	go func() {
+		defer close(done)
+		result <- s.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return result, cancel
+}
+
+func expectConnection(mock sqlmock.Sqlmock, id int64, host string) {
+	mock.ExpectQuery("^SELECT ID, HOST FROM information_schema.PROCESSLIST").
+		WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST"}).AddRow(id, host))
+	mock.ExpectExec("^SET SESSION wait_timeout").WithArgs(4).WillReturnResult(sqlmock.NewResult(0, 0))
+}
+
+func expectGetLock(mock sqlmock.Sqlmock, wait, got int) {
+	mock.ExpectQuery("^SELECT GET_LOCK").WithArgs("tricycle/tricycle", wait).
+		WillReturnRows(sqlmock.NewRows([]string{"got"}).AddRow(got))
+}
+
+func expectHolder(mock sqlmock.Sqlmock, id, host any) {
+	mock.ExpectQuery(`IS_USED_LOCK\(\?\)`).WithArgs("tricycle/tricycle").
+		WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST"}).AddRow(id, host))
+}
+
+// expectSchema is what goose asks of a database at the given version.
+func expectSchema(mock sqlmock.Sqlmock, version int) {
+	mock.ExpectQuery("SELECT EXISTS .+ table_name = 'goose_db_version'").WillReturnRows(sqlmock.NewRows([]string{"e"}).AddRow(true))
+	mock.ExpectQuery(`SELECT MAX\(version_id\)`).WillReturnRows(sqlmock.NewRows([]string{"v"}).AddRow(version))
+	for range 2 - version { // whether there is anything to do, and if so, what
+		rows := sqlmock.NewRows([]string{"version_id", "is_applied"})
+		for v := version; v >= 0; v-- {
+			rows.AddRow(v, true)
+		}
+		mock.ExpectQuery("SELECT version_id, is_applied").WillReturnRows(rows)
+	}
+	if version == 0 {
+		mock.ExpectExec("CREATE TABLE IF NOT EXISTS sessions").WillReturnResult(sqlmock.NewResult(0, 0))
+		mock.ExpectExec("CREATE TABLE IF NOT EXISTS messages").WillReturnResult(sqlmock.NewResult(0, 0))
+		mock.ExpectExec("INSERT INTO goose_db_version").WithArgs(1, true).WillReturnResult(sqlmock.NewResult(1, 1))
+		mock.ExpectQuery(`SELECT MAX\(version_id\)`).WillReturnRows(sqlmock.NewRows([]string{"v"}).AddRow(1))
+	}
+}
+
+func TestRunMigratesAndCloses(t *testing.T) {
+	db, mock := mocked(t, false)
+	expectConnection(mock, 5, "here:1")
+	expectGetLock(mock, 0, 1)
+	expectSchema(mock, 0)
+	s, log := scripted(db)
+	ended, stop := run(t, s)
+	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("Run: found error %v, expected none", err)
+	}
+	if err := s.Ready(t.Context()); !errors.Is(err, errClosed) {
+		t.Errorf("Ready: found error %v, expected %v", err, errClosed)
+	}
+	if err := s.Insert(t.Context(), 7, nil); err != nil {
+		t.Errorf("Insert of nothing: found error %v, expected none", err)
+	}
+	if _, err := s.LastSession(t.Context()); !errors.Is(err, errClosed) {
+		t.Errorf("LastSession: found error %v, expected %v", err, errClosed)
+	}
+	if n := log.count("the database is ready"); n != 1 {
+		t.Errorf("found %d lines of readiness, expected 1", n)
+	}
+}
+
+func TestRunGivesUp(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		script func(sqlmock.Sqlmock)
+		want   string
+	}{
+		{"another program holds the database", func(mock sqlmock.Sqlmock) {
+			expectConnection(mock, 5, "here:1")
+			expectGetLock(mock, 0, 0)
+			expectHolder(mock, 12, "there:2")
+			expectGetLock(mock, 5, 0)
+			expectHolder(mock, 12, "there:2")
+		}, `locking database "tricycle" at 127.0.0.1:3306: another program uses it: found its lock held by connection 12, expected one program per database`},
+		{"the schema is newer", func(mock sqlmock.Sqlmock) {
+			expectConnection(mock, 5, "here:1")
+			expectGetLock(mock, 0, 1)
+			expectSchema(mock, 2)
+		}, `bringing up to date the schema of database "tricycle" at 127.0.0.1:3306: found schema version 2, expected at most 1: a newer program has used it`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			db, mock := mocked(t, false)
+			c.script(mock)
+			s, _ := scripted(db)
+			ended, _ := run(t, s)
+			if err := <-ended; err == nil || err.Error() != c.want {
+				t.Errorf("found error %v, expected %s", err, c.want)
+			}
+			if err := s.Ready(t.Context()); err == nil || err.Error() != c.want {
+				t.Errorf("Ready: found error %v, expected %s", err, c.want)
+			}
+		})
+	}
+}
+
+// A link whose ping fails is over; the next one finds the lock still held by
+// our own dead connection, kills it, and has the lock.
+func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
+	first, script := mocked(t, true)
+	expectConnection(script, 5, "here:1")
+	expectGetLock(script, 0, 1)
+	expectSchema(script, 1)
+	script.ExpectPing().WillReturnError(syscall.ECONNRESET)
+
+	second, script := mocked(t, false)
+	expectConnection(script, 9, "here:2")
+	expectGetLock(script, 0, 0)
+	expectHolder(script, 5, "here:1")
+	script.ExpectExec("^KILL CONNECTION").WithArgs(5).WillReturnResult(sqlmock.NewResult(0, 0))
+	expectGetLock(script, 5, 1)
+	expectSchema(script, 1)
+
+	s, log := scripted(first, second)
+	run(t, s)
+	storetest.Eventually(t, "the second link", func() error {
+		if n := log.count("the database is ready"); n < 2 {
+			return fmt.Errorf("link %d", n)
+		}
+		return s.Ready(t.Context())
+	})
+	for text, want := range map[string]int{
+		"killed our own dead connection":    1,
+		"the database cannot be used":       1,
+		`watching database \"tricycle\" at`: 1,
+	} {
+		if n := log.count(text); n != want {
+			t.Errorf("found %d lines %q, expected %d", n, text, want)
+		}
+	}
+}
+
+// Numbers of connections start again with the server, so the number alone
+// does not make a connection ours.
+func TestAnothersConnectionIsNotKilled(t *testing.T) {
+	for name, host := range map[string]any{"other address": "there:1", "hidden address": nil} {
+		t.Run(name, func(t *testing.T) {
+			db, mock := mocked(t, false)
+			expectConnection(mock, 9, "here:2")
+			expectGetLock(mock, 0, 0)
+			expectHolder(mock, 5, host)
+			expectGetLock(mock, 5, 1)
+			expectSchema(mock, 1)
+			s, _ := scripted(db)
+			s.mine = holder{5, "here:1"}
+			run(t, s)
+			storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
+		})
+	}
+}
+
+func TestFailingStartIsRepeatedAndSaidOnce(t *testing.T) {
+	denied := serverError(1045, "28000")
+	faults := []func(sqlmock.Sqlmock){
+		func(mock sqlmock.Sqlmock) { mock.ExpectQuery("PROCESSLIST").WillReturnError(denied) },
+		func(mock sqlmock.Sqlmock) { mock.ExpectQuery("PROCESSLIST").WillReturnError(denied) },
+		func(mock sqlmock.Sqlmock) {
+			mock.ExpectQuery("PROCESSLIST").WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST"}).AddRow(5, "here:1"))
+			mock.ExpectExec("wait_timeout").WillReturnError(deadlock)
+		},
+		func(mock sqlmock.Sqlmock) {
+			expectConnection(mock, 5, "here:1")
+			mock.ExpectQuery("GET_LOCK").WillReturnError(deadlock)
+		},
+		func(mock sqlmock.Sqlmock) { // it was freed between the questions
+			expectConnection(mock, 5, "here:1")
+			expectGetLock(mock, 0, 0)
+			expectHolder(mock, nil, nil)
+			expectGetLock(mock, 5, 0)
+			expectHolder(mock, nil, nil)
+		},
+		func(mock sqlmock.Sqlmock) {
+			expectConnection(mock, 5, "here:1")
+			expectGetLock(mock, 0, 0)
+			mock.ExpectQuery("IS_USED_LOCK").WillReturnError(deadlock)
+		},
+		func(mock sqlmock.Sqlmock) {
+			expectConnection(mock, 5, "here:1")
+			expectGetLock(mock, 0, 1)
+			mock.ExpectQuery("SELECT EXISTS").WillReturnError(deadlock)
+		},
+		func(mock sqlmock.Sqlmock) {
+			expectConnection(mock, 5, "here:1")
+			expectGetLock(mock, 0, 1)
+			expectSchema(mock, 1)
+		},
+	}
+	var pools []*sql.DB
+	for _, script := range faults {
+		db, mock := mocked(t, false)
+		script(mock)
+		pools = append(pools, db)
+	}
+	s, log := scripted(pools...)
+	run(t, s)
+	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
+	if n := log.count("Error 1045 (28000)"); n != 1 {
+		t.Errorf("found the wrong password said %d times, expected once", n)
+	}
+	if n := log.count("the database cannot be used"); n != 5 { // twice the same; two deadlocks while locking
+		t.Errorf("found %d lines, expected one for each change of the error", n)
+	}
+}
+
+func TestUnreachableServer(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0") // and let go: a port nobody listens at
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken.Close()
+	c := Defaults()
+	c.Address = taken.Addr().String()
+	log := &logged{}
+	s, err := Open(c, zerolog.New(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Ready(t.Context()); !errors.Is(err, errStarting) {
+		t.Errorf("before Run: found error %v, expected %v", err, errStarting)
+	}
+	ended, stop := run(t, s)
+	storetest.Eventually(t, "the refusal", func() error {
+		if err := s.Ready(t.Context()); !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("found error %v", err)
+		}
+		return nil
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := s.LastSession(ctx); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("found error %v, expected %v", err, syscall.ECONNREFUSED)
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("Run: found error %v, expected none", err)
+	}
+	if n := log.count("connection refused"); n != 1 {
+		t.Errorf("found the refusal said %d times, expected once", n)
+	}
+}
+
+func TestConfig(t *testing.T) {
+	if err := Defaults().Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+	err := Config{Address: "db", Name: strings.Repeat("x", 56)}.Validate()
+	for _, want := range []string{"database.address: ", "database.name: ", "database.user: "} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("found error %v, expected one that names %s", err, want)
+		}
+	}
+}
+
+func TestOpenReadsTheSecret(t *testing.T) {
+	c := Defaults()
+	c.PasswordFile = filepath.Join(t.TempDir(), "password")
+	if _, err := Open(c, zerolog.Nop()); !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "database.password_file: ") {
+		t.Errorf("found error %v, expected one that names database.password_file", err)
+	}
+}
+
+func TestDriverLogIsKept(t *testing.T) {
+	log := &logged{}
+	driverLog{zerolog.New(log)}.Print("packets ", "out of order")
+	if log.count("database driver: packets out of order") != 1 {
+		t.Errorf("found %q", log.text.String())
+	}
+}
