@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,10 +28,13 @@ type spanQueue struct {
 	sdk.SpanProcessor // the SDK's batch processor
 
 	exporter sdk.SpanExporter
-	most     int64
-	waiting  atomic.Int64 // spans in the processor
 	failing  atomic.Bool
 	log      zerolog.Logger
+
+	mu      sync.Mutex
+	most    int
+	waiting int  // spans in the processor, none of them counted
+	closed  bool // what waited has been counted as dropped
 
 	// closing ends an export under way when the time to shut down is over.
 	closing context.Context
@@ -46,7 +51,7 @@ func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Regis
 		Help: "Spans that never reached the collector, by reason: queue_full or export_failed.",
 	}, []string{"reason"})
 	q := &spanQueue{
-		exporter: exporter, most: int64(most), log: log,
+		exporter: exporter, most: most, log: log,
 		exported: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tricycle_spans_exported_total",
 			Help: "Spans that the collector took.",
@@ -56,8 +61,14 @@ func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Regis
 	}
 	registry.MustRegister(q.exported, dropped)
 	q.closing, q.cancel = context.WithCancel(context.Background())
-	q.SpanProcessor = sdk.NewBatchSpanProcessor(countingExporter{q},
-		sdk.WithMaxQueueSize(most), sdk.WithBatchTimeout(exportDelay), sdk.WithExportTimeout(2*exportTimeout))
+	options := []sdk.BatchSpanProcessorOption{sdk.WithMaxQueueSize(most)}
+	if os.Getenv("OTEL_BSP_SCHEDULE_DELAY") == "" {
+		options = append(options, sdk.WithBatchTimeout(exportDelay))
+	}
+	if os.Getenv("OTEL_BSP_EXPORT_TIMEOUT") == "" {
+		options = append(options, sdk.WithExportTimeout(2*exportTimeout))
+	}
+	q.SpanProcessor = sdk.NewBatchSpanProcessor(countingExporter{q}, options...)
 	return q
 }
 
@@ -66,18 +77,48 @@ func (q *spanQueue) OnEnd(s sdk.ReadOnlySpan) {
 	if !s.SpanContext().IsSampled() {
 		return
 	}
-	if q.waiting.Add(1) > q.most {
-		q.waiting.Add(-1)
-		q.queueFull.Inc()
-		return
+	if q.enter() {
+		q.SpanProcessor.OnEnd(s)
 	}
-	q.SpanProcessor.OnEnd(s)
+}
+
+// enter lets a span into the processor, or counts it as dropped.
+func (q *spanQueue) enter() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch {
+	case q.closed:
+		q.exportFailed.Inc()
+		return false
+	case q.waiting == q.most:
+		q.queueFull.Inc()
+		return false
+	}
+	q.waiting++
+	return true
+}
+
+// leave counts spans that the processor is done with. After close they have
+// been counted: an export that close cut off is not counted again.
+func (q *spanQueue) leave(spans int, as prometheus.Counter) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.closed {
+		q.waiting -= spans
+		as.Add(float64(spans))
+	}
 }
 
 // close counts what the processor could not send before it was told to stop.
 func (q *spanQueue) close(err error) error {
 	q.cancel()
-	if left := q.waiting.Swap(0); left > 0 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return err
+	}
+	q.closed = true
+	if left := q.waiting; left > 0 {
 		q.exportFailed.Add(float64(left))
 		return errors.Join(fmt.Errorf("%d spans dropped at the end", left), err)
 	}
@@ -94,15 +135,14 @@ func (e countingExporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlyS
 	defer context.AfterFunc(q.closing, cancel)()
 
 	err := q.exporter.ExportSpans(ctx, spans)
-	q.waiting.Add(-int64(len(spans)))
 	if err != nil {
-		q.exportFailed.Add(float64(len(spans)))
+		q.leave(len(spans), q.exportFailed)
 		if !q.failing.Swap(true) {
 			q.log.Warn().Err(err).Msg("spans are being dropped: the trace collector does not take them")
 		}
 		return nil // handled here; the SDK would only log it again, globally
 	}
-	q.exported.Add(float64(len(spans)))
+	q.leave(len(spans), q.exported)
 	if q.failing.Swap(false) {
 		q.log.Info().Msg("the trace collector takes spans again")
 	}

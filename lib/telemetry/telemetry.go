@@ -59,8 +59,11 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(endpoint,
 		config.InRange("tracing.sample_ratio", c.SampleRatio, 0, 1),
-		config.InRange("tracing.queue_spans", c.QueueSpans, 512, 1<<20))
+		config.InRange("tracing.queue_spans", c.QueueSpans, 512, mostSpans))
 }
+
+// mostSpans bounds the memory of a queue: a span takes about a kilobyte.
+const mostSpans = 1 << 20
 
 // Telemetry is the tracer and the metrics of one service.
 type Telemetry struct {
@@ -89,12 +92,15 @@ func New(ctx context.Context, c Config, service, version string, log zerolog.Log
 	if err != nil {
 		return nil, fmt.Errorf("describing the service for tracing: %w", err)
 	}
-	sampler := sdk.ParentBased(sdk.TraceIDRatioBased(c.SampleRatio))
-	options := []sdk.TracerProviderOption{sdk.WithResource(res), sdk.WithIDGenerator(derivedIDs{}), sdk.WithSampler(sampler)}
 	t := &Telemetry{Metrics: registry, sampler: sdk.TraceIDRatioBased(c.SampleRatio)}
+	all := sdk.ParentBased(t.sampler)
 	if c.Endpoint == "" {
-		options = append(options, sdk.WithSampler(sdk.NeverSample()))
-	} else {
+		// Neither a root nor what Message takes for one is sampled, whatever
+		// a caller's header says.
+		t.sampler, all = sdk.NeverSample(), sdk.NeverSample()
+	}
+	options := []sdk.TracerProviderOption{sdk.WithResource(res), sdk.WithIDGenerator(derivedIDs{}), sdk.WithSampler(all)}
+	if c.Endpoint != "" {
 		exporter, err := otlptracehttp.New(ctx, exporterOptions(c.Endpoint)...)
 		if err != nil {
 			return nil, fmt.Errorf("opening the trace exporter: %w", err)
@@ -177,7 +183,17 @@ func (derivedIDs) NewSpanID(context.Context, trace.TraceID) trace.SpanID {
 // fromEnvironment applies the OTEL_* variables that the SDK itself would not
 // see, since the sampler and the exporter are ours.
 func fromEnvironment(c Config) (Config, error) {
-	c.Endpoint = cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT"), c.Endpoint)
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} {
+		v := os.Getenv(name)
+		if v == "" {
+			continue
+		}
+		// The exporter passes over what it cannot read, and sends to localhost.
+		if err := config.URL(name, v, "http", "https"); err != nil {
+			return c, err
+		}
+		c.Endpoint = v // read again by the exporter, the second rather than the first
+	}
 	if disabled, _ := strconv.ParseBool(os.Getenv("OTEL_SDK_DISABLED")); disabled {
 		c.Endpoint = ""
 	}
@@ -193,8 +209,8 @@ func fromEnvironment(c Config) (Config, error) {
 	}
 	if v := os.Getenv("OTEL_BSP_MAX_QUEUE_SIZE"); v != "" {
 		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 {
-			return c, fmt.Errorf("OTEL_BSP_MAX_QUEUE_SIZE: found %q, expected a positive integer", v)
+		if err != nil || n < 1 || n > mostSpans {
+			return c, fmt.Errorf("OTEL_BSP_MAX_QUEUE_SIZE: found %q, expected an integer from 1 to %d", v, mostSpans)
 		}
 		c.QueueSpans = n
 	}
