@@ -1,0 +1,688 @@
+package telemetry_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
+	"go.uber.org/goleak"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// receiver is an OTLP/HTTP collector that keeps what it takes.
+type receiver struct {
+	*httptest.Server
+	answer func(w http.ResponseWriter, r *http.Request) bool // false: the request is not taken
+
+	mu       sync.Mutex
+	path     string
+	resource map[string]string
+	spans    []*otlp.Span
+	refused  int
+}
+
+func newReceiver(t *testing.T, answer func(http.ResponseWriter, *http.Request) bool) *receiver {
+	t.Helper()
+	r := &receiver{answer: answer, resource: map[string]string{}}
+	r.Server = httptest.NewServer(r)
+	t.Cleanup(r.Close)
+	return r
+}
+
+func (r *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	body, err := io.ReadAll(req.Body)
+	var export collector.ExportTraceServiceRequest
+	if err == nil {
+		err = proto.Unmarshal(body, &export)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	if r.answer != nil && !r.answer(w, req) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.refused++
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.path = req.URL.Path
+	for _, rs := range export.ResourceSpans {
+		for _, a := range rs.Resource.Attributes {
+			r.resource[a.Key] = a.Value.GetStringValue()
+		}
+		for _, ss := range rs.ScopeSpans {
+			r.spans = append(r.spans, ss.Spans...)
+		}
+	}
+}
+
+func (r *receiver) got() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.spans)
+}
+
+func (r *receiver) turnedAway() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.refused
+}
+
+func answering(status int) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		w.WriteHeader(status)
+		return false
+	}
+}
+
+// swallow never answers a request.
+func swallow(_ http.ResponseWriter, r *http.Request) bool {
+	<-r.Context().Done()
+	return false
+}
+
+// clean makes the test independent of the environment it runs in.
+func clean(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{
+		"OTEL_SDK_DISABLED", "OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES", "OTEL_TRACES_EXPORTER", "OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG",
+		"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+		"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_SCHEDULE_DELAY",
+		"OTEL_BSP_EXPORT_TIMEOUT", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "HTTP_PROXY", "http_proxy",
+	} {
+		t.Setenv(name, "")
+	}
+}
+
+func start(t *testing.T, c telemetry.Config, log zerolog.Logger) *telemetry.Telemetry {
+	t.Helper()
+	tel, err := telemetry.New(t.Context(), c, "ms9", "1.2.3", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tel
+}
+
+// shutdown gives the last spans the time that is said, and returns what was
+// wrong and how long it took.
+func shutdown(t *testing.T, tel *telemetry.Telemetry, within time.Duration) (time.Duration, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), within)
+	defer cancel()
+	began := time.Now()
+	err := tel.Shutdown(ctx)
+	return time.Since(began), err
+}
+
+// counts returns what the counters of spans say: "exported", and the drops by
+// their reason.
+func counts(t *testing.T, tel *telemetry.Telemetry) map[string]int {
+	t.Helper()
+	families, err := tel.Metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := map[string]int{}
+	for _, f := range families {
+		for _, m := range f.Metric {
+			switch f.GetName() {
+			case "tricycle_spans_exported_total":
+				found["exported"] = int(m.GetCounter().GetValue())
+			case "tricycle_spans_dropped_total":
+				found[m.Label[0].GetValue()] = int(m.GetCounter().GetValue())
+			}
+		}
+	}
+	return found
+}
+
+func sum(counts map[string]int) (n int) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
+}
+
+func until(t *testing.T, what string, true func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !true(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		time.Sleep(2 * time.Millisecond) // between two looks
+	}
+}
+
+func end(tel *telemetry.Telemetry, spans int) {
+	for range spans {
+		_, span := tel.Tracer.Start(context.Background(), "work")
+		span.End()
+	}
+}
+
+// keys returns n keys, spread as those of a session are.
+func keys(n int) []message.Key {
+	all := make([]message.Key, n)
+	for i := range all {
+		all[i] = message.Key{SessionID: int64(i/100 + 1), Service1: message.Stamp(1_795_428_930_123_456 + int64(i)*997)}
+	}
+	return all
+}
+
+func TestIDs(t *testing.T) {
+	// The sums were taken by sha256sum.
+	for key, want := range map[message.Key]string{
+		{SessionID: 7, Service1: message.StampOf(time.Date(2026, 11, 23, 10, 15, 30, 123456000, time.UTC))}: "9032527bdee35dbc19318cf3466aa2ef" + "88dc8e2b2e8e36e5",
+		{SessionID: 1<<63 - 1, Service1: 253402300799999999}:                                                "8e080b9d47b907835dbbbe2cba42123d" + "522d7add5c7ad9f6",
+		{SessionID: 1, Service1: 1}: "0151a852f0336ee23b8c4f97e295b279" + "cb53aa37421b6616",
+	} {
+		t.Run(key.String(), func(t *testing.T) {
+			traceID, spanID := telemetry.IDs(key)
+			if got := traceID.String() + spanID.String(); got != want {
+				t.Errorf("found %s, expected %s", got, want)
+			}
+		})
+	}
+	t.Run("by the formula for SQL", func(t *testing.T) {
+		// LEFT(SHA2(CONCAT('tricycle/1/', id, '/', stamp), 256), 32)
+		for _, key := range keys(1000) {
+			sum := sha256.Sum256(fmt.Appendf(nil, "tricycle/1/%d/%s", key.SessionID, key.Service1.Time().Format("2006-01-02T15:04:05.000000Z")))
+			if id, _ := telemetry.IDs(key); id.String() != hex.EncodeToString(sum[:])[:32] {
+				t.Fatalf("%s: found %s, expected %x", key, id, sum[:16])
+			}
+		}
+	})
+}
+
+func TestValidate(t *testing.T) {
+	if err := telemetry.Defaults().Validate(); err != nil {
+		t.Errorf("the defaults: %v", err)
+	}
+	for name, c := range map[string]struct {
+		config telemetry.Config
+		want   string
+	}{
+		"an endpoint without scheme": {telemetry.Config{Endpoint: "localhost:4318", QueueSpans: 512}, `tracing.endpoint: found "localhost:4318", expected a URL such as http://host:port`},
+		"a ratio above one":          {telemetry.Config{SampleRatio: 1.01, QueueSpans: 512}, "tracing.sample_ratio: found 1.01, expected 0 to 1"},
+		"a queue too short":          {telemetry.Config{QueueSpans: 511}, "tracing.queue_spans: found 511, expected 512 to 1048576"},
+		"everything at once":         {telemetry.Config{Endpoint: "x", SampleRatio: -1}, "tracing.endpoint: found \"x\", expected a URL such as http://host:port\ntracing.sample_ratio: found -1, expected 0 to 1\ntracing.queue_spans: found 0, expected 512 to 1048576"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := c.config.Validate(); err == nil || err.Error() != c.want {
+				t.Errorf("found %v, expected %s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestRootSpan(t *testing.T) {
+	clean(t)
+	r := newReceiver(t, nil)
+	c := telemetry.Defaults()
+	c.Endpoint = r.URL
+	tel := start(t, c, zerolog.Nop())
+	key := keys(1)[0]
+	traceID, spanID := telemetry.IDs(key)
+
+	// MS1 starts the root while another trace is under way: it is no child.
+	outer, request := tel.Tracer.Start(t.Context(), "GET /start")
+	ctx, root := tel.StartRoot(outer, key, "round", trace.WithSpanKind(trace.SpanKindProducer))
+	if sc := root.SpanContext(); sc.TraceID() != traceID || sc.SpanID() != spanID || !sc.IsSampled() {
+		t.Errorf("found %v, expected trace %s, span %s, sampled", sc, traceID, spanID)
+	}
+	_, child := tel.Tracer.Start(ctx, "INSERT")
+	// MS2 knows only the key.
+	_, receive := tel.Tracer.Start(tel.Message(t.Context(), key), "receive")
+	_, again := tel.Tracer.Start(tel.Message(t.Context(), key), "receive")
+	for _, s := range []trace.Span{child, receive, again, root, request} {
+		s.End()
+	}
+	if request.SpanContext().TraceID() == traceID {
+		t.Error("the request shares the message's trace")
+	}
+	if _, err := shutdown(t, tel, 5*time.Second); err != nil {
+		t.Error(err)
+	}
+	ids := map[string]bool{}
+	for _, s := range r.spans {
+		ids[string(s.SpanId)] = true
+		parent := ""
+		switch s.Name {
+		case "GET /start":
+			continue
+		case "INSERT", "receive":
+			parent = string(spanID[:])
+		}
+		if string(s.TraceId) != string(traceID[:]) || string(s.ParentSpanId) != parent {
+			t.Errorf("%s: found trace %x, parent %x, expected %s, %x", s.Name, s.TraceId, s.ParentSpanId, traceID, parent)
+		}
+	}
+	if len(r.spans) != 5 || len(ids) != 5 {
+		t.Errorf("found %d spans with %d ids, expected 5", len(r.spans), len(ids))
+	}
+	if r.path != "/v1/traces" || r.resource["service.name"] != "ms9" || r.resource["service.version"] != "1.2.3" || r.resource["telemetry.sdk.language"] != "go" {
+		t.Errorf("found path %s, resource %v", r.path, r.resource)
+	}
+	if got := counts(t, tel); got["exported"] != 5 || sum(got) != 5 {
+		t.Errorf("found %v, expected 5 exported", got)
+	}
+}
+
+func TestServicesSampleAlike(t *testing.T) {
+	clean(t)
+	r := newReceiver(t, nil)
+	for _, ratio := range []float64{0, 0.3, 1} {
+		t.Run(fmt.Sprint(ratio), func(t *testing.T) {
+			c := telemetry.Config{Endpoint: r.URL, SampleRatio: ratio, QueueSpans: 8192}
+			ms1, ms2 := start(t, c, zerolog.Nop()), start(t, c, zerolog.Nop())
+			const all = 5000
+			sampled := 0
+			for _, key := range keys(all) {
+				_, root := ms1.StartRoot(t.Context(), key, "round")
+				ctx := ms2.Message(t.Context(), key)
+				guess := trace.SpanContextFromContext(ctx)
+				if guess.IsSampled() != root.SpanContext().IsSampled() || guess.TraceID() != root.SpanContext().TraceID() || guess.SpanID() != root.SpanContext().SpanID() {
+					t.Fatalf("%s: found %v by its key, expected what its root has: %v", key, guess, root.SpanContext())
+				}
+				if !guess.IsRemote() {
+					t.Fatalf("%s: found a parent of this process, expected a remote one", key)
+				}
+				_, receive := ms2.Tracer.Start(ctx, "receive")
+				// MS3 gets it in a header.
+				header := propagation.MapCarrier{}
+				telemetry.Propagator.Inject(trace.ContextWithSpan(t.Context(), receive), header)
+				remote := trace.SpanContextFromContext(telemetry.Propagator.Extract(t.Context(), header))
+				if receive.SpanContext().IsSampled() != guess.IsSampled() || remote.IsSampled() != guess.IsSampled() || remote.TraceID() != guess.TraceID() {
+					t.Fatalf("%s: found %v, then %v, expected all to be sampled like %v", key, receive.SpanContext(), remote, guess)
+				}
+				if guess.IsSampled() {
+					sampled++
+				}
+				receive.End()
+				root.End()
+			}
+			if share := float64(sampled) / all; share < ratio-0.05 || share > ratio+0.05 {
+				t.Errorf("found %.3f of the messages sampled, expected about %.1f", share, ratio)
+			}
+			for _, tel := range []*telemetry.Telemetry{ms1, ms2} {
+				if _, err := shutdown(t, tel, 10*time.Second); err != nil {
+					t.Error(err)
+				}
+				if got := counts(t, tel); sum(got) != sampled || got["exported"] != sampled {
+					t.Errorf("found %v, expected %d exported and no other", got, sampled)
+				}
+			}
+		})
+	}
+}
+
+func TestNoEndpoint(t *testing.T) {
+	clean(t)
+	tel := start(t, telemetry.Defaults(), zerolog.Nop())
+	key := keys(1)[0]
+	_, root := tel.StartRoot(t.Context(), key, "round")
+	if id, _ := telemetry.IDs(key); root.SpanContext().TraceID() != id {
+		t.Errorf("found trace %s, expected %s: a log line carries it all the same", root.SpanContext().TraceID(), id)
+	}
+	if root.IsRecording() || trace.SpanContextFromContext(tel.Message(t.Context(), key)).IsSampled() {
+		t.Error("found a span that is sampled, expected none")
+	}
+	root.End()
+	if _, err := shutdown(t, tel, time.Second); err != nil {
+		t.Error(err)
+	}
+	if got := counts(t, tel); len(got) != 0 {
+		t.Errorf("found %v, expected no counter", got)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	clean(t)
+	tel := start(t, telemetry.Defaults(), zerolog.Nop())
+	families, err := tel.Metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range families {
+		names = append(names, f.GetName())
+	}
+	for _, want := range []string{"go_goroutines", "process_start_time_seconds"} {
+		if !slices.Contains(names, want) {
+			t.Errorf("found %q, expected %s among them", names, want)
+		}
+	}
+}
+
+// lockedBuffer is a console that two goroutines may use.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+func TestEverySpanIsCounted(t *testing.T) {
+	absent := func(t *testing.T) string {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		return "http://" + l.Addr().String()
+	}
+	with := func(answer func(http.ResponseWriter, *http.Request) bool) func(t *testing.T) string {
+		return func(t *testing.T) string { return newReceiver(t, answer).URL }
+	}
+	for name, c := range map[string]struct {
+		url   func(t *testing.T) string
+		spans int
+		stop  time.Duration
+		want  func(found map[string]int) bool
+		late  bool // the end has to cut an export off
+	}{
+		"a collector that takes them":    {with(nil), 2000, 10 * time.Second, func(f map[string]int) bool { return f["exported"] == 2000 }, false},
+		"a collector that is absent":     {absent, 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
+		"a collector that answers 400":   {with(answering(400)), 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
+		"a collector that answers 500":   {with(answering(500)), 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
+		"a collector that answers 503":   {with(answering(503)), 2000, 500 * time.Millisecond, func(f map[string]int) bool { return f["export_failed"] == 2000 }, true},
+		"a collector that swallows them": {with(swallow), 2000, 300 * time.Millisecond, func(f map[string]int) bool { return f["export_failed"] == 2000 }, true},
+		"more than the queue holds": {with(swallow), 6000, 300 * time.Millisecond, func(f map[string]int) bool {
+			return f["export_failed"] == 4096 && f["queue_full"] == 6000-4096
+		}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clean(t)
+			var console lockedBuffer
+			tel := start(t, telemetry.Config{Endpoint: c.url(t), SampleRatio: 1, QueueSpans: 4096}, zerolog.New(&console))
+			end(tel, c.spans)
+			took, err := shutdown(t, tel, c.stop)
+			if (err != nil) != c.late {
+				t.Errorf("found %v, expected an error: %v", err, c.late)
+			}
+			if limit := c.stop + time.Second; took > limit {
+				t.Errorf("the end took %s, expected at most %s", took, limit)
+			}
+			found := counts(t, tel)
+			if sum(found) != c.spans || !c.want(found) {
+				t.Errorf("found %v for %d spans", found, c.spans)
+			}
+			if c.late && !strings.Contains(err.Error(), "spans dropped at the end") {
+				t.Errorf("found %v, expected the number of spans that were dropped", err)
+			}
+			// The export that was cut off comes to its end and is not counted
+			// again: a second Shutdown finds nothing more to say.
+			until(t, "the end of the processor", func() bool {
+				stacks := make([]byte, 1<<20)
+				return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("batchSpanProcessor"))
+			})
+			if _, err := shutdown(t, tel, time.Second); err != nil {
+				t.Errorf("a second end: %v", err)
+			}
+			end(tel, 10) // ended after the end: neither counted nor sent
+			if again := counts(t, tel); fmt.Sprint(again) != fmt.Sprint(found) {
+				t.Errorf("found %v later, expected %v as before", again, found)
+			}
+			if n := strings.Count(console.String(), "spans are being dropped"); n > 1 {
+				t.Errorf("found %d warnings, expected one at most: %s", n, console.String())
+			}
+		})
+	}
+}
+
+func TestSpansThatAreNotSampledAreNotCounted(t *testing.T) {
+	clean(t)
+	r := newReceiver(t, nil)
+	tel := start(t, telemetry.Config{Endpoint: r.URL, QueueSpans: 512}, zerolog.Nop())
+	end(tel, 100)
+	if _, err := shutdown(t, tel, 5*time.Second); err != nil {
+		t.Error(err)
+	}
+	if got := counts(t, tel); sum(got) != 0 || r.got() != 0 {
+		t.Errorf("found %v and %d spans at the collector, expected none", got, r.got())
+	}
+}
+
+func TestTheCollectorComesBack(t *testing.T) {
+	clean(t)
+	var mu sync.Mutex
+	down := true
+	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if down {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		return !down
+	})
+	var console lockedBuffer
+	tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 4096}, zerolog.New(&console))
+	end(tel, 1024) // two batches: one warning
+	until(t, "two refusals", func() bool { return r.turnedAway() >= 2 })
+	mu.Lock()
+	down = false
+	mu.Unlock()
+	end(tel, 3)
+	until(t, "the spans", func() bool { return counts(t, tel)["exported"] == 3 })
+	if _, err := shutdown(t, tel, 5*time.Second); err != nil {
+		t.Error(err)
+	}
+	if n := strings.Count(console.String(), "spans are being dropped"); n != 1 {
+		t.Errorf("found %d warnings, expected one: %s", n, console.String())
+	}
+	if n := strings.Count(console.String(), "takes spans again"); n != 1 {
+		t.Errorf("found %d all-clears, expected one: %s", n, console.String())
+	}
+	if got := counts(t, tel); got["export_failed"] != 1024 || got["exported"] != 3 || r.got() != 3 {
+		t.Errorf("found %v and %d spans at the collector, expected 1024 failed and 3", got, r.got())
+	}
+}
+
+func TestEndsUnderLoad(t *testing.T) {
+	// Spans that end while the end is under way are counted or come too late;
+	// none is counted twice and none is in between.
+	clean(t)
+	r := newReceiver(t, swallow)
+	tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
+	stop, ended := make(chan struct{}), make([]int, 4)
+	var wg sync.WaitGroup
+	for i := range ended {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					end(tel, 1)
+					ended[i]++
+				}
+			}
+		})
+	}
+	until(t, "a full queue", func() bool { return counts(t, tel)["queue_full"] > 100 })
+	if _, err := shutdown(t, tel, 100*time.Millisecond); err == nil {
+		t.Error("found no error of the end, expected one")
+	}
+	close(stop)
+	wg.Wait()
+	found, total := counts(t, tel), 0
+	for _, n := range ended {
+		total += n
+	}
+	if found["exported"] != 0 || found["export_failed"] < 512 || sum(found) > total {
+		t.Errorf("found %v of %d spans", found, total)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	for name, c := range map[string]struct {
+		env   map[string]string // URL stands for the receiver's
+		spans int               // of 1000 root spans, give or take
+		path  string
+	}{
+		"the endpoint of all signals":           {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL"}, 1000, "/v1/traces"},
+		"the endpoint of all signals, a folder": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL/otlp"}, 1000, "/otlp/v1/traces"},
+		"the endpoint of traces":                {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "URL/mine"}, 1000, "/mine"},
+		"traces before all signals":             {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "URL/mine", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, 1000, "/mine"},
+		"disabled":                              {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_SDK_DISABLED": "true"}, 0, ""},
+		"not disabled":                          {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_SDK_DISABLED": "false"}, 1000, "/v1/traces"},
+		"no exporter":                           {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_EXPORTER": "none"}, 0, ""},
+		"the exporter there is":                 {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_EXPORTER": "otlp"}, 1000, "/v1/traces"},
+		"the protocol there is":                 {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, 1000, "/v1/traces"},
+		"always on":                             {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "always_on"}, 1000, "/v1/traces"},
+		"always off":                            {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}, 0, ""},
+		"a ratio":                               {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"}, 500, "/v1/traces"},
+		"a ratio without number":                {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}, 1000, "/v1/traces"},
+		"time-outs":                             {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_TIMEOUT": "3000", "OTEL_BSP_EXPORT_TIMEOUT": "4000"}, 1000, "/v1/traces"},
+		"another delay":                         {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100"}, 1000, "/v1/traces"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clean(t)
+			r := newReceiver(t, nil)
+			for k, v := range c.env {
+				t.Setenv(k, strings.Replace(v, "URL", r.URL, 1))
+			}
+			config := telemetry.Defaults()
+			if c.spans == 0 {
+				config.Endpoint = r.URL // so that something could arrive
+			}
+			tel := start(t, config, zerolog.Nop())
+			for _, key := range keys(1000) {
+				_, root := tel.StartRoot(t.Context(), key, "round")
+				if trace.SpanContextFromContext(tel.Message(t.Context(), key)).IsSampled() != root.SpanContext().IsSampled() {
+					t.Fatalf("%s: two decisions", key)
+				}
+				root.End()
+			}
+			if _, err := shutdown(t, tel, 5*time.Second); err != nil {
+				t.Error(err)
+			}
+			if n := r.got(); n < c.spans*9/10 || n > c.spans*11/10 || r.path != c.path {
+				t.Errorf("found %d spans at %q, expected about %d at %q", n, r.path, c.spans, c.path)
+			}
+		})
+	}
+	t.Run("the file says one, the environment another", func(t *testing.T) {
+		clean(t)
+		file, environment := newReceiver(t, nil), newReceiver(t, nil)
+		t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", environment.URL)
+		tel := start(t, telemetry.Config{Endpoint: file.URL, SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
+		end(tel, 1)
+		if _, err := shutdown(t, tel, 5*time.Second); err != nil || file.got() != 0 || environment.got() != 1 {
+			t.Errorf("found %d and %d spans, %v, expected 0 and 1", file.got(), environment.got(), err)
+		}
+	})
+	t.Run("name and attributes of the service", func(t *testing.T) {
+		clean(t)
+		t.Setenv("OTEL_SERVICE_NAME", "mine")
+		t.Setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.version=9")
+		r := newReceiver(t, nil)
+		tel := start(t, telemetry.Config{Endpoint: r.URL + "/", SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
+		end(tel, 1)
+		if _, err := shutdown(t, tel, 5*time.Second); err != nil {
+			t.Error(err)
+		}
+		if r.resource["service.name"] != "mine" || r.resource["service.version"] != "9" || r.resource["deployment.environment.name"] != "test" || r.path != "/v1/traces" {
+			t.Errorf("found %v at %s, expected what the environment says", r.resource, r.path)
+		}
+	})
+	t.Run("the length of the queue", func(t *testing.T) {
+		clean(t)
+		t.Setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5")
+		r := newReceiver(t, swallow)
+		tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
+		end(tel, 8)
+		if _, err := shutdown(t, tel, 50*time.Millisecond); err == nil {
+			t.Error("found no error, expected one about 5 spans")
+		}
+		if got := counts(t, tel); got["export_failed"] != 5 || got["queue_full"] != 3 {
+			t.Errorf("found %v, expected 5 and 3", got)
+		}
+	})
+	t.Run("a delay longer than the test", func(t *testing.T) {
+		clean(t)
+		t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "3600000")
+		t.Setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "3")
+		r := newReceiver(t, nil)
+		tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
+		end(tel, 3) // a full batch does not wait
+		until(t, "the batch", func() bool { return r.got() == 3 })
+		end(tel, 1)
+		if _, err := shutdown(t, tel, 5*time.Second); err != nil || r.got() != 4 {
+			t.Errorf("found %d spans, %v, expected 4", r.got(), err)
+		}
+	})
+}
+
+func TestEnvironmentRefuses(t *testing.T) {
+	for name, c := range map[string]struct{ variable, value, want string }{
+		"an endpoint without scheme":   {"OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", `OTEL_EXPORTER_OTLP_ENDPOINT: found "localhost:4318", expected a URL such as http://host:port`},
+		"no endpoint at all":           {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: found "http://", expected a URL such as http://host:port`},
+		"another exporter":             {"OTEL_TRACES_EXPORTER", "zipkin", `OTEL_TRACES_EXPORTER: found "zipkin", expected otlp or none`},
+		"another protocol":             {"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", `OTEL_EXPORTER_OTLP_PROTOCOL: found "grpc", expected http/protobuf`},
+		"another protocol of traces":   {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", `OTEL_EXPORTER_OTLP_PROTOCOL: found "http/json", expected http/protobuf`},
+		"a queue of a word":            {"OTEL_BSP_MAX_QUEUE_SIZE", "many", `OTEL_BSP_MAX_QUEUE_SIZE: found "many", expected an integer from 1 to 1048576`},
+		"a queue of nothing":           {"OTEL_BSP_MAX_QUEUE_SIZE", "0", `OTEL_BSP_MAX_QUEUE_SIZE: found "0", expected an integer from 1 to 1048576`},
+		"a queue larger than memory":   {"OTEL_BSP_MAX_QUEUE_SIZE", "9000000000000", `OTEL_BSP_MAX_QUEUE_SIZE: found "9000000000000", expected an integer from 1 to 1048576`},
+		"another sampler":              {"OTEL_TRACES_SAMPLER", "xray", `OTEL_TRACES_SAMPLER: found "xray", expected always_on, always_off, traceidratio or one of these with parentbased_ before it`},
+		"a ratio that is a word":       {"OTEL_TRACES_SAMPLER_ARG", "half", `OTEL_TRACES_SAMPLER_ARG: found "half", expected a number from 0 to 1`},
+		"a ratio above one":            {"OTEL_TRACES_SAMPLER_ARG", "1.5", `OTEL_TRACES_SAMPLER_ARG: found "1.5", expected a number from 0 to 1`},
+		"a ratio that is not a number": {"OTEL_TRACES_SAMPLER_ARG", "NaN", `OTEL_TRACES_SAMPLER_ARG: found "NaN", expected a number from 0 to 1`},
+		"attributes that are no such":  {"OTEL_RESOURCE_ATTRIBUTES", "nonsense", "describing the service for tracing: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			clean(t)
+			if c.variable == "OTEL_TRACES_SAMPLER_ARG" {
+				t.Setenv("OTEL_TRACES_SAMPLER", "traceidratio")
+			}
+			t.Setenv(c.variable, c.value)
+			_, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms9", "1", zerolog.Nop())
+			if err == nil || !strings.HasPrefix(err.Error(), c.want) {
+				t.Errorf("found %v, expected %s", err, c.want)
+			}
+		})
+	}
+	t.Run("the context has ended", func(t *testing.T) {
+		clean(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err := telemetry.New(ctx, telemetry.Config{Endpoint: "http://127.0.0.1:1", QueueSpans: 512}, "ms9", "1", zerolog.Nop())
+		if err == nil {
+			t.Error("found no error, expected one")
+		}
+	})
+}
