@@ -35,6 +35,7 @@ func Observe(ctx context.Context, service string, l logging.Config, t telemetry.
 			log.Warn().Err(err).Msg("the last spans were not all sent")
 		}
 	}()
+	log.Info().Str("version", Version).Msgf("%s is starting", service)
 	err = run(log, tel)
 	log.Info().AnErr("error", err).Msgf("%s has stopped", service)
 	return err
