@@ -782,17 +782,26 @@ func TestSampledOutMessagesMakeNoSpan(t *testing.T) {
 
 // slowListener delays what the broker sends by half a second, as a slow link
 // does.
-type slowListener struct{ net.Listener }
+type slowListener struct {
+	net.Listener
+	test context.Context
+}
 
 func (l slowListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
-	return slowConn{c}, err
+	return slowConn{c, l.test}, err
 }
 
-type slowConn struct{ net.Conn }
+type slowConn struct {
+	net.Conn
+	test context.Context
+}
 
 func (c slowConn) Write(p []byte) (int, error) {
-	time.Sleep(300*time.Millisecond + rand.N(400*time.Millisecond)) // the latency itself, not a wait for something
+	select {
+	case <-time.After(300*time.Millisecond + rand.N(400*time.Millisecond)): // the latency itself
+	case <-c.test.Done():
+	}
 	return c.Conn.Write(p)
 }
 
@@ -800,7 +809,7 @@ func TestSlowLinkToKafka(t *testing.T) {
 	t.Parallel()
 	_, address := topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
 		l, err := net.Listen(network, address)
-		return slowListener{l}, err
+		return slowListener{l, t.Context()}, err
 	}))
 	r := start(t, topictest.For(t, address)).ready()
 	r.dial().send(t, messages(2000)...)
