@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -157,7 +158,7 @@ func (t *trio) runMS3(ctx context.Context) error {
 		return nil
 	}
 	brokers, _ := t.brokers.wait(ctx) // known, or MS1 would not be
-	c := t.config.ms3(brokers, one.Address())
+	c := t.config.ms3(brokers, reach(one.Address()))
 	return program.Observe(ctx, "ms3", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
 		service, err := ms3.New(c, log, tel)
 		if err != nil {
@@ -204,6 +205,16 @@ func (t *trio) openStore(log zerolog.Logger) (ms1.Store, error) {
 }
 
 func (t *trio) databaseFile() string { return filepath.Join(t.config.Data, "tricycle.db") }
+
+// reach returns the address by which this machine reaches what listens on the
+// address, which may name all of the machine's at once.
+func reach(address string) string {
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
+		return net.JoinHostPort("127.0.0.1", port)
+	}
+	return address
+}
 
 // probeMS3 is MS1's check that MS3 holds its partitions.
 func (t *trio) probeMS3(ctx context.Context) error {

@@ -25,14 +25,15 @@ func (t *trio) attend(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	url := "http://" + service.Address()
+	address := reach(service.Address())
+	url := "http://" + address
 	waiting := ctx
 	if t.config.Once {
 		var cancel context.CancelFunc
 		waiting, cancel = context.WithTimeout(ctx, readyTimeout)
 		defer cancel()
 	}
-	err := t.untilReady(waiting, service.Address(), "")
+	err := t.untilReady(waiting, address, "")
 	switch {
 	case ctx.Err() != nil:
 		return nil

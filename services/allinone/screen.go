@@ -78,8 +78,10 @@ func (s *screen) draw(line string) {
 	if line == "" && s.width == 0 {
 		return
 	}
-	fmt.Fprintf(s.out, "\r%-*s\r%s", s.width, "", line)
-	s.width = len(line)
+	fmt.Fprintf(s.out, "\r%-*s", s.width, line)
+	if s.width = len(line); line == "" {
+		fmt.Fprint(s.out, "\r")
+	}
 }
 
 // troubles lets through the lines of a log on the console that are warnings or

@@ -1,0 +1,516 @@
+package allinone
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// usual is the configuration of a short session on free ports.
+func usual(t *testing.T) Config {
+	t.Helper()
+	c := Defaults()
+	c.Listen = anyPort
+	c.Data = filepath.Join(t.TempDir(), "made at start", "data")
+	c.Interaction.IntervalSeconds = 1
+	c.Interaction.InFlight = 8
+	return c
+}
+
+// console collects what the program says while it runs.
+type console struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.text.Write(p)
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.text.String()
+}
+
+// find waits for a match of the expression and returns its groups.
+func (c *console) find(t *testing.T, expression string) []string {
+	t.Helper()
+	var groups []string
+	re := regexp.MustCompile(expression)
+	topictest.Eventually(t, 30*time.Second, "the console says "+expression, func() bool {
+		groups = re.FindStringSubmatch(c.String())
+		return groups != nil
+	})
+	return groups
+}
+
+// start runs the program and returns its console, and a function that stops it
+// and returns its error, at the end of the test at the latest.
+func start(t *testing.T, c Config) (*console, func() error) {
+	t.Helper()
+	said := &console{}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- Run(ctx, c, said) }()
+	stop := sync.OnceValue(func() error {
+		cancel()
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(60 * time.Second):
+			return fmt.Errorf("it did not stop; it said:\n%s", said)
+		}
+	})
+	t.Cleanup(func() { _ = stop() })
+	return said, stop
+}
+
+// serve runs the program until the test or the function stops it, and returns
+// its URL.
+func serve(t *testing.T, c Config) (url string, stop func() error) {
+	t.Helper()
+	said, stop := start(t, c)
+	return said.find(t, `MS1 listens on (http://\S+)`)[1], stop
+}
+
+// get reads the answer to a GET request.
+func get(t *testing.T, url string) (status int, body map[string]any) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(url)
+	if err != nil {
+		return 0, nil
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil {
+		t.Fatalf("%s: %v", url, err)
+	}
+	return resp.StatusCode, body
+}
+
+// look opens the database of the folder for reading, as another program would.
+func look(t *testing.T, data string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: filepath.Join(data, "tricycle.db"), RawQuery: "mode=ro&_pragma=busy_timeout(5000)"}).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+func number(t *testing.T, db *sql.DB, query string, args ...any) (n int64) {
+	t.Helper()
+	if err := db.QueryRow(query, args...).Scan(&n); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+	return n
+}
+
+// session is a row of the table sessions.
+type session struct {
+	id, generated, stored, lost sql.NullInt64
+	reason                      sql.NullString
+}
+
+func sessionRow(t *testing.T, db *sql.DB, id int64) (s session) {
+	t.Helper()
+	err := db.QueryRow("SELECT id, generated, stored, lost, end_reason FROM sessions WHERE id = ?", id).Scan(&s.id, &s.generated, &s.stored, &s.lost, &s.reason)
+	if err != nil {
+		t.Fatalf("session %d: %v", id, err)
+	}
+	return s
+}
+
+// checkRows checks that the session has that many rows, every one with four
+// stamps in order and none twice.
+func checkRows(t *testing.T, db *sql.DB, sessionID, want int64) {
+	t.Helper()
+	if got := number(t, db, "SELECT COUNT(*) FROM messages WHERE session_id = ?", sessionID); got != want {
+		t.Errorf("session %d: %d rows, want %d", sessionID, got, want)
+	}
+	if got := number(t, db, "SELECT COUNT(DISTINCT service1_timestamp) FROM messages WHERE session_id = ?", sessionID); got != want {
+		t.Errorf("session %d: %d different keys, want %d", sessionID, got, want)
+	}
+	if got := number(t, db, `SELECT COUNT(*) FROM messages WHERE session_id = ?
+		AND service1_timestamp <= service2_timestamp AND service2_timestamp <= service3_timestamp AND service3_timestamp <= end_timestamp`, sessionID); got != want {
+		t.Errorf("session %d: %d rows with their stamps in order, want %d", sessionID, got, want)
+	}
+}
+
+func TestOnceStoresWhatItSays(t *testing.T) {
+	c := usual(t)
+	c.Once = true
+	said := &console{}
+	if err := Run(t.Context(), c, said); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	want := regexp.MustCompile(`(?s)^GET http://127\.0\.0\.1:\d+/start
+0\.\d/1 s  generated \d+  stored \d+  \d+/s
+(?:1\.\d/1 s  generated \d+  stored \d+  \d+/s
+)+
+session 1 \(interval elapsed\)
+  total time of the interaction  1\.\d{3} s
+  messages generated             (\d+)
+  stored (\d+), resent \d+, duplicates \d+, lost 0
+  ms1 to ms2   p50 [^\n]*
+  ms2 to ms3   p50 [^\n]*
+  ms3 to ms1   p50 [^\n]*
+  whole round  p50 [0-9.]+ ms, p95 [0-9.]+ ms, p99 [0-9.]+ ms, max [0-9.]+ ms
+
+The rows: (sqlite3 [^\n]*)
+The log:  ([^\n]*)
+$`)
+	groups := want.FindStringSubmatch(said.String())
+	if groups == nil {
+		t.Fatalf("it said\n%s\nwant %s", said, want)
+	}
+	generated, stored, command, log := groups[1], groups[2], groups[3], groups[4]
+	if generated != stored || stored == "0" {
+		t.Errorf("generated %s and stored %s, want the same and some", generated, stored)
+	}
+	db := look(t, c.Data)
+	row := sessionRow(t, db, 1)
+	if got := fmt.Sprint(row.stored.Int64); got != stored || row.generated != row.stored || row.lost.Int64 != 0 {
+		t.Errorf("the database has %+v, the summary %s stored", row, stored)
+	}
+	checkRows(t, db, 1, row.stored.Int64)
+
+	if text, err := os.ReadFile(log); err != nil || !strings.Contains(string(text), `"message":"GET /start"`) || !strings.Contains(string(text), "messages generated: "+generated) {
+		t.Errorf("the log has not what MS1 must say: %v\n%s", err, text)
+	}
+	for _, name := range []string{"ms2.log", "ms3.log"} {
+		if info, err := os.Stat(filepath.Join(c.Data, name)); err != nil || info.Size() == 0 {
+			t.Errorf("the log %s is empty: %v", name, err)
+		}
+	}
+	if _, err := exec.LookPath("sqlite3"); err == nil {
+		out, err := exec.Command("sh", "-c", command).CombinedOutput()
+		if n := strings.Count(string(out), "\n"); err != nil || n != 10 {
+			t.Errorf("%s printed %d lines, want 10: %v\n%s", command, n, err, out)
+		}
+	}
+}
+
+func TestReadyOnlyWhenEverythingIs(t *testing.T) {
+	c := usual(t)
+	c.Listen = freeAddress(t)
+	_, _ = start(t, c)
+	missed := ""
+	topictest.Eventually(t, 30*time.Second, "/readyz answers 200", func() bool {
+		status, body := get(t, "http://"+c.Listen+"/readyz")
+		if status == http.StatusServiceUnavailable && missed == "" {
+			missed = fmt.Sprint(body["checks"].(map[string]any)["ms3"])
+		}
+		return status == http.StatusOK
+	})
+	if missed == "" || missed == "ok" {
+		t.Errorf("before it was ready /readyz said of ms3: %q, want what it misses", missed)
+	}
+	if status, body := get(t, "http://"+c.Listen+"/start"); status != http.StatusAccepted {
+		t.Errorf("/start when ready: %d %v, want 202", status, body)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func TestMS3IsMissedUntilItHasStarted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := (&trio{ms3: make(known[string], 1)}).probeMS3(ctx); err == nil {
+		t.Error("MS3 that has not started is ready")
+	}
+}
+
+func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
+	c := usual(t)
+	c.Once = true
+	c.Interaction.IntervalSeconds = 600
+	said, stop := start(t, c)
+	said.find(t, `stored [1-9]`)
+	began := time.Now()
+	if err := stop(); err != nil {
+		t.Errorf("stopped: %v, want no error: nothing was lost", err)
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("stopping took %s, want at most 8 s", took)
+	}
+	groups := said.find(t, `session 1 \(stopped\)(?s:.*)stored (\d+), .*lost 0`)
+	db := look(t, c.Data)
+	row := sessionRow(t, db, 1)
+	if fmt.Sprint(row.stored.Int64) != groups[1] || row.reason.String != "stopped" {
+		t.Errorf("the database has %+v, the summary says %s stored", row, groups[1])
+	}
+	checkRows(t, db, 1, row.stored.Int64)
+}
+
+func TestStopBeforeTheSessionBeginsIsNoError(t *testing.T) {
+	c := usual(t)
+	c.Once = true
+	said, stop := start(t, c)
+	if err := stop(); err != nil || said.String() != "" {
+		t.Errorf("%v, and it said %q; want neither", err, said)
+	}
+}
+
+func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
+	c := usual(t)
+	url, stop := serve(t, c)
+	if status, body := get(t, url+"/start?interval=600&in_flight=64"); status != http.StatusAccepted {
+		t.Fatalf("/start: %d %v", status, body)
+	}
+	db := look(t, c.Data)
+	topictest.Eventually(t, 10*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
+	began := time.Now()
+	if err := stop(); err != nil {
+		t.Errorf("stopped: %v", err)
+	}
+	if took := time.Since(began); took > 8*time.Second {
+		t.Errorf("stopping took %s, want at most 8 s", took)
+	}
+	row := sessionRow(t, db, 1)
+	if row.reason.String != "shutdown" || row.lost.Int64 != 0 || row.generated != row.stored {
+		t.Errorf("session row %+v, want shutdown and nothing lost", row)
+	}
+	checkRows(t, db, 1, row.stored.Int64)
+}
+
+func TestErrorsAreOneLine(t *testing.T) {
+	taken, err := net.Listen("tcp", anyPort)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"port taken":       {func(c *Config) { c.Listen = taken.Addr().String() }, "ms1: listen tcp " + taken.Addr().String() + ": bind: address already in use"},
+		"data is a file":   {func(c *Config) { c.Data = file }, "making the data folder: mkdir " + file + ": not a directory"},
+		"no password file": {func(c *Config) { c.Database.Address, c.Database.PasswordFile = "127.0.0.1:1", file+".not" }, "ms1: database.password_file: open " + file + ".not: no such file or directory"},
+		"a ruined broker":  {ruinBroker, "broker: starting on "},
+		"a log in the way": {func(c *Config) { mkdir(t, c.Data, "ms2.log") }, "ms2: logging.file: open "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := usual(t)
+			c.Once = true
+			test.change(&c)
+			said := &console{}
+			err := Run(t.Context(), c, said)
+			if err == nil || !strings.HasPrefix(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("error %v, want %s", err, test.want)
+			}
+			if said.String() != "" {
+				t.Errorf("it said %q, want nothing", said)
+			}
+		})
+	}
+}
+
+func mkdir(t *testing.T, path ...string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Join(path...), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func ruinBroker(c *Config) {
+	folder := filepath.Join(c.Data, "broker")
+	_ = os.MkdirAll(folder, 0o755)
+	_ = os.WriteFile(filepath.Join(folder, "meta.json"), []byte("{"), 0o600)
+}
+
+func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
+	c := usual(t)
+	url, _ := serve(t, c)
+	err := Run(t.Context(), c, &console{})
+	if err == nil || !strings.Contains(err.Error(), "taking the data folder "+c.Data) || !strings.Contains(err.Error(), "locked by another program") {
+		t.Errorf("the second program: %v, want that the folder is taken", err)
+	}
+	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
+		t.Errorf("/start of the first: %d %v, want 202", status, body)
+	}
+}
+
+func TestLostMessagesAreAnError(t *testing.T) {
+	cluster, address := topictest.Cluster(t)
+	c := usual(t)
+	c.Once = true
+	c.Interaction.GiveUpAfterSeconds, c.Interaction.InFlight = 1, 3
+	c.Kafka = topictest.For(t, address)
+	var produced atomic.Int64
+	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		if produced.Add(1) <= 20 {
+			return nil, nil, false
+		}
+		return nil, fmt.Errorf("the broker has had enough"), true
+	})
+	said := &console{}
+	err := Run(t.Context(), c, said)
+	groups := said.find(t, `messages generated +(\d+)\n  stored \d+, resent \d+, duplicates 0, lost (\d+)`)
+	if want := fmt.Sprintf("interaction: %s of the %s messages of session 1 were lost", groups[2], groups[1]); err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	if !strings.Contains(said.String(), " WRN ms2 ") || strings.Contains(said.String(), " INF ") {
+		t.Errorf("it said\n%s\nwant the warnings of MS2 and no other lines of a log", said)
+	}
+	row := sessionRow(t, look(t, c.Data), 1)
+	if fmt.Sprint(row.lost.Int64) != groups[2] || row.generated.Int64-row.stored.Int64 != row.lost.Int64 {
+		t.Errorf("the database has %+v, the summary %s lost", row, groups[2])
+	}
+}
+
+func TestRealBrokerAndDatabase(t *testing.T) {
+	broker := os.Getenv("TRICYCLE_TEST_KAFKA")
+	if broker == "" {
+		t.Skip("TRICYCLE_TEST_KAFKA is not set: needs a Kafka broker")
+	}
+	server := storetest.MariaDB(t)
+	c := usual(t)
+	c.Once = true
+	c.Kafka = topictest.For(t, broker)
+	c.GroupID = "test." + rand.Text()
+	c.Database.Address, c.Database.Name, c.Database.User, c.Database.PasswordFile = server.Address, server.Name, server.User, server.PasswordFile
+	said := &console{}
+	if err := Run(t.Context(), c, said); err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	groups := said.find(t, `stored (\d+), `)
+	stored := number(t, server.DB, "SELECT stored FROM sessions WHERE id = 1")
+	if fmt.Sprint(stored) != groups[1] || stored == 0 {
+		t.Errorf("the database has %d stored, the summary %s", stored, groups[1])
+	}
+	checkRows(t, server.DB, 1, stored)
+	for _, embedded := range []string{"broker", "tricycle.db"} {
+		if _, err := os.Stat(filepath.Join(c.Data, embedded)); err == nil {
+			t.Errorf("%s was made beside the real one", embedded)
+		}
+	}
+	command := said.find(t, `(?m)^The rows: (mariadb .*)$`)[1]
+	if _, err := exec.LookPath("mariadb"); err == nil {
+		password, err := os.ReadFile(server.PasswordFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		show := exec.Command("sh", "-c", command)
+		show.Env = append(os.Environ(), "MYSQL_PWD="+strings.TrimSpace(string(password)))
+		show.Args[2] = strings.Replace(command, "--password ", "", 1) // which asks a person
+		out, err := show.CombinedOutput()
+		if n := strings.Count(string(out), "\n"); err != nil || n != 11 { // with the names of the columns
+			t.Errorf("%s printed %d lines, want 11: %v\n%s", command, n, err, out)
+		}
+	}
+}
+
+func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
+	folder, c := filepath.Join(t.TempDir(), "broker"), Defaults().Kafka
+	c.RetentionMegabytes, c.Partitions = 1, 1
+	const records = 4000
+	value := bytes.Repeat([]byte("x"), 4096) // 16 MB in all
+	open := func() *kfake.Cluster {
+		b, err := openBroker(folder, c, zerolog.New(zerolog.NewTestWriter(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(b.Close)
+		return b
+	}
+	b := open()
+	produce(t, b, c.Topic, records, value)
+	if size := sizeOf(t, folder); size < 16_000_000 {
+		t.Fatalf("the log has %d bytes, want all records on the disk before the retention is applied", size)
+	}
+	b.Close()
+
+	b = open() // kfake's own retention does not run after a restart
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); serveBroker(ctx, b) }()
+	topictest.Eventually(t, 10*time.Second, "the log is within the retention and one file more", func() bool {
+		return sizeOf(t, folder) < 1<<20+segmentBytes+1<<20
+	})
+	killed := filepath.Join(t.TempDir(), "killed") // what a kill would leave
+	if err := os.CopyFS(killed, os.DirFS(folder)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	<-done
+	for how, left := range map[string]string{"stopped": folder, "killed": killed} {
+		folder = left
+		if got := open().PartitionInfo(c.Topic, 0).HighWatermark; got != records {
+			t.Errorf("after it was %s the next record gets offset %d, want %d", how, got, records)
+		}
+	}
+}
+
+// produce writes n records to the topic's only partition.
+func produce(t *testing.T, b *kfake.Cluster, topic string, n int, value []byte) {
+	t.Helper()
+	transport := &kafka.Transport{}
+	w := &kafka.Writer{Addr: kafka.TCP(b.ListenAddrs()...), Topic: topic, RequiredAcks: kafka.RequireAll, BatchSize: 100, BatchTimeout: time.Millisecond, Transport: transport}
+	defer transport.CloseIdleConnections()
+	defer w.Close()
+	batch := make([]kafka.Message, n)
+	for i := range batch {
+		batch[i].Value = value
+	}
+	if err := w.WriteMessages(t.Context(), batch...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sizeOf(t *testing.T, folder string) (bytes int64) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(folder, "partitions", "*", "*.dat"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if info, err := os.Stat(f); err == nil {
+			bytes += info.Size()
+		}
+	}
+	return bytes
+}

@@ -1,0 +1,163 @@
+package allinone
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// build returns the path of the real program.
+func build(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "allinone")
+	if out, err := exec.Command("go", "build", "-o", path, "./cmd/allinone").CombinedOutput(); err != nil {
+		t.Fatalf("building the program: %v\n%s", err, out)
+	}
+	return path
+}
+
+// child starts the program as a process of its own, which does not outlive the
+// test, and returns it and its URL.
+func child(t *testing.T, program string, args ...string) (*exec.Cmd, string) {
+	t.Helper()
+	said := &console{}
+	p := exec.Command(program, args...)
+	p.Stdout, p.Stderr = said, said
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = p.Process.Kill() // that it has ended is the wish
+		_ = p.Wait()
+	})
+	return p, said.find(t, `MS1 listens on (http://\S+)`)[1]
+}
+
+func TestKilledInTheMiddleOfASession(t *testing.T) {
+	data := t.TempDir()
+	args := []string{"-listen", anyPort, "-data", data, "-interval", "600", "-in-flight", "256"}
+	program := build(t)
+	db := look(t, data)
+	rows := func(session int64) int64 {
+		return number(t, db, "SELECT COUNT(*) FROM messages WHERE session_id = ?", session)
+	}
+
+	p, url := child(t, program, args...)
+	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
+		t.Fatalf("/start: %d %v", status, body)
+	}
+	topictest.Eventually(t, 20*time.Second, "rows", func() bool { return rows(1) > 500 })
+	if err := p.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.Wait() // killed, as it was asked to be
+	before := rows(1)
+
+	p, url = child(t, program, args...)
+	topictest.Eventually(t, 10*time.Second, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
+	// What the broker had acknowledged and MS3 had not handed on arrives now.
+	topictest.Eventually(t, 20*time.Second, "messages that were in the broker are stored", func() bool { return rows(1) > before })
+	topictest.Eventually(t, 10*time.Second, "the stored count is that of the rows", func() bool { return sessionRow(t, db, 1).stored.Int64 == rows(1) })
+	t.Logf("%d rows when it was killed, %d later", before, rows(1))
+
+	if status, body := get(t, url+"/start?interval=1"); status != http.StatusAccepted || body["session_id"] != 2.0 {
+		t.Fatalf("/start: %d %v, want session 2", status, body)
+	}
+	topictest.Eventually(t, 10*time.Second, "session 2 ends", func() bool { return sessionRow(t, db, 2).reason.Valid })
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v, want exit status 0", err)
+	}
+	one, two := sessionRow(t, db, 1), sessionRow(t, db, 2)
+	if one.reason.String != "interrupted" || one.generated.Valid || one.lost.Valid {
+		t.Errorf("session 1: %+v, want interrupted and unknown figures", one)
+	}
+	if two.reason.String != "interval elapsed" || two.lost.Int64 != 0 || two.stored.Int64 == 0 {
+		t.Errorf("session 2: %+v, want all stored", two)
+	}
+	checkRows(t, db, 1, one.stored.Int64)
+	checkRows(t, db, 2, two.stored.Int64)
+	for _, log := range []string{"ms1.log", "ms3.log"} {
+		if text, err := os.ReadFile(filepath.Join(data, log)); err != nil || bytes.Contains(text, []byte("dead letter")) {
+			t.Errorf("%s: %v, and it tells of dead letters:\n%s", log, err, text)
+		}
+	}
+}
+
+func TestExitStatus(t *testing.T) {
+	program := build(t)
+	file := filepath.Join(t.TempDir(), "wrong.yaml")
+	if err := os.WriteFile(file, []byte("kafka:\n  broker: here\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		args       []string
+		status     int
+		out, error string // what standard output begins with, and all of standard error does
+	}{
+		"one session": {[]string{"-once", "-interval", "1"}, 0, "GET http://127.0.0.1:", ""},
+		"version":     {[]string{"-version"}, 0, "allinone 0.0.0-dev (go", ""},
+		"bad flag":    {[]string{"-twice"}, 2, "", "flag provided but not defined: -twice\n"},
+		"bad range":   {[]string{"-once", "-interval", "0"}, 1, "", "allinone: checking configuration: interaction.interval_seconds: found 0, expected 1 to 86400\n"},
+		"bad key":     {[]string{"-config", file}, 1, "", "allinone: reading configuration: " + file + ": line 2: unknown key kafka.broker, expected one of brokers, "},
+		"not running": {[]string{"-healthcheck", "-listen", "127.0.0.1:1"}, 1, "", "allinone: asking for readiness: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			defer cancel()
+			var out, errors strings.Builder
+			p := exec.CommandContext(ctx, program, append([]string{"-listen", anyPort, "-data", filepath.Join(t.TempDir(), "data")}, test.args...)...)
+			p.Stdout, p.Stderr = &out, &errors
+			err := p.Run()
+			if got := p.ProcessState.ExitCode(); got != test.status {
+				t.Errorf("exit status %d, want %d: %v", got, test.status, err)
+			}
+			if !strings.HasPrefix(out.String(), test.out) || (test.out == "") != (out.Len() == 0) {
+				t.Errorf("it said %q, want %q", &out, test.out)
+			}
+			if !strings.HasPrefix(errors.String(), test.error) || (test.error == "") != (errors.Len() == 0) {
+				t.Errorf("it complained %q, want %q", &errors, test.error)
+			}
+		})
+	}
+}
+
+func TestHealthcheckAsksTheRunningProgram(t *testing.T) {
+	c := usual(t)
+	c.Listen = freeAddress(t)
+	serve(t, c)
+	if out, err := exec.Command(build(t), "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v, and it said %s; want neither", err, out)
+	}
+}
+
+func TestInterruptedByAPerson(t *testing.T) {
+	said, complained := &console{}, &console{}
+	p := exec.Command(build(t), "-once", "-interval", "600", "-listen", anyPort, "-data", t.TempDir())
+	p.Stdout, p.Stderr = said, complained
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	said.find(t, `stored [1-9]`)
+	if err := p.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err != nil || complained.String() != "" {
+		t.Errorf("after SIGINT: %v, and it complained %q; want exit status 0 and no complaint", err, complained)
+	}
+	if !strings.Contains(said.String(), "\nsession 1 (stopped)\n") {
+		t.Errorf("it said\n%s\nwant a summary", said)
+	}
+}

@@ -1,0 +1,167 @@
+package allinone
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+// terminal shows what a person sees after all of the text was written: a
+// carriage return goes back, and what follows overwrites.
+func terminal(t *testing.T, text string) []string {
+	t.Helper()
+	var lines []string
+	for _, written := range strings.Split(text, "\n") {
+		var shown []byte
+		for _, part := range strings.Split(written, "\r") {
+			if len(part) > maxLine {
+				t.Errorf("a line of %d characters, want at most %d: %q", len(part), maxLine, part)
+			}
+			shown = append([]byte(part), shown[min(len(part), len(shown)):]...)
+		}
+		lines = append(lines, strings.TrimRight(string(shown), " "))
+	}
+	return lines
+}
+
+func at(seconds float64, interval int, stored int64) ms1.Summary {
+	generated := stored + 1
+	return ms1.Summary{Session: ms1.Session{IntervalSeconds: interval, Generated: &generated, Stored: &stored}, TotalSeconds: &seconds}
+}
+
+func TestProgressOnATerminalOverwritesItself(t *testing.T) {
+	var out bytes.Buffer
+	s := &screen{out: &out, live: true}
+	s.say("GET /start")
+	s.progress(at(0.5, 2, 1_000_000), false)
+	s.progress(at(1, 2, 10), false) // a shorter line leaves nothing of a longer one
+	if got := terminal(t, out.String()); got[1] != "[#####     ] 1.0/2 s  generated 11  stored 10  10/s" {
+		t.Errorf("in the middle the terminal shows %q", got)
+	}
+	s.say("something went wrong")
+	s.progress(at(1.5, 2, 15), false)
+	s.progress(at(3, 2, 20), true)
+	s.say("the end")
+	want := []string{"GET /start", "something went wrong", "[##########] 3.0/2 s  generated 21  stored 20  7/s", "the end", ""}
+	if got := terminal(t, out.String()); !reflect.DeepEqual(got, want) {
+		t.Errorf("at the end the terminal shows\n%q\nwant\n%q", got, want)
+	}
+}
+
+func TestProgressOnATerminalNeverWraps(t *testing.T) {
+	var out bytes.Buffer
+	s := &screen{out: &out, live: true}
+	s.progress(at(86400, 86400, 1<<62), false)
+	terminal(t, out.String())
+}
+
+func TestProgressElsewhereIsALineASecond(t *testing.T) {
+	var out bytes.Buffer
+	s := &screen{out: &out}
+	for range 100 {
+		s.progress(at(0, 1, 0), false)
+	}
+	s.progress(at(1.25, 1, 5), true)
+	if got, want := out.String(), "0.0/1 s  generated 1  stored 0  0/s\n1.2/1 s  generated 6  stored 5  4/s\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestAFileIsNoTerminal(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if newScreen(f).live {
+		t.Error("a file is taken for a terminal")
+	}
+}
+
+func TestTroublesAreSeen(t *testing.T) {
+	var out bytes.Buffer
+	w := troubles{&screen{out: &out}}
+	for _, line := range []string{"10:00:00.000 INF ms1 fine\n", "10:00:00.000 WRN ms2 hm\n", "10:00:00.000 ??? ms1 said\n", "10:00:00.000 ERR ms3 no\n", "\n"} {
+		if n, err := io.WriteString(w, line); n != len(line) || err != nil {
+			t.Errorf("%q: %d, %v", line, n, err)
+		}
+	}
+	if got, want := out.String(), "10:00:00.000 WRN ms2 hm\n10:00:00.000 ERR ms3 no\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestLostMessagesAreSaid(t *testing.T) {
+	var out bytes.Buffer
+	reason := ms1.Stopped
+	s, n, lost := at(1, 1, 7), int64(0), int64(1)
+	s.ID, s.Resent, s.Duplicates, s.Lost, s.EndReason = 3, &n, &n, &lost, &reason
+	c := Defaults()
+	c.Data = "it's here"
+	err := (&trio{config: c, screen: &screen{out: &out}}).summarise(s)
+	if err == nil || err.Error() != "1 of the 8 messages of session 3 were lost" {
+		t.Errorf("error %v", err)
+	}
+	if want := `sqlite3 'it'\''s here/tricycle.db' 'SELECT `; !strings.Contains(out.String(), want) {
+		t.Errorf("it said\n%s\nwant %s", &out, want)
+	}
+}
+
+func TestExampleConfigurationHasEveryKeyAtItsDefault(t *testing.T) {
+	var c Config // so that a key that is not in the file shows
+	if err := config.Load(&c, "../../compose/config/allinone.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	want := Defaults()
+	want.Kafka.Brokers = []string{}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("the example says\n%+v\nwant the defaults\n%+v", c, want)
+	}
+}
+
+func TestValidateNamesTheKey(t *testing.T) {
+	for _, test := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(*Config) {}, ""},
+		{func(c *Config) { c.Listen = "here" }, `listen: found "here", expected host:port with a port from 0 to 65535`},
+		{func(c *Config) { c.Data = "" }, "data: found nothing, expected the path of a folder"},
+		{func(c *Config) { c.Interaction.InFlight = 0 }, "interaction.in_flight: found 0, expected 1 to 4096"},
+		{func(c *Config) { c.Workers = 0 }, "workers: found 0, expected 1 to 1024"},
+		{func(c *Config) { c.GroupID = "" }, `group_id: found "", expected a name`},
+		{func(c *Config) { c.Kafka.Brokers = []string{"x"} }, `kafka.brokers: found "x", expected host:port with a port from 1 to 65535`},
+		{func(c *Config) { c.Kafka.Partitions = 0 }, "kafka.partitions: found 0, expected 1 to 1000"},
+		{func(c *Config) { c.Database.Name = "" }, ""}, // the embedded one has no name
+		{func(c *Config) { c.Database.Address, c.Database.Name = "db:1", "" }, `database.name: found "", expected 1 to 55 characters`},
+		{func(c *Config) { c.Tracing.SampleRatio = 2 }, "tracing.sample_ratio: found 2, expected 0 to 1"},
+		{func(c *Config) { c.Logging.File = "x.log" }, `logging.file: found "x.log", expected nothing: each service has its own log in the folder of data`},
+	} {
+		c := Defaults()
+		test.change(&c)
+		got := ""
+		if err := c.Validate(); err != nil {
+			got = err.Error()
+		}
+		if got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}
+
+func TestAddressesAreReachable(t *testing.T) {
+	for address, want := range map[string]string{
+		"[::]:80": "127.0.0.1:80", "0.0.0.0:80": "127.0.0.1:80", "127.0.0.2:80": "127.0.0.2:80", "[::1]:80": "[::1]:80",
+	} {
+		if got := reach(address); got != want {
+			t.Errorf("%s is reached at %s, want %s", address, got, want)
+		}
+	}
+}
