@@ -111,7 +111,8 @@ func (q *spanQueue) leave(spans int, as prometheus.Counter) {
 
 // close counts what the processor could not send before it was told to stop.
 func (q *spanQueue) close(err error) error {
-	q.cancel()
+	// Last, so that an export that it cuts off is among those counted here.
+	defer q.cancel()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
