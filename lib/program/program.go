@@ -111,7 +111,8 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 		err = p.Run(ctx, c, stdout)
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "%s: %s\n", p.Name, strings.ReplaceAll(err.Error(), "\n", "; "))
+		lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+		fmt.Fprintf(stderr, "%s: %s\n", p.Name, strings.Join(lines, "; "))
 		return 1
 	}
 	return 0
