@@ -1,0 +1,386 @@
+package program_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type settings struct {
+	Listen string `yaml:"listen"`
+	Count  int    `yaml:"count"`
+}
+
+func (s *settings) Validate() error {
+	return errors.Join(config.HostPort("listen", s.Listen, 0), config.InRange("count", s.Count, 1, 10))
+}
+
+// run is a command that does what the test says, and what came of it.
+func run(t *testing.T, do func(ctx context.Context, s settings, console io.Writer) error, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	status = program.Main(t.Context(), program.Program[settings]{
+		Name: "ms9", Purpose: "does nothing", Config: settings{Listen: "127.0.0.1:1", Count: 5},
+		Flags: func(flags *flag.FlagSet, s *settings) {
+			flags.IntVar(&s.Count, "count", s.Count, "how `MANY`")
+		},
+		Ready: func(s settings) (address, path string) { return s.Listen, "/readyz" },
+		Run:   do,
+	}, args, &out, &errs)
+	http.DefaultClient.CloseIdleConnections()
+	return status, out.String(), errs.String()
+}
+
+func never(t *testing.T) func(context.Context, settings, io.Writer) error {
+	return func(context.Context, settings, io.Writer) error {
+		t.Error("the program has run")
+		return nil
+	}
+}
+
+func file(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "settings.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestRuns(t *testing.T) {
+	one, two := file(t, "count: 7\nlisten: a:1"), file(t, "count: 8")
+	for name, c := range map[string]struct {
+		args []string
+		want settings
+	}{
+		"the defaults":                 {nil, settings{"127.0.0.1:1", 5}},
+		"a file":                       {[]string{"-config", one}, settings{"a:1", 7}},
+		"a later file overrides":       {[]string{"-config", one, "-config", two}, settings{"a:1", 8}},
+		"the order of files":           {[]string{"-config", two, "--config=" + one}, settings{"a:1", 7}},
+		"a flag over the defaults":     {[]string{"-count", "9"}, settings{"127.0.0.1:1", 9}},
+		"a flag over a file":           {[]string{"-config", one, "-count", "9"}, settings{"a:1", 9}},
+		"a flag in front of a file":    {[]string{"-count", "9", "-config", one}, settings{"a:1", 9}},
+		"a flag mends a file's value":  {[]string{"-config", file(t, "count: 99"), "-count", "9"}, settings{"127.0.0.1:1", 9}},
+		"a flag with the default":      {[]string{"-config", one, "-count", "5"}, settings{"a:1", 5}},
+		"the last of repeated flags":   {[]string{"-count", "6", "-count", "4"}, settings{"127.0.0.1:1", 4}},
+		"flags that are switched off":  {[]string{"-version=false", "-healthcheck=false"}, settings{"127.0.0.1:1", 5}},
+		"an empty file leaves it all":  {[]string{"-config", file(t, "")}, settings{"127.0.0.1:1", 5}},
+		"two dashes and nothing after": {[]string{"-count", "6", "--"}, settings{"127.0.0.1:1", 6}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got settings
+			status, stdout, stderr := run(t, func(_ context.Context, s settings, console io.Writer) error {
+				got = s
+				fmt.Fprint(console, "hello")
+				return nil
+			}, c.args...)
+			if status != 0 || stdout != "hello" || stderr != "" || got != c.want {
+				t.Errorf("found status %d, %q, %q, %+v, expected 0, hello and %+v", status, stdout, stderr, got, c.want)
+			}
+		})
+	}
+}
+
+func TestVersion(t *testing.T) {
+	for name, args := range map[string][]string{"alone": {"-version"}, "with a file that is not there": {"-version", "-config", "none.yaml"}} {
+		t.Run(name, func(t *testing.T) {
+			status, stdout, stderr := run(t, never(t), args...)
+			if want := regexp.MustCompile(`^ms9 0\.0\.0-dev \(go1\.\S+\)\n$`); status != 0 || !want.MatchString(stdout) || stderr != "" {
+				t.Errorf("found status %d, %q, %q, expected 0 and %s", status, stdout, stderr, want)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	status, _, stderr := run(t, never(t), "-help")
+	if status != 0 {
+		t.Errorf("found status %d, expected 0", status)
+	}
+	for _, want := range []string{"ms9: does nothing\n", "-config FILE", "-version", "-healthcheck", "-count MANY", "(default 5)"} {
+		if !strings.Contains(stderr, want) {
+			t.Errorf("found %q, expected %q in it", stderr, want)
+		}
+	}
+}
+
+func TestWrongUsage(t *testing.T) {
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"an unknown flag":             {[]string{"-cuont", "3"}, "flag provided but not defined: -cuont"},
+		"an argument":                 {[]string{"start"}, `found argument "start", expected flags only`},
+		"an argument behind flags":    {[]string{"-count", "3", "now"}, `found argument "now", expected flags only`},
+		"an argument behind dashes":   {[]string{"--", "-count"}, `found argument "-count", expected flags only`},
+		"a flag without its value":    {[]string{"-config"}, "flag needs an argument: -config"},
+		"a flag with a wrong value":   {[]string{"-count", "few"}, `invalid value "few" for flag -count`},
+		"an argument beside -version": {[]string{"-version", "now"}, `found argument "now"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, stdout, stderr := run(t, never(t), c.args...)
+			if status != 2 || stdout != "" || !strings.Contains(stderr, c.want) || strings.Count(stderr, c.want) != 1 {
+				t.Errorf("found status %d, %q, %q, expected 2 and, once, %s", status, stdout, stderr, c.want)
+			}
+		})
+	}
+}
+
+func TestErrorsAreOneLine(t *testing.T) {
+	bad := file(t, "listen: a:1\ncount: two")
+	for name, c := range map[string]struct {
+		args []string
+		err  error
+		want string
+	}{
+		"a file that is not there":      {[]string{"-config", "none.yaml"}, nil, "ms9: reading configuration: open none.yaml: no such file or directory\n"},
+		"a file that is wrong":          {[]string{"-config", bad}, nil, "ms9: reading configuration: " + bad + ": line 2: count: found \"two\", expected a whole number\n"},
+		"values out of range":           {[]string{"-config", file(t, "listen: a\ncount: 11")}, nil, "ms9: checking configuration: listen: found \"a\", expected host:port with a port from 0 to 65535; count: found 11, expected 1 to 10\n"},
+		"a flag out of range":           {[]string{"-count", "11"}, nil, "ms9: checking configuration: count: found 11, expected 1 to 10\n"},
+		"a wrong file and -healthcheck": {[]string{"-healthcheck", "-count", "0"}, nil, "ms9: checking configuration: count: found 0, expected 1 to 10\n"},
+		"the program's own":             {nil, errors.Join(errors.New("one"), errors.New("two")), "ms9: one; two\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			do := never(t)
+			if c.err != nil {
+				do = func(context.Context, settings, io.Writer) error { return c.err }
+			}
+			status, stdout, stderr := run(t, do, c.args...)
+			if status != 1 || stdout != "" || stderr != c.want {
+				t.Errorf("found status %d, %q, %q, expected 1 and %q", status, stdout, stderr, c.want)
+			}
+		})
+	}
+}
+
+func TestSignals(t *testing.T) {
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(signal.String(), func(t *testing.T) {
+			status, _, stderr := run(t, func(ctx context.Context, _ settings, _ io.Writer) error {
+				if err := syscall.Kill(syscall.Getpid(), signal); err != nil {
+					return err
+				}
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(10 * time.Second):
+					return errors.New("the signal did not end the context")
+				}
+			})
+			if status != 0 || stderr != "" {
+				t.Errorf("found status %d, %q, expected 0", status, stderr)
+			}
+		})
+	}
+}
+
+func TestHealthcheck(t *testing.T) {
+	var asked atomic.Value
+	ready := func(w http.ResponseWriter, r *http.Request) { asked.Store(r.Method + " " + r.URL.Path) }
+	listen := func(t *testing.T, address string, h http.HandlerFunc) (port string) {
+		t.Helper()
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}}
+		s.Start()
+		t.Cleanup(s.Close)
+		_, port, _ = net.SplitHostPort(l.Addr().String())
+		return port
+	}
+	for name, c := range map[string]struct {
+		listen, host string
+		answer       http.HandlerFunc
+		status       int
+		want         string // on stderr
+	}{
+		"ready":                       {"127.0.0.1:0", "127.0.0.1", ready, 0, ``},
+		"ready, by name":              {"127.0.0.1:0", "localhost", ready, 0, ``},
+		"it listens on every address": {"0.0.0.0:0", "0.0.0.0", ready, 0, ``},
+		"on every one of both kinds":  {"[::]:0", "[::]", ready, 0, ``},
+		"on every one, without host":  {":0", "", ready, 0, ``},
+		"not ready": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			fmt.Fprint(w, "{\"status\":\"not ready\",\r\n\"kafka\":\"away\"}\n")
+		}, 1, `^ms9: asking for readiness: 503 Service Unavailable: \{"status":"not ready",; "kafka":"away"\}\n$`},
+		"a book instead of a word": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusInternalServerError)
+			fmt.Fprint(w, strings.Repeat("x", 100_000)) // only the beginning is told
+		}, 1, `^ms9: asking for readiness: 500 Internal Server Error: x+\n$`},
+		"no content is not ready": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNoContent)
+		}, 1, `^ms9: asking for readiness: 204 No Content: \n$`},
+		"it hangs up": {"127.0.0.1:0", "127.0.0.1", func(http.ResponseWriter, *http.Request) {
+			panic(http.ErrAbortHandler)
+		}, 1, `^ms9: asking for readiness: .*EOF\n$`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked.Store("")
+			port := listen(t, c.listen, c.answer)
+			status, stdout, stderr := run(t, never(t), "-healthcheck", "-config", file(t, fmt.Sprintf("listen: %q", c.host+":"+port)))
+			if status != c.status || stdout != "" || !regexp.MustCompile(c.want).MatchString(stderr) || c.status == 0 && stderr != "" {
+				t.Errorf("found status %d, %q, %q, expected %d and %s", status, stdout, stderr, c.status, c.want)
+			}
+			if len(stderr) > 4200 {
+				t.Errorf("found %d bytes on stderr, expected some 4 KiB at most", len(stderr))
+			}
+			if strings.ContainsAny(strings.TrimSuffix(stderr, "\n"), "\r\n") {
+				t.Errorf("found %q, expected one line", stderr)
+			}
+			if c.status == 0 && asked.Load() != "GET /readyz" {
+				t.Errorf("found %q asked, expected GET /readyz", asked.Load())
+			}
+		})
+	}
+	t.Run("nobody listens", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := l.Addr().String()
+		l.Close()
+		status, _, stderr := run(t, never(t), "-healthcheck", "-config", file(t, "listen: "+address))
+		if status != 1 || !strings.Contains(stderr, "connection refused") || !strings.Contains(stderr, address) {
+			t.Errorf("found status %d, %q, expected 1 and the refusal", status, stderr)
+		}
+	})
+}
+
+func TestHealthcheckOfOddAddresses(t *testing.T) {
+	for name, c := range map[string]struct{ address, path, want string }{
+		"no port":       {"localhost", "/readyz", "missing port"},
+		"no such path":  {"localhost:1", "/%zz", "invalid URL escape"},
+		"no such place": {"localhost:99999", "/", "invalid port"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var errs bytes.Buffer
+			status := program.Main(t.Context(), program.Program[settings]{
+				Name: "ms9", Config: settings{Listen: "127.0.0.1:1", Count: 5},
+				Ready: func(settings) (address, path string) { return c.address, c.path },
+			}, []string{"-healthcheck"}, io.Discard, &errs)
+			if status != 1 || !strings.Contains(errs.String(), c.want) {
+				t.Errorf("found status %d, %q, expected 1 and %s", status, errs.String(), c.want)
+			}
+		})
+	}
+}
+
+// observed is the log of a service that Observe has run.
+func observed(t *testing.T, l logging.Config, c telemetry.Config, do func(zerolog.Logger, *telemetry.Telemetry) error) (events []map[string]any, err error) {
+	t.Helper()
+	l.File = filepath.Join(t.TempDir(), "ms9.log")
+	err = program.Observe(t.Context(), "ms9", l, c, io.Discard, do)
+	text, readErr := os.ReadFile(l.File)
+	if readErr != nil {
+		t.Fatal(readErr)
+	}
+	for line := range bytes.Lines(text) {
+		var event map[string]any
+		if err := json.Unmarshal(line, &event); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		events = append(events, event)
+	}
+	return events, err
+}
+
+func TestObserve(t *testing.T) {
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
+	trouble := errors.New("the disk is full")
+	for name, err := range map[string]error{"an end in peace": nil, "an end with an error": trouble} {
+		t.Run(name, func(t *testing.T) {
+			var spans atomic.Int32
+			collector := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { spans.Add(1) }))
+			defer collector.Close()
+			c := telemetry.Defaults()
+			c.Endpoint = collector.URL
+			events, got := observed(t, logging.Defaults(), c, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
+				log.Info().Msg("at work")
+				_, span := tel.Tracer.Start(t.Context(), "work")
+				span.End()
+				return err
+			})
+			if !errors.Is(got, err) || (got == nil) != (err == nil) {
+				t.Errorf("found %v, expected %v", got, err)
+			}
+			if spans.Load() != 1 {
+				t.Errorf("found %d exports when it had ended, expected one", spans.Load())
+			}
+			var said []string
+			for _, e := range events {
+				said = append(said, e["message"].(string))
+			}
+			if want := "ms9 is starting, at work, ms9 has stopped"; strings.Join(said, ", ") != want {
+				t.Fatalf("found %q, expected %s", said, want)
+			}
+			if events[0]["version"] != program.Version || err != nil && events[2]["error"] != err.Error() {
+				t.Errorf("found %v, expected version and error", events)
+			}
+		})
+	}
+	t.Run("a collector that swallows the last spans", func(t *testing.T) {
+		collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		}))
+		defer collector.Close()
+		c := telemetry.Defaults()
+		c.Endpoint = collector.URL
+		began := time.Now()
+		events, err := observed(t, logging.Defaults(), c, func(_ zerolog.Logger, tel *telemetry.Telemetry) error {
+			_, span := tel.Tracer.Start(t.Context(), "work")
+			span.End()
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 4*time.Second {
+			t.Errorf("took %s, expected about two seconds", took)
+		}
+		last := fmt.Sprint(events[len(events)-1])
+		if !strings.Contains(last, "the last spans were not all sent") || !strings.Contains(last, "1 spans dropped at the end") {
+			t.Errorf("found %v, expected a warning of the span", events)
+		}
+	})
+	t.Run("a log that cannot be written", func(t *testing.T) {
+		err := program.Observe(t.Context(), "ms9", logging.Config{Level: "info", File: t.TempDir()}, telemetry.Defaults(), io.Discard, nil)
+		if err == nil || !strings.HasPrefix(err.Error(), "logging.file: ") {
+			t.Errorf("found %v, expected one about logging.file", err)
+		}
+	})
+	t.Run("an environment that is wrong", func(t *testing.T) {
+		t.Setenv("OTEL_TRACES_SAMPLER", "xray")
+		events, err := observed(t, logging.Defaults(), telemetry.Defaults(), nil)
+		if err == nil || !strings.HasPrefix(err.Error(), "OTEL_TRACES_SAMPLER: ") || len(events) != 0 {
+			t.Errorf("found %v, %v, expected an error about OTEL_TRACES_SAMPLER", err, events)
+		}
+	})
+}
