@@ -39,10 +39,15 @@ const (
 	beginTimeout = 3 * time.Second
 	// settleTimeout is how long a drained session waits for commits under way.
 	settleTimeout = time.Second
-	// recordTimeout is one try to write a session's figures, recordRetry the
-	// time between two.
-	recordTimeout = time.Second
+	// recordTimeout is the first try to write a session's figures; each further
+	// one gets twice as long, up to longestRecord, since counting the rows of a
+	// day takes minutes. recordRetry is the time between two.
+	recordTimeout = 2 * time.Second
+	longestRecord = 5 * time.Minute
 	recordRetry   = time.Second
+	// shutdownTimeout is what a session gets to end when the program stops:
+	// the drain, the commits under way and one try to write the figures.
+	shutdownTimeout = 6 * time.Second
 )
 
 // link carries encoded messages to MS2.
@@ -71,6 +76,7 @@ type engine struct {
 	committer *committer
 	sessions  sync.WaitGroup
 	quit      chan struct{} // closed when the program stops
+	quitAt    time.Time     // when that was; set before
 	outboxed  chan struct{} // something to send, or a connection to send it on
 
 	// opening is held while sessions are opened, or closed as interrupted, in
@@ -155,6 +161,7 @@ func (e *engine) run(ctx context.Context) error {
 
 	<-ctx.Done()
 	e.mu.Lock()
+	e.quitAt = time.Now()
 	close(e.quit)
 	starting := e.starting
 	e.mu.Unlock()
@@ -201,6 +208,8 @@ func (e *engine) recover(ctx context.Context) {
 func (e *engine) recoverOnce(ctx context.Context) error {
 	e.opening.Lock()
 	defer e.opening.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
+	defer cancel()
 	e.mu.Lock()
 	begun := e.session != nil
 	e.mu.Unlock()
@@ -786,8 +795,8 @@ func (e *engine) record(s *session, reason EndReason) {
 	s.row.EndedAt, s.row.EndReason = closing.EndedAt, &closing.Reason
 	e.mu.Unlock()
 
-	for try := 1; ; try++ {
-		ctx, cancel := context.WithTimeout(context.Background(), recordTimeout)
+	for try, timeout := 1, recordTimeout; ; try, timeout = try+1, min(2*timeout, longestRecord) {
+		ctx, cancel := e.recordContext(timeout)
 		row, err := e.store.End(ctx, s.row.ID, closing)
 		cancel()
 		over := err == nil || e.stopping()
@@ -816,6 +825,25 @@ func (e *engine) record(s *session, reason EndReason) {
 		case <-e.quit:
 		}
 	}
+}
+
+// recordContext ends after the timeout. While the program runs, asking it to
+// stop leaves what is left of the time for that, and one second at least.
+func (e *engine) recordContext(timeout time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	go func() {
+		select {
+		case <-e.quit:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(max(time.Until(e.quitAt.Add(shutdownTimeout)), time.Second)):
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 // finish forgets the messages of a session and makes way for the next.
