@@ -1,13 +1,25 @@
-package mariadb_test
+package mariadb
 
 import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/services/ms1"
-	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
@@ -17,19 +29,327 @@ func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Database {
 		server := storetest.MariaDB(t)
 		return storetest.Database{
-			Open: func(t *testing.T) ms1.Store { return open(t, server) },
+			Open: func(t *testing.T) ms1.Store { return open(t, server, zerolog.NewTestWriter(t)) },
 			DB:   server.DB,
 			Wire: func(column string) string { return "DATE_FORMAT(" + column + ", '%Y-%m-%dT%H:%i:%s.%fZ')" },
 		}
 	})
 }
 
-func open(t *testing.T, s storetest.Server) *mariadb.Store {
+func open(t *testing.T, s storetest.Server, log io.Writer) *Store {
 	t.Helper()
-	c := mariadb.Config{Address: s.Address, Name: s.Name, User: s.User, PasswordFile: s.PasswordFile}
-	store, err := mariadb.Open(c, zerolog.New(zerolog.NewTestWriter(t)))
+	c := Config{Address: s.Address, Name: s.Name, User: s.User, PasswordFile: s.PasswordFile}
+	store, err := Open(c, zerolog.New(log).Level(zerolog.InfoLevel))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return store
+}
+
+func setUp(t *testing.T, server storetest.Server) (s *Store, log *logged, ctx context.Context, id int64) {
+	t.Helper()
+	log = &logged{}
+	s = open(t, server, log)
+	storetest.Start(t, s)
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+	t.Cleanup(cancel)
+	id, err := s.Begin(ctx, ms1.Opening{StartedAt: storetest.Message(0, 0).Service1, IntervalSeconds: 30, InFlight: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, log, ctx, id
+}
+
+func insert(ctx context.Context, s *Store, id int64, n int) error {
+	return s.Insert(ctx, id, []message.Message{storetest.Message(id, n)})
+}
+
+func exec(t *testing.T, db *sql.DB, query string) {
+	t.Helper()
+	if _, err := db.Exec(query); err != nil {
+		t.Fatalf("%s: %v", query, err)
+	}
+}
+
+func TestLockWaitIsRepeated(t *testing.T) {
+	t.Parallel()
+	server := storetest.MariaDB(t)
+	s, _, ctx, id := setUp(t, server)
+	other, err := server.DB.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Rollback()
+	if _, err := other.Exec("SELECT id FROM sessions WHERE id = ? FOR UPDATE", id); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 2800*time.Millisecond)
+	defer cancel()
+	var refused *mysql.MySQLError
+	if err := insert(short, s, id, 0); !errors.As(err, &refused) || refused.Number != 1205 {
+		t.Errorf("found error %v, expected 1205, lock wait timeout", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- insert(ctx, s, id, 1) }()
+	if err := other.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("found error %v, expected none", err)
+	}
+}
+
+// connections returns the connections to the database but the one that asks.
+func connections(t *testing.T, server storetest.Server) []int64 {
+	t.Helper()
+	rows, err := server.DB.Query("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = ? AND ID <> CONNECTION_ID()", server.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var all []int64
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, id)
+	}
+	return all
+}
+
+func TestKilledConnectionsLoseNothing(t *testing.T) {
+	t.Parallel()
+	server := storetest.MariaDB(t)
+	s, log, ctx, id := setUp(t, server)
+	const size = 5
+	var acknowledged atomic.Int64
+	stop := make(chan struct{})
+	var writers sync.WaitGroup
+	for w := range 4 {
+		writers.Go(func() {
+			for b := 0; ; b++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				batch := make([]message.Message, size)
+				for i := range batch {
+					batch[i] = storetest.Message(id, w*1_000_000+b*size+i)
+				}
+				if err := s.Insert(ctx, id, batch); err != nil {
+					t.Errorf("Insert: %v", err)
+					return
+				}
+				acknowledged.Add(size)
+			}
+		})
+	}
+	working := func(after int64) {
+		t.Helper()
+		storetest.Eventually(t, "more messages to be stored", func() error {
+			if n := acknowledged.Load(); n < after+100 {
+				return fmt.Errorf("found %d, expected %d", n, after+100)
+			}
+			return s.Ready(ctx)
+		})
+	}
+	const rounds = 6
+	for round := range rounds {
+		working(acknowledged.Load())
+		for _, c := range connections(t, server) {
+			_, _ = server.DB.Exec("KILL CONNECTION ?", c) // an error: it has gone by itself
+		}
+		storetest.Eventually(t, "the loss to be noticed", func() error {
+			if n := log.count("the database is ready"); n < round+2 {
+				return fmt.Errorf("link %d", n)
+			}
+			return nil
+		})
+	}
+	working(acknowledged.Load())
+	close(stop)
+	writers.Wait()
+	sent := acknowledged.Load()
+	row, err := s.End(ctx, id, ms1.Closing{EndedAt: storetest.Message(id, 1_000_000).Service1, Generated: sent, Reason: ms1.Stopped})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *row.Stored != sent || *row.Lost != 0 {
+		t.Errorf("found stored %d, lost %d, expected %d, 0", *row.Stored, *row.Lost, sent)
+	}
+}
+
+// proxy stands between a store and the server. It can leave the server with
+// connections whose client is gone, or both with a silent one.
+type proxy struct {
+	address string
+	mu      sync.Mutex
+	pairs   []*pair
+}
+
+type pair struct {
+	client, server net.Conn
+	silent         atomic.Bool
+}
+
+func newProxy(t *testing.T, server string) *proxy {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{address: listener.Addr().String()}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn, err := net.Dial("tcp", server)
+			if err != nil {
+				client.Close()
+				continue
+			}
+			c := &pair{client: client, server: conn}
+			p.mu.Lock()
+			p.pairs = append(p.pairs, c)
+			p.mu.Unlock()
+			all.Go(func() { c.copy(c.server, c.client) })
+			all.Go(func() { c.copy(c.client, c.server) })
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		for _, c := range p.take() {
+			c.client.Close()
+			c.server.Close()
+		}
+		all.Wait()
+	})
+	return p
+}
+
+// copy leaves the other side open when one is closed: only the test does that.
+func (c *pair) copy(to, from net.Conn) {
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		if err != nil {
+			return
+		}
+		if !c.silent.Load() {
+			to.Write(buffer[:n])
+		}
+	}
+}
+
+func (p *proxy) take() []*pair {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]*pair(nil), p.pairs...)
+}
+
+func TestServerThatKeepsOurDeadConnections(t *testing.T) {
+	t.Parallel()
+	server := storetest.MariaDB(t)
+	direct := server.Address
+	p := newProxy(t, direct)
+	server.Address = p.address
+	s, log, ctx, id := setUp(t, server)
+	for _, c := range p.take() {
+		c.client.Close() // the server does not learn of it
+	}
+	storetest.Eventually(t, "the lock to be taken back", func() error {
+		if n := log.count("the database is ready"); n < 2 {
+			return fmt.Errorf("link %d", n)
+		}
+		return s.Ready(ctx)
+	})
+	if n := log.count("killed our own dead connection"); n != 1 {
+		t.Errorf("found %d kills, expected 1", n)
+	}
+	if err := insert(ctx, s, id, 0); err != nil {
+		t.Errorf("Insert: %v", err)
+	}
+	server.Address = direct
+	if err := open(t, server, io.Discard).Run(ctx); err == nil || ctx.Err() != nil {
+		t.Errorf("another program: found %v, expected a refusal", err)
+	}
+}
+
+func TestSilentLinkIsNoticed(t *testing.T) {
+	t.Parallel()
+	server := storetest.MariaDB(t)
+	p := newProxy(t, server.Address)
+	server.Address = p.address
+	s, _, ctx, id := setUp(t, server)
+	started := time.Now()
+	for _, c := range p.take() {
+		c.silent.Store(true) // and stays so, while new ones work
+	}
+	if err := insert(ctx, s, id, 0); err != nil {
+		t.Errorf("Insert: %v", err)
+	}
+	if err := insert(ctx, s, id, 1); err != nil {
+		t.Errorf("Insert: %v", err)
+	}
+	if took := time.Since(started); took > 12*time.Second {
+		t.Errorf("took %v, expected less than 12 s", took)
+	}
+}
+
+func TestWrongPassword(t *testing.T) {
+	t.Parallel()
+	server := storetest.MariaDB(t)
+	right, err := os.ReadFile(server.PasswordFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(server.PasswordFile, append([]byte("x"), right...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, server, io.Discard)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	storetest.Eventually(t, "the refusal", func() error {
+		if err := s.Ready(ctx); err == nil || !strings.Contains(err.Error(), "Access denied for user") {
+			return fmt.Errorf("found error %w", err)
+		}
+		return nil
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Run: %v", err)
+	}
+}
+
+func TestSchema(t *testing.T) {
+	t.Parallel()
+	server := storetest.MariaDB(t)
+	storetest.Start(t, open(t, server, io.Discard))()
+	// A start that was cut short before it could note what it had done.
+	exec(t, server.DB, "DELETE FROM goose_db_version WHERE version_id = 1")
+	exec(t, server.DB, "DROP TABLE messages")
+	storetest.Start(t, open(t, server, io.Discard))()
+	exec(t, server.DB, "SELECT * FROM messages")
+	exec(t, server.DB, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, 1)")
+	if err := open(t, server, io.Discard).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "found schema version 99, expected at most 1") {
+		t.Errorf("found error %v, expected that the schema is newer", err)
+	}
+}
+
+// A server that is not told to be strict would store a stamp that is none.
+func TestBadValueIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
+	s, _, ctx, id := setUp(t, storetest.MariaDB(t))
+	m := storetest.Message(id, 0)
+	m.Service2 = 0
+	var refused *mysql.MySQLError
+	if err := s.Insert(ctx, id, []message.Message{m}); !errors.As(err, &refused) || ctx.Err() != nil {
+		t.Errorf("found error %v, expected the server's refusal", err)
+	}
 }

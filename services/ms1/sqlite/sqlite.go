@@ -86,9 +86,6 @@ func (s *Store) Run(ctx context.Context) error {
 	defer close(s.ended)
 	defer s.db.Close()
 	unlock, err := Lock(ctx, s.path+".lock")
-	if ctx.Err() != nil {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("locking database %s: %w", s.path, err)
 	}
@@ -117,18 +114,16 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, err
 	}
-	db, err := open(path, fmt.Sprintf("_pragma=busy_timeout(%d)", lockWait.Milliseconds()))
+	db, err := open(path, "_txlock=exclusive", fmt.Sprintf("_pragma=busy_timeout(%d)", lockWait.Milliseconds()))
 	if err != nil {
 		return nil, err
 	}
-	conn, err := db.Conn(ctx)
-	if err == nil {
-		_, err = conn.ExecContext(ctx, "BEGIN EXCLUSIVE")
-	}
+	// Its one connection stays with the transaction for as long as the file is taken.
+	tx, err := db.BeginTx(context.WithoutCancel(ctx), nil)
 	if err == nil {
 		return func() {
-			conn.Close()
-			db.Close()
+			_ = tx.Rollback()
+			_ = db.Close()
 		}, nil
 	}
 	db.Close()

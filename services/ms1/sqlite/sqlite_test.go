@@ -1,14 +1,19 @@
 package sqlite_test
 
 import (
+	"context"
 	"database/sql"
 	"net/url"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -47,4 +52,151 @@ func look(t *testing.T, path string) *sql.DB {
 	}
 	t.Cleanup(func() { db.Close() })
 	return db
+}
+
+// refused runs a store that cannot start.
+func refused(t *testing.T, path string) string {
+	t.Helper()
+	s := open(t, path)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	err := s.Run(ctx)
+	if err == nil || ctx.Err() != nil {
+		t.Fatalf("Run: found %v, expected an error at once", err)
+	}
+	if strings.Contains(err.Error(), "\n") {
+		t.Errorf("found %q, expected one line", err)
+	}
+	return err.Error()
+}
+
+func TestFilesThatCannotBeUsed(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		path func(t *testing.T) string
+		want string
+	}{
+		{"no such folder", func(t *testing.T) string {
+			return filepath.Join(t.TempDir(), "missing", "tricycle.db")
+		}, "locking database "},
+		{"the folder is a file", func(t *testing.T) string {
+			return filepath.Join(write(t, "file", "text"), "tricycle.db")
+		}, "locking database "},
+		{"not a database", func(t *testing.T) string {
+			return write(t, "tricycle.db", strings.Repeat("not a database ", 100))
+		}, "file is not a database"},
+		{"a folder", func(t *testing.T) string { return t.TempDir() }, "opening database "},
+		{"a newer schema", func(t *testing.T) string {
+			path := filepath.Join(t.TempDir(), "tricycle.db")
+			storetest.Start(t, open(t, path))()
+			if _, err := look(t, path).Exec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, 1)"); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}, "found schema version 99, expected at most 1"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := c.path(t)
+			if got := refused(t, path); !strings.Contains(got, c.want) || !strings.Contains(got, path) {
+				t.Errorf("found %q, expected %q and the path %s", got, c.want, path)
+			}
+		})
+	}
+}
+
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestSecondProgramIsToldTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tricycle.db")
+	storetest.Start(t, open(t, path))
+	want := "locking database " + path + ": found " + path + ".lock locked by another program, expected one program at a time"
+	if got := refused(t, path); got != want {
+		t.Errorf("found %q, expected %q", got, want)
+	}
+}
+
+func TestNamesOfFiles(t *testing.T) {
+	folder := t.TempDir()
+	for _, name := range []string{"with space.db", "a%20b.db", "q?u=e&r#y.db", "велосипед.db"} {
+		path := filepath.Join(folder, name)
+		storetest.Start(t, open(t, path))()
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestOtherPrograms(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "tricycle.db")
+	s := open(t, path)
+	storetest.Start(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	id, err := s.Begin(ctx, ms1.Opening{StartedAt: storetest.Message(0, 0).Service1, IntervalSeconds: 1, InFlight: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := look(t, path).Conn(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	exec := func(query string) {
+		t.Helper()
+		if _, err := other.ExecContext(ctx, query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	insert := func(ctx context.Context, n int) error {
+		return s.Insert(ctx, id, []message.Message{storetest.Message(id, n)})
+	}
+
+	t.Run("a reader stops nobody, and sees one state", func(t *testing.T) {
+		exec("BEGIN")
+		for n := range 3 {
+			var rows int
+			if err := other.QueryRowContext(ctx, "SELECT COUNT(*) FROM messages").Scan(&rows); err != nil || rows != 0 {
+				t.Errorf("found %d rows, %v, expected those of the reader's begin, none", rows, err)
+			}
+			if err := insert(ctx, n); err != nil {
+				t.Errorf("Insert: %v", err)
+			}
+		}
+		exec("COMMIT")
+	})
+	t.Run("a writer is waited for", func(t *testing.T) {
+		exec("BEGIN IMMEDIATE")
+		short, cancel := context.WithTimeout(ctx, 600*time.Millisecond)
+		defer cancel()
+		if err := insert(short, 5); err == nil || !strings.Contains(err.Error(), "database is locked") {
+			t.Errorf("found error %v, expected that the database is locked", err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- insert(ctx, 6) }()
+		exec("COMMIT")
+		if err := <-done; err != nil {
+			t.Errorf("found error %v, expected none", err)
+		}
+	})
+	t.Run("a stamp that is none", func(t *testing.T) {
+		exec("UPDATE sessions SET started_at = 'yesterday'")
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		if _, err := s.Session(short, id); err == nil || !strings.Contains(err.Error(), `"yesterday"`) {
+			t.Errorf("found error %v, expected one that names it", err)
+		}
+	})
+	t.Run("a table that is gone", func(t *testing.T) {
+		exec("DROP TABLE messages")
+		if err := insert(ctx, 7); err == nil || ctx.Err() != nil {
+			t.Errorf("found error %v, expected one at once", err)
+		}
+	})
 }

@@ -14,7 +14,7 @@ import (
 const (
 	selectSession = "SELECT id, started_at, ended_at, interval_seconds, in_flight, generated, stored, resent, duplicates, lost, end_reason FROM sessions "
 	updateSession = "UPDATE sessions SET ended_at = ?, generated = ?, stored = ?, resent = ?, duplicates = ?, lost = ?, end_reason = ? WHERE id = ?"
-	insertMessage = "INSERT INTO messages (session_id, service1_timestamp, service2_timestamp, service3_timestamp, end_timestamp) VALUES (?, ?, ?, ?, ?)"
+	insertMessage = "INSERT INTO messages (session_id, service1_timestamp, service2_timestamp, service3_timestamp, end_timestamp) "
 )
 
 // querier is a database or a transaction.
@@ -88,22 +88,28 @@ func (s *Store) Begin(ctx context.Context, o ms1.Opening) (id int64, err error) 
 // Insert implements [ms1.Store].
 func (s *Store) Insert(ctx context.Context, sessionID int64, batch []message.Message) error {
 	return s.change(ctx, fmt.Sprintf("storing %d messages of session %d", len(batch), sessionID), func(tx *sql.Tx) error {
-		var open int
-		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM sessions WHERE id = ? AND ended_at IS NULL", sessionID).Scan(&open); err != nil {
+		// In a session that is not open every row must be there already; the
+		// statement adds none then, and the first that is missing ends it.
+		insert, err := tx.PrepareContext(ctx, insertMessage+"SELECT id, ?, ?, ?, ? FROM sessions WHERE id = ? AND ended_at IS NULL "+
+			"ON CONFLICT (session_id, service1_timestamp) DO NOTHING")
+		if err != nil {
 			return err
 		}
+		defer insert.Close()
 		for _, m := range batch {
-			if open == 0 {
-				if n, err := count(ctx, tx, "session_id = ? AND service1_timestamp = ?", sessionID, m.Service1.String()); err != nil {
-					return err
-				} else if n == 0 {
-					return ms1.ErrSessionEnded
-				}
+			done, err := insert.ExecContext(ctx, m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String(), sessionID)
+			if err != nil {
+				return err
+			}
+			if n, err := done.RowsAffected(); err != nil {
+				return err
+			} else if n > 0 {
 				continue
 			}
-			if _, err := tx.ExecContext(ctx, insertMessage+" ON CONFLICT (session_id, service1_timestamp) DO NOTHING",
-				sessionID, m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String()); err != nil {
+			if n, err := count(ctx, tx, "session_id = ? AND service1_timestamp = ?", sessionID, m.Service1.String()); err != nil {
 				return err
+			} else if n == 0 {
+				return ms1.ErrSessionEnded
 			}
 		}
 		return nil
@@ -177,7 +183,7 @@ func (s *Store) StoreLate(ctx context.Context, m message.Message) (late ms1.Late
 			return nil
 		}
 		late = ms1.Added
-		if _, err := tx.ExecContext(ctx, insertMessage,
+		if _, err := tx.ExecContext(ctx, insertMessage+"VALUES (?, ?, ?, ?, ?)",
 			m.SessionID, m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String()); err != nil {
 			return err
 		}
