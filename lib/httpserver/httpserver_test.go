@@ -1,0 +1,418 @@
+package httpserver_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// body is a JSON body as a map.
+func body(t *testing.T, r io.Reader) map[string]any {
+	t.Helper()
+	var m map[string]any
+	if err := json.NewDecoder(r).Decode(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func TestRoutes(t *testing.T) {
+	say := func(word string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, word) }
+	}
+	server := httptest.NewServer(httpserver.Routes{
+		"/start":         {http.MethodGet: say("started")},
+		"/read":          httpserver.ReadOnly(say("read")),
+		"/both":          {http.MethodPost: say("posted"), http.MethodGet: say("got")},
+		"/sessions/{id}": httpserver.ReadOnly(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.PathValue("id")) }),
+		"/{$}":           httpserver.ReadOnly(say("page")),
+	}.Handler())
+	defer server.Close()
+	for _, c := range []struct {
+		method, path string
+		status       int
+		allow, body  string
+	}{
+		{"GET", "/start", 200, "", "started"},
+		{"HEAD", "/start", 405, "GET", ""},
+		{"POST", "/start", 405, "GET", "found method POST, expected GET"},
+		{"OPTIONS", "/start", 405, "GET", "found method OPTIONS, expected GET"},
+		{"get", "/start", 405, "GET", "found method get, expected GET"},
+		{"BREW", "/start", 405, "GET", "found method BREW, expected GET"},
+		{"GET", "/read", 200, "", "read"},
+		{"GET", "/read?x=1", 200, "", "read"},
+		{"HEAD", "/read", 200, "", ""},
+		{"DELETE", "/read", 405, "GET, HEAD", "found method DELETE, expected GET, HEAD"},
+		{"POST", "/both", 200, "", "posted"},
+		{"PUT", "/both", 405, "GET, POST", "found method PUT, expected GET, POST"},
+		{"GET", "/sessions/7", 200, "", "7"},
+		{"POST", "/sessions/7", 405, "GET, HEAD", "found method POST, expected GET, HEAD"},
+		{"GET", "/", 200, "", "page"},
+		{"POST", "/", 405, "GET, HEAD", "found method POST, expected GET, HEAD"},
+		{"GET", "/none", 404, "", "there is no path /none here"},
+		{"POST", "/none", 404, "", "there is no path /none here"},
+		{"HEAD", "/none", 404, "", ""},
+		{"GET", "/start/", 404, "", "there is no path /start/ here"},
+		{"GET", "/Start", 404, "", "there is no path /Start here"},
+		{"GET", "/sessions/7/x", 404, "", "there is no path /sessions/7/x here"},
+		{"GET", "/%3Cscript%3E", 404, "", "there is no path /<script> here"},
+	} {
+		t.Run(c.method+" "+c.path, func(t *testing.T) {
+			req, err := http.NewRequestWithContext(t.Context(), c.method, server.URL+c.path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := server.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			text, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != c.status || resp.Header.Get("Allow") != c.allow {
+				t.Errorf("found %s, Allow %q, %v, expected %d, %q", resp.Status, resp.Header.Get("Allow"), err, c.status, c.allow)
+			}
+			if c.status >= 400 {
+				if got := resp.Header.Get("Content-Type"); got != httpserver.ProblemType {
+					t.Errorf("found a body of type %q, expected %s", got, httpserver.ProblemType)
+				}
+			}
+			if c.status < 400 || c.method == http.MethodHead {
+				if string(text) != c.body {
+					t.Errorf("found %q, expected %q", text, c.body)
+				}
+				return
+			}
+			if got := body(t, bytes.NewReader(text)); got["detail"] != c.body {
+				t.Errorf("found %v, expected the detail %q", got, c.body)
+			}
+		})
+	}
+}
+
+func TestProblem(t *testing.T) {
+	for name, c := range map[string]struct {
+		problem httpserver.Problem
+		status  int
+		want    string
+	}{
+		"of no type": {httpserver.Problem{Status: 409, Detail: "a session runs"}, 409,
+			`{"detail":"a session runs","status":409,"title":"Conflict","type":"about:blank"}`},
+		"of a type": {httpserver.Problem{Type: httpserver.UnknownMessage, Status: 404, Detail: "never sent"}, 404,
+			`{"detail":"never sent","status":404,"title":"Not Found","type":"urn:tricycle:problem:unknown-message"}`},
+		"with more members": {httpserver.Problem{Status: 400, Detail: "x", Extensions: map[string]any{"field": "session_id", "n": 1}}, 400,
+			`{"detail":"x","field":"session_id","n":1,"status":400,"title":"Bad Request","type":"about:blank"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			c.problem.Write(w)
+			if got := w.Body.String(); w.Code != c.status || got != c.want+"\n" {
+				t.Errorf("found %d %s, expected %d %s", w.Code, got, c.status, c.want)
+			}
+			if h := w.Header(); h.Get("Content-Type") != "application/problem+json" || h.Get("Cache-Control") != "no-store" {
+				t.Errorf("found %v, expected problem details that no cache keeps", h)
+			}
+		})
+	}
+	t.Run("with a member that JSON has no word for", func(t *testing.T) {
+		w := httptest.NewRecorder()
+		httpserver.Problem{Status: 400, Extensions: map[string]any{"f": func() {}}}.Write(w)
+		if w.Code != 500 || !strings.Contains(w.Body.String(), "unsupported type") {
+			t.Errorf("found %d %s, expected 500 and the reason", w.Code, w.Body)
+		}
+	})
+}
+
+func TestJSON(t *testing.T) {
+	w := httptest.NewRecorder()
+	httpserver.JSON(w, http.StatusAccepted, map[string]int{"session_id": 7})
+	if w.Code != 202 || w.Body.String() != "{\"session_id\":7}\n" || w.Header().Get("Content-Type") != "application/json" {
+		t.Errorf("found %d %v %s", w.Code, w.Header(), w.Body)
+	}
+	w = httptest.NewRecorder()
+	httpserver.JSON(w, http.StatusOK, make(chan int))
+	if w.Code != 500 || w.Header().Get("Content-Type") != httpserver.ProblemType || !strings.Contains(fmt.Sprint(body(t, w.Body)["detail"]), "unsupported type") {
+		t.Errorf("found %d %v %s, expected a problem", w.Code, w.Header(), w.Body)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	good := httpserver.Check{Name: "database", Probe: func(context.Context) error { return nil }}
+	bad := httpserver.Check{Name: "kafka", Probe: func(context.Context) error { return errors.New("no broker answers") }}
+	worse := httpserver.Check{Name: "ms1", Probe: func(context.Context) error { return errors.New("refused") }}
+	for name, c := range map[string]struct {
+		checks []httpserver.Check
+		path   string
+		status int
+		want   string
+	}{
+		"alive, whatever fails":  {[]httpserver.Check{bad}, "/healthz", 200, `{"status":"alive"}`},
+		"nothing to check":       {nil, "/readyz", 200, `{"checks":{},"status":"ready"}`},
+		"ready":                  {[]httpserver.Check{good}, "/readyz", 200, `{"checks":{"database":"ok"},"status":"ready"}`},
+		"one of two fails":       {[]httpserver.Check{good, bad}, "/readyz", 503, `{"checks":{"database":"ok","kafka":"no broker answers"},"status":"not ready"}`},
+		"the failing left out":   {[]httpserver.Check{good, bad}, "/readyz?exclude=kafka", 200, `{"checks":{"database":"ok"},"status":"ready"}`},
+		"one failing left out":   {[]httpserver.Check{worse, bad}, "/readyz?exclude=kafka", 503, `{"checks":{"ms1":"refused"},"status":"not ready"}`},
+		"both left out":          {[]httpserver.Check{worse, good, bad}, "/readyz?exclude=kafka&exclude=ms1", 200, `{"checks":{"database":"ok"},"status":"ready"}`},
+		"one nobody knows":       {[]httpserver.Check{bad}, "/readyz?exclude=redis", 503, `{"checks":{"kafka":"no broker answers"},"status":"not ready"}`},
+		"a request without care": {[]httpserver.Check{bad}, "/readyz?exclude", 503, `{"checks":{"kafka":"no broker answers"},"status":"not ready"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := httpserver.Health(c.checks...).Handler()
+			for range 2 { // what one request leaves out is there for the next
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, c.path, nil))
+				if w.Code != c.status || w.Body.String() != c.want+"\n" {
+					t.Errorf("found %d %s, expected %d %s", w.Code, w.Body, c.status, c.want)
+				}
+			}
+		})
+	}
+	t.Run("by HEAD and by POST", func(t *testing.T) {
+		h := httpserver.Health(bad).Handler()
+		for method, want := range map[string]int{http.MethodHead: 503, http.MethodPost: 405} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(method, "/readyz", nil))
+			if w.Code != want {
+				t.Errorf("%s: found %d, expected %d", method, w.Code, want)
+			}
+		}
+	})
+}
+
+func TestProbe(t *testing.T) {
+	hang := func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	t.Run("checks run side by side, two seconds at most", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			results := httpserver.Probe(t.Context(), []httpserver.Check{
+				{Name: "a", Probe: hang},
+				{Name: "b", Probe: hang},
+				{Name: "c", Probe: func(context.Context) error { time.Sleep(1900 * time.Millisecond); return nil }},
+			})
+			if took := time.Since(began); took != 2*time.Second {
+				t.Errorf("took %s, expected 2s", took)
+			}
+			if len(results) != 3 || !errors.Is(results["a"], context.DeadlineExceeded) || !errors.Is(results["b"], context.DeadlineExceeded) || results["c"] != nil {
+				t.Errorf("found %v, expected a and b too late and c good", results)
+			}
+		})
+	})
+	t.Run("the asker leaves", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			began := time.Now()
+			httpserver.Probe(ctx, []httpserver.Check{{Name: "a", Probe: hang}})
+			if took := time.Since(began); took != time.Second {
+				t.Errorf("took %s, expected 1s", took)
+			}
+		})
+	})
+}
+
+// console is a writer that two goroutines may use.
+type console struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.Write(p)
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.String()
+}
+
+// serve runs a server until the test ends it.
+func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
+	t.Helper()
+	s, err := httpserver.Listen("127.0.0.1:0", h, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	t.Cleanup(cancel)
+	return s.Address(), func() (time.Duration, error) {
+		began := time.Now()
+		cancel()
+		select {
+		case err := <-ended:
+			return time.Since(began), err
+		case <-time.After(10 * time.Second):
+			t.Fatal("the server does not stop")
+			return 0, nil
+		}
+	}
+}
+
+func TestStops(t *testing.T) {
+	t.Run("with nothing under way", func(t *testing.T) {
+		address, stop := serve(t, http.NotFoundHandler(), zerolog.Nop())
+		resp, err := http.Get("http://" + address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close() // and the connection is kept, idle
+		if took, err := stop(); err != nil || took > time.Second {
+			t.Errorf("took %s, %v, expected no time at all", took, err)
+		}
+		if _, err := net.Dial("tcp", address); err == nil {
+			t.Error("it still listens")
+		}
+	})
+	t.Run("with a request that ends in time", func(t *testing.T) {
+		arrived, finish := make(chan struct{}), make(chan struct{})
+		address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			close(arrived)
+			<-finish
+			fmt.Fprint(w, "done")
+		}), zerolog.Nop())
+		answer := make(chan string, 1)
+		go func() {
+			resp, err := http.Get("http://" + address)
+			if err != nil {
+				answer <- err.Error()
+				return
+			}
+			defer resp.Body.Close()
+			text, _ := io.ReadAll(resp.Body)
+			answer <- string(text)
+		}()
+		<-arrived
+		stopped := make(chan error, 1)
+		go func() {
+			_, err := stop()
+			stopped <- err
+		}()
+		for { // once it listens no more it is about to stop
+			conn, err := net.Dial("tcp", address)
+			if err != nil {
+				break
+			}
+			conn.Close()
+		}
+		close(finish)
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		if got := <-answer; got != "done" {
+			t.Errorf("found %q, expected the request to be answered", got)
+		}
+	})
+	t.Run("with a request that hangs", func(t *testing.T) {
+		arrived, left := make(chan struct{}), make(chan struct{})
+		address, stop := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			close(arrived)
+			<-r.Context().Done()
+			close(left)
+		}), zerolog.Nop())
+		failed := make(chan error, 1)
+		go func() {
+			resp, err := http.Get("http://" + address)
+			if err == nil {
+				resp.Body.Close()
+			}
+			failed <- err
+		}()
+		<-arrived
+		if took, err := stop(); err != nil || took < 1900*time.Millisecond || took > 4*time.Second {
+			t.Errorf("took %s, %v, expected about two seconds", took, err)
+		}
+		if err := <-failed; err == nil {
+			t.Error("found an answer, expected the request to be cut off")
+		}
+		<-left // the handler hears of it
+	})
+}
+
+func TestListenRefuses(t *testing.T) {
+	first, err := httpserver.Listen("127.0.0.1:0", nil, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := httpserver.Listen(first.Address(), nil, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), first.Address()) {
+		t.Errorf("found %v, expected that %s is taken", err, first.Address())
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := httpserver.Listen(first.Address(), nil, zerolog.Nop())
+	if err != nil {
+		t.Fatalf("after Close: %v", err)
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Run(t.Context()); err == nil {
+		t.Error("a server without listener has run")
+	}
+}
+
+func TestTroubleGoesToTheLog(t *testing.T) {
+	var log console
+	address, stop := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oh no") }), zerolog.New(&log).Level(zerolog.InfoLevel))
+	if resp, err := http.Get("http://" + address); err == nil {
+		resp.Body.Close()
+		t.Errorf("found %s, expected the connection to be closed", resp.Status)
+	}
+	if _, err := stop(); err != nil {
+		t.Error(err)
+	}
+	var event map[string]any
+	if err := json.Unmarshal([]byte(log.String()), &event); err != nil {
+		t.Fatalf("found %q: %v, expected one line of JSON", log.String(), err)
+	}
+	if event["level"] != "warn" || !strings.Contains(fmt.Sprint(event["message"]), "oh no") {
+		t.Errorf("found %v, expected a warning that tells of the panic", event)
+	}
+}
+
+func TestHeadersAreBounded(t *testing.T) {
+	address, stop := serve(t, http.NotFoundHandler(), zerolog.Nop())
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	// 16 KiB, and the 4 KiB that net/http reads at once.
+	fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: x\r\nX-Large: %s\r\n\r\n", strings.Repeat("x", 21<<10))
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("found %s, expected 431", resp.Status)
+	}
+	if _, err := stop(); err != nil {
+		t.Error(err)
+	}
+}
