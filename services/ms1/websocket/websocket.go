@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -20,8 +21,8 @@ const (
 	handshakeTimeout = 3 * time.Second
 	firstRetry       = 100 * time.Millisecond
 	longestRetry     = 2 * time.Second
-	// silence after which a connection is dead: MS2 pings every 2 s.
-	silence = 6 * time.Second
+	// longestSilence is three of MS2's pings, one every 2 s.
+	longestSilence = 6 * time.Second
 	// pongTimeout is how long a pong may wait for a frame that is being
 	// written. One not sent is harmless.
 	pongTimeout = time.Second
@@ -34,8 +35,9 @@ var ErrNotConnected = errors.New("not connected")
 
 // Link keeps a connection to MS2.
 type Link struct {
-	url string
-	log zerolog.Logger
+	url     string
+	log     zerolog.Logger
+	silence time.Duration // a connection without a frame for so long is dead
 
 	mu         sync.Mutex
 	conn       *websocket.Conn // nil if there is none
@@ -45,7 +47,7 @@ type Link struct {
 
 // New returns a link to the WebSocket at url (ws: or wss:). It connects in Run.
 func New(url string, log zerolog.Logger) *Link {
-	return &Link{url: url, log: log, trouble: ErrNotConnected}
+	return &Link{url: url, log: log, silence: longestSilence, trouble: ErrNotConnected}
 }
 
 // Ready returns nil while a connection stands, else why there is none.
@@ -84,7 +86,7 @@ func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error
 		if ctx.Err() != nil {
 			return nil
 		}
-		if time.Since(began) > silence {
+		if time.Since(began) > l.silence {
 			retry.Reset() // it was a good connection
 			said = ""
 		}
@@ -107,8 +109,20 @@ func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) 
 		l.conn, l.trouble = nil, err
 		l.mu.Unlock()
 	}()
-	dialer := websocket.Dialer{HandshakeTimeout: handshakeTimeout}
+	// The dialer heeds ctx while it connects, not in the handshake.
+	handshaken := func() bool { return true }
+	dialer := websocket.Dialer{
+		HandshakeTimeout: handshakeTimeout,
+		NetDialContext: func(dialling context.Context, network, address string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(dialling, network, address)
+			if err == nil {
+				handshaken = context.AfterFunc(ctx, func() { _ = conn.Close() })
+			}
+			return conn, err
+		},
+	}
 	conn, resp, err := dialer.DialContext(ctx, l.url, nil)
+	handshaken()
 	if err != nil {
 		if resp != nil {
 			return fmt.Errorf("dialling %s: %w: %s", l.url, err, resp.Status)
@@ -122,7 +136,7 @@ func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) 
 		_ = conn.Close()
 	})()
 
-	alive := func() error { return conn.SetReadDeadline(time.Now().Add(silence)) }
+	alive := func() error { return conn.SetReadDeadline(time.Now().Add(l.silence)) }
 	conn.SetReadLimit(maxInbound)
 	conn.SetPingHandler(func(data string) error {
 		if err := conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(pongTimeout)); err != nil && !errors.Is(err, websocket.ErrCloseSent) {
