@@ -1,0 +1,532 @@
+package websocket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	gorilla "github.com/gorilla/websocket"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// ms2 is the other side: each connection is served by the function of its
+// number, from 0, the last one serving all that come after.
+type ms2 struct {
+	*httptest.Server
+	mu     sync.Mutex
+	dials  []time.Time
+	frames []string
+}
+
+type serveFunc func(m *ms2, w http.ResponseWriter, r *http.Request)
+
+func newMS2(t *testing.T, serve ...serveFunc) *ms2 {
+	t.Helper()
+	m := &ms2{}
+	m.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.mu.Lock()
+		n := len(m.dials)
+		m.dials = append(m.dials, time.Now())
+		m.mu.Unlock()
+		serve[min(n, len(serve)-1)](m, w, r)
+	}))
+	t.Cleanup(m.Close)
+	return m
+}
+
+func (m *ms2) url() string { return "ws" + strings.TrimPrefix(m.URL, "http") + "/ws" }
+
+func (m *ms2) dialled() []time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.dials)
+}
+
+func (m *ms2) got() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.frames)
+}
+
+// upgrade accepts the connection and hands it to serve.
+func upgrade(serve func(m *ms2, c *gorilla.Conn)) serveFunc {
+	return func(m *ms2, w http.ResponseWriter, r *http.Request) {
+		u := gorilla.Upgrader{}
+		c, err := u.Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		serve(m, c)
+	}
+}
+
+// read takes frames until the connection ends, and notes its end as a frame.
+func read(m *ms2, c *gorilla.Conn) {
+	for {
+		kind, data, err := c.ReadMessage()
+		m.mu.Lock()
+		if err != nil {
+			m.frames = append(m.frames, err.Error())
+			m.mu.Unlock()
+			return
+		}
+		m.frames = append(m.frames, fmt.Sprintf("%d %s", kind, data))
+		m.mu.Unlock()
+	}
+}
+
+func refuse(_ *ms2, w http.ResponseWriter, _ *http.Request) {
+	http.Error(w, "kafka is away", http.StatusServiceUnavailable)
+}
+
+// run runs a link until the test ends it.
+func run(t *testing.T, url string, silence time.Duration) (l *Link, connected chan uint64, stop func()) {
+	t.Helper()
+	l = New(url, zerolog.Nop())
+	if silence != 0 {
+		l.silence = silence
+	}
+	connected = make(chan uint64, 100)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- l.Run(ctx, func(n uint64) { connected <- n }) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("the link ended with %v, expected none", err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Error("the link does not end")
+		}
+	})
+	t.Cleanup(stop)
+	return l, connected, stop
+}
+
+func next(t *testing.T, connected chan uint64) uint64 {
+	t.Helper()
+	select {
+	case n := <-connected:
+		return n
+	case <-time.After(20 * time.Second):
+		t.Fatal("no connection")
+		return 0
+	}
+}
+
+func until(t *testing.T, what string, true func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !true(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+		time.Sleep(time.Millisecond) // between two looks
+	}
+}
+
+// trouble waits for the link to say why it has no connection.
+func trouble(t *testing.T, l *Link, want string) {
+	t.Helper()
+	var err error
+	until(t, want, func() bool {
+		err = l.Ready(t.Context())
+		return err != nil && strings.Contains(err.Error(), want)
+	})
+}
+
+func TestSends(t *testing.T) {
+	m := newMS2(t, upgrade(read))
+	l := New(m.url(), zerolog.Nop())
+	if err := l.Ready(t.Context()); !errors.Is(err, ErrNotConnected) {
+		t.Errorf("before the start: found %v, expected %v", err, ErrNotConnected)
+	}
+	if _, err := l.Send([]byte("x")); !errors.Is(err, ErrNotConnected) {
+		t.Errorf("before the start: found %v, expected %v", err, ErrNotConnected)
+	}
+
+	l, connected, stop := run(t, m.url(), 0)
+	if n := next(t, connected); n != 1 {
+		t.Errorf("found connection %d, expected 1", n)
+	}
+	if err := l.Ready(t.Context()); err != nil {
+		t.Errorf("connected: %v", err)
+	}
+	for _, frame := range []string{"one", "two"} {
+		if n, err := l.Send([]byte(frame)); n != 1 || err != nil {
+			t.Errorf("found connection %d, %v, expected 1", n, err)
+		}
+	}
+	stop()
+	// Text frames in their order, then the goodbye.
+	until(t, "the frames", func() bool { return len(m.got()) == 3 })
+	if got, want := m.got(), []string{"1 one", "1 two", "websocket: close 1000 (normal)"}; !slices.Equal(got, want) {
+		t.Errorf("found %q, expected %q", got, want)
+	}
+	if _, err := l.Send([]byte("late")); !errors.Is(err, ErrNotConnected) {
+		t.Errorf("after the end: found %v, expected %v", err, ErrNotConnected)
+	}
+	if err := l.Ready(t.Context()); err == nil {
+		t.Error("after the end: found it ready")
+	}
+}
+
+func TestDialsAgain(t *testing.T) {
+	drop := func(say func(c *gorilla.Conn)) serveFunc {
+		return upgrade(func(_ *ms2, c *gorilla.Conn) { say(c) })
+	}
+	for name, first := range map[string]serveFunc{
+		"after a close frame": drop(func(c *gorilla.Conn) {
+			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.CloseTryAgainLater, "kafka is slow"))
+		}),
+		"after an end without a word": drop(func(c *gorilla.Conn) { _ = c.NetConn().Close() }),
+		"after a reset": drop(func(c *gorilla.Conn) {
+			_ = c.NetConn().(*net.TCPConn).SetLinger(0)
+			_ = c.NetConn().Close()
+		}),
+		"after bytes that are no frame": drop(func(c *gorilla.Conn) { _, _ = c.NetConn().Write([]byte("HTTP/1.1 200 OK\r\n\r\n")) }),
+		"after a frame too large": drop(func(c *gorilla.Conn) {
+			_ = c.WriteMessage(gorilla.TextMessage, make([]byte, 1<<20))
+			_, _, _ = c.ReadMessage()
+		}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMS2(t, first, upgrade(read))
+			l, connected, _ := run(t, m.url(), 0)
+			for want := uint64(1); want <= 2; want++ {
+				if n := next(t, connected); n != want {
+					t.Errorf("found connection %d, expected %d", n, want)
+				}
+			}
+			if n, err := l.Send([]byte("hello")); n != 2 || err != nil {
+				t.Errorf("found connection %d, %v, expected 2", n, err)
+			}
+		})
+	}
+	t.Run("after a handshake that is refused", func(t *testing.T) {
+		m := newMS2(t, refuse, refuse, upgrade(read))
+		_, connected, _ := run(t, m.url(), 0)
+		if n := next(t, connected); n != 1 { // one that failed has no number
+			t.Errorf("found connection %d, expected 1", n)
+		}
+	})
+	t.Run("once somebody listens", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		address := l.Addr().String()
+		l.Close()
+		link, connected, _ := run(t, "ws://"+address+"/ws", 0)
+		trouble(t, link, "connection refused")
+		l, err = net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := &ms2{}
+		m.Server = &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			upgrade(read)(m, w, r)
+		})}}
+		m.Start()
+		defer m.Close()
+		next(t, connected)
+	})
+}
+
+func TestReadySaysWhy(t *testing.T) {
+	for name, c := range map[string]struct {
+		serve serveFunc
+		want  []string
+	}{
+		"a refusal": {refuse, []string{"dialling ws://", "bad handshake", "503 Service Unavailable"}},
+		"no WebSocket there": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, "hello")
+		}, []string{"dialling ws://", "200 OK"}},
+		"a close frame": {upgrade(func(_ *ms2, c *gorilla.Conn) {
+			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.ClosePolicyViolation, "session_id: found 0"))
+		}), []string{"connection to ms2", "close 1008", "session_id: found 0"}},
+		"a frame too large": {upgrade(func(_ *ms2, c *gorilla.Conn) {
+			_ = c.WriteMessage(gorilla.BinaryMessage, make([]byte, maxInbound+1))
+			_, _, _ = c.ReadMessage()
+		}), []string{"connection to ms2", "read limit exceeded"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := newMS2(t, c.serve)
+			l, _, _ := run(t, m.url(), 0)
+			for _, want := range c.want {
+				trouble(t, l, want)
+			}
+			if _, err := l.Send(nil); err == nil {
+				t.Error("sent without a connection")
+			}
+		})
+	}
+}
+
+func TestWaitsLongerEachTime(t *testing.T) {
+	// Five refusals, a connection that lives for longer than the silence, and
+	// then the waiting begins anew.
+	lives := upgrade(func(_ *ms2, c *gorilla.Conn) {
+		for range 20 {
+			_ = c.WriteControl(gorilla.PingMessage, nil, time.Now().Add(time.Second))
+			time.Sleep(10 * time.Millisecond) // between two pings
+		}
+	})
+	m := newMS2(t, refuse, refuse, refuse, refuse, refuse, lives, refuse)
+	_, _, stop := run(t, m.url(), 100*time.Millisecond)
+	until(t, "seven dials", func() bool { return len(m.dialled()) >= 7 })
+	stop()
+	at := m.dialled()
+	for i, least := range []time.Duration{50, 100, 200, 400, 800} { // half of 100 ms, doubled each time
+		if gap := at[i+1].Sub(at[i]); gap < least*time.Millisecond-5*time.Millisecond {
+			t.Errorf("dial %d came after %s, expected at least %d ms", i+2, gap, least)
+		}
+	}
+	if gap := at[6].Sub(at[5]); gap > 700*time.Millisecond {
+		t.Errorf("after a good connection the dial came after %s, expected some 300 ms", gap)
+	}
+}
+
+func TestSilence(t *testing.T) {
+	const silence = 300 * time.Millisecond
+	t.Run("of a peer that is gone without a word", func(t *testing.T) {
+		m := newMS2(t, upgrade(read)) // reads, and never pings
+		l, connected, _ := run(t, m.url(), silence)
+		next(t, connected)
+		began := time.Now()
+		if n := next(t, connected); n != 2 {
+			t.Errorf("found connection %d, expected 2", n)
+		}
+		if took := time.Since(began); took < silence {
+			t.Errorf("took it for dead after %s, expected %s", took, silence)
+		}
+		trouble(t, l, "timeout") // the second comes to the same end
+	})
+	t.Run("broken by pings", func(t *testing.T) {
+		pongs := make(chan string, 100)
+		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
+			c.SetPongHandler(func(data string) error { pongs <- data; return nil })
+			go func() {
+				for i := range 30 {
+					_ = c.WriteControl(gorilla.PingMessage, fmt.Append(nil, i), time.Now().Add(time.Second))
+					time.Sleep(silence / 10) // between two pings
+				}
+			}()
+			_, _, _ = c.ReadMessage()
+		}))
+		l, connected, _ := run(t, m.url(), silence)
+		next(t, connected)
+		for want := range 30 { // three times as long as the silence
+			if got := <-pongs; got != fmt.Sprint(want) {
+				t.Fatalf("found pong %q, expected %d", got, want)
+			}
+		}
+		if err := l.Ready(t.Context()); err != nil || len(m.dialled()) != 1 {
+			t.Errorf("found %v and %d dials, expected the first connection to stand", err, len(m.dialled()))
+		}
+	})
+	t.Run("broken by other frames", func(t *testing.T) {
+		m := newMS2(t, upgrade(func(m *ms2, c *gorilla.Conn) {
+			for range 20 {
+				_ = c.WriteMessage(gorilla.TextMessage, []byte("of no meaning"))
+				time.Sleep(silence / 10) // between two frames
+			}
+			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.CloseGoingAway, "enough"))
+		}))
+		l, connected, _ := run(t, m.url(), silence)
+		next(t, connected)
+		trouble(t, l, "enough")
+	})
+	if l := New("ws://localhost", zerolog.Nop()); l.silence != 6*time.Second {
+		t.Errorf("found %s, expected three pings of two seconds", l.silence)
+	}
+}
+
+// flood sends until the link does not take any more, and returns what ends it.
+func flood(t *testing.T, l *Link) (failed chan error) {
+	t.Helper()
+	var mu sync.Mutex
+	sent, failed := 0, make(chan error, 1)
+	go func() {
+		frame := make([]byte, 64<<10)
+		for {
+			if _, err := l.Send(frame); err != nil {
+				failed <- err
+				return
+			}
+			mu.Lock()
+			sent++
+			mu.Unlock()
+		}
+	}()
+	last, since := -1, time.Now()
+	until(t, "Send to block", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if sent != last {
+			last, since = sent, time.Now()
+		}
+		return time.Since(since) > 200*time.Millisecond
+	})
+	select {
+	case err := <-failed:
+		t.Fatalf("sending ended: %v, expected it to wait", err)
+	default:
+	}
+	return failed
+}
+
+func TestAPeerThatDoesNotRead(t *testing.T) {
+	release := make(chan struct{})
+	t.Run("holds up Send until its connection breaks", func(t *testing.T) {
+		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) { <-release }), upgrade(read))
+		l, connected, _ := run(t, m.url(), 0)
+		next(t, connected)
+		failed := flood(t, l)
+		close(release) // the connection is closed with bytes unread, and so reset
+		select {
+		case err := <-failed:
+			if !strings.HasPrefix(err.Error(), "sending to ms2: ") {
+				t.Errorf("found %v, expected one of sending", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("Send still waits")
+		}
+		if n := next(t, connected); n != 2 {
+			t.Errorf("found connection %d, expected 2", n)
+		}
+	})
+	t.Run("and is silent besides", func(t *testing.T) {
+		end := make(chan struct{})
+		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) { <-end }))
+		l, connected, stop := run(t, m.url(), time.Second)
+		next(t, connected)
+		failed := flood(t, l)
+		select {
+		case <-failed:
+		case <-time.After(10 * time.Second):
+			t.Error("Send still waits")
+		}
+		close(end)
+		stop()
+	})
+	t.Run("but pings keeps the connection", func(t *testing.T) {
+		const silence = 1200 * time.Millisecond
+		end := make(chan struct{})
+		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
+			for {
+				select {
+				case <-end:
+					return
+				case <-time.After(silence / 6):
+					_ = c.WriteControl(gorilla.PingMessage, nil, time.Now().Add(time.Second))
+				}
+			}
+		}))
+		l, connected, stop := run(t, m.url(), silence)
+		next(t, connected)
+		failed := flood(t, l)
+		began := time.Now()
+		until(t, "three silences", func() bool { return time.Since(began) > 3*silence })
+		select {
+		case err := <-failed:
+			t.Errorf("found %v, expected Send to wait", err)
+		default:
+		}
+		if err := l.Ready(t.Context()); err != nil || len(m.dialled()) != 1 {
+			t.Errorf("found %v and %d dials, expected the first connection to stand", err, len(m.dialled()))
+		}
+		stop() // unblocks Send
+		close(end)
+		<-failed
+	})
+	t.Run("for a while gets pongs when it reads on", func(t *testing.T) {
+		reads, pongs := make(chan struct{}), make(chan string, 1)
+		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
+			c.SetPongHandler(func(data string) error { pongs <- data; return nil })
+			<-reads
+			_ = c.WriteControl(gorilla.PingMessage, []byte("there?"), time.Now().Add(time.Second))
+			for {
+				if _, _, err := c.ReadMessage(); err != nil {
+					return
+				}
+			}
+		}))
+		l, connected, stop := run(t, m.url(), 0)
+		next(t, connected)
+		failed := flood(t, l)
+		close(reads) // frames are being written all the while
+		select {
+		case got := <-pongs:
+			if got != "there?" {
+				t.Errorf("found pong %q", got)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("no pong")
+		}
+		stop()
+		<-failed
+	})
+}
+
+func TestEnds(t *testing.T) {
+	t.Run("while it dials", func(t *testing.T) {
+		l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		_, connected, stop := run(t, "ws://"+l.Addr().String(), 0)
+		conn, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took > time.Second || len(connected) != 0 {
+			t.Errorf("took %s, expected no time at all", took)
+		}
+	})
+	t.Run("while it waits to dial again", func(t *testing.T) {
+		m := newMS2(t, refuse)
+		l, _, stop := run(t, m.url(), 0)
+		trouble(t, l, "503")
+		stop()
+	})
+	t.Run("before it begins", func(t *testing.T) {
+		m := newMS2(t, upgrade(read))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		l := New(m.url(), zerolog.Nop())
+		if err := l.Run(ctx, func(uint64) { t.Error("connected") }); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("with a peer that does not answer the goodbye", func(t *testing.T) {
+		end := make(chan struct{})
+		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) { <-end }))
+		_, connected, stop := run(t, m.url(), 0)
+		next(t, connected)
+		began := time.Now()
+		stop()
+		close(end)
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("took %s, expected no time at all", took)
+		}
+	})
+}
