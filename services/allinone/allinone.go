@@ -31,9 +31,9 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
-	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
 	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
@@ -58,10 +58,10 @@ type trio struct {
 	console io.Writer // of the services' logs
 	client  *http.Client
 
-	brokers known[[]string]
-	ms1     known[*ms1.Service]
-	ms2     known[string] // addresses
-	ms3     known[string]
+	kafka known[topic.Config]
+	ms1   known[*ms1.Service]
+	ms2   known[string] // addresses
+	ms3   known[string]
 }
 
 // known is what one part finds out when it starts and others wait for.
@@ -90,9 +90,6 @@ func Run(ctx context.Context, c Config, console io.Writer) error {
 	}
 	// Two brokers on one log would ruin it. The database has a lock of its own.
 	unlock, err := sqlite.Lock(ctx, filepath.Join(c.Data, "lock"))
-	if ctx.Err() != nil {
-		return nil
-	}
 	if err != nil {
 		return fmt.Errorf("taking the data folder %s: %w", c.Data, err)
 	}
@@ -100,8 +97,8 @@ func Run(ctx context.Context, c Config, console io.Writer) error {
 
 	t := &trio{
 		config: c, screen: newScreen(console), console: console,
-		client:  &http.Client{Transport: &http.Transport{}},
-		brokers: make(known[[]string], 1), ms1: make(known[*ms1.Service], 1),
+		client: &http.Client{Transport: &http.Transport{}},
+		kafka:  make(known[topic.Config], 1), ms1: make(known[*ms1.Service], 1),
 		ms2: make(known[string], 1), ms3: make(known[string], 1),
 	}
 	defer t.client.CloseIdleConnections()
@@ -118,35 +115,34 @@ func Run(ctx context.Context, c Config, console io.Writer) error {
 }
 
 func (t *trio) runBroker(ctx context.Context) error {
-	if len(t.config.Kafka.Brokers) > 0 {
-		t.brokers.set(t.config.Kafka.Brokers)
+	c := t.config.Kafka
+	if len(c.Brokers) > 0 {
+		t.kafka.set(c)
 		<-ctx.Done()
 		return nil
 	}
-	log, file, err := logging.New(t.config.log("broker"), "broker", t.console)
+	b, err := openBroker(filepath.Join(t.config.Data, "broker"), c, t.console)
 	if err != nil {
 		return err
 	}
-	b, err := openBroker(filepath.Join(t.config.Data, "broker"), t.config.Kafka, log)
-	if err == nil {
-		t.brokers.set(b.ListenAddrs())
-		serveBroker(ctx, b)
-	}
-	return errors.Join(err, file.Close())
+	c.Brokers = b.ListenAddrs()
+	t.kafka.set(c)
+	serveBroker(ctx, b)
+	return nil
 }
 
 func (t *trio) runMS2(ctx context.Context) error {
-	brokers, ok := t.brokers.wait(ctx)
+	kafka, ok := t.kafka.wait(ctx)
 	if !ok {
 		return nil
 	}
-	c := t.config.ms2(brokers)
+	c := ms2.Config{Listen: anyPort, Kafka: kafka, Tracing: t.config.Tracing, Logging: t.config.log("ms2")}
 	return program.Observe(ctx, "ms2", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
 		service, err := ms2.New(c, log, tel)
 		if err != nil {
 			return err
 		}
-		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", brokers).Msg("ms2 has started")
+		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", kafka.Brokers).Msg("ms2 has started")
 		t.ms2.set(service.Address())
 		return service.Run(ctx)
 	})
@@ -157,14 +153,17 @@ func (t *trio) runMS3(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	brokers, _ := t.brokers.wait(ctx) // known, or MS1 would not be
-	c := t.config.ms3(brokers, reach(one.Address()))
+	kafka, _ := t.kafka.wait(ctx) // known, or MS1 would not be
+	c := ms3.Config{
+		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store"}, Kafka: kafka,
+		Workers: t.config.Workers, GroupID: t.config.GroupID, Tracing: t.config.Tracing, Logging: t.config.log("ms3"),
+	}
 	return program.Observe(ctx, "ms3", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
 		service, err := ms3.New(c, log, tel)
 		if err != nil {
 			return err
 		}
-		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", brokers).Str("ms1", c.MS1.URL).Msg("ms3 has started")
+		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", kafka.Brokers).Str("ms1", c.MS1.URL).Msg("ms3 has started")
 		t.ms3.set(service.Address())
 		return service.Run(ctx)
 	})

@@ -20,7 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -168,6 +167,7 @@ func checkRows(t *testing.T, db *sql.DB, sessionID, want int64) {
 }
 
 func TestOnceStoresWhatItSays(t *testing.T) {
+	t.Parallel()
 	c := usual(t)
 	c.Once = true
 	said := &console{}
@@ -222,6 +222,7 @@ $`)
 }
 
 func TestReadyOnlyWhenEverythingIs(t *testing.T) {
+	t.Parallel()
 	c := usual(t)
 	c.Listen = freeAddress(t)
 	_, _ = start(t, c)
@@ -260,6 +261,7 @@ func TestMS3IsMissedUntilItHasStarted(t *testing.T) {
 }
 
 func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
+	t.Parallel()
 	c := usual(t)
 	c.Once = true
 	c.Interaction.IntervalSeconds = 600
@@ -291,6 +293,7 @@ func TestStopBeforeTheSessionBeginsIsNoError(t *testing.T) {
 }
 
 func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
+	t.Parallel()
 	c := usual(t)
 	url, stop := serve(t, c)
 	if status, body := get(t, url+"/start?interval=600&in_flight=64"); status != http.StatusAccepted {
@@ -313,6 +316,7 @@ func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
 }
 
 func TestErrorsAreOneLine(t *testing.T) {
+	t.Parallel()
 	taken, err := net.Listen("tcp", anyPort)
 	if err != nil {
 		t.Fatal(err)
@@ -362,6 +366,7 @@ func ruinBroker(c *Config) {
 }
 
 func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
+	t.Parallel()
 	c := usual(t)
 	url, _ := serve(t, c)
 	err := Run(t.Context(), c, &console{})
@@ -374,6 +379,7 @@ func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
 }
 
 func TestLostMessagesAreAnError(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	c := usual(t)
 	c.Once = true
@@ -403,6 +409,7 @@ func TestLostMessagesAreAnError(t *testing.T) {
 }
 
 func TestRealBrokerAndDatabase(t *testing.T) {
+	t.Parallel()
 	broker := os.Getenv("TRICYCLE_TEST_KAFKA")
 	if broker == "" {
 		t.Skip("TRICYCLE_TEST_KAFKA is not set: needs a Kafka broker")
@@ -450,7 +457,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	const records = 4000
 	value := bytes.Repeat([]byte("x"), 4096) // 16 MB in all
 	open := func() *kfake.Cluster {
-		b, err := openBroker(folder, c, zerolog.New(zerolog.NewTestWriter(t)))
+		b, err := openBroker(folder, c, t.Output())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -485,7 +492,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	}
 }
 
-// produce writes n records to the topic's only partition.
+// produce writes n records, all a year old, to the topic's only partition.
 func produce(t *testing.T, b *kfake.Cluster, topic string, n int, value []byte) {
 	t.Helper()
 	transport := &kafka.Transport{}
@@ -494,7 +501,7 @@ func produce(t *testing.T, b *kfake.Cluster, topic string, n int, value []byte) 
 	defer w.Close()
 	batch := make([]kafka.Message, n)
 	for i := range batch {
-		batch[i].Value = value
+		batch[i].Value, batch[i].Time = value, time.Now().AddDate(-1, 0, 0)
 	}
 	if err := w.WriteMessages(t.Context(), batch...); err != nil {
 		t.Fatal(err)

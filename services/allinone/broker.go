@@ -3,10 +3,10 @@ package allinone
 import (
 	"context"
 	"fmt"
+	"io"
 	"strconv"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/tricycle-relay/tricycle/lib/topic"
@@ -30,8 +30,8 @@ const (
 // it goes by size alone. A retention by age empties a log in the end, and kfake
 // counts the offsets of an empty one from 0 again after a restart, below those
 // that the consumer group has committed.
-func openBroker(folder string, c topic.Config, log zerolog.Logger) (*kfake.Cluster, error) {
-	b, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(folder), kfake.WithLogger(brokerLog{log}))
+func openBroker(folder string, c topic.Config, console io.Writer) (*kfake.Cluster, error) {
+	b, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(folder), kfake.WithLogger(kfake.BasicLogger(console, kfake.LogLevelWarn)))
 	if err != nil {
 		return nil, fmt.Errorf("starting on %s: %w", folder, err)
 	}
@@ -60,17 +60,5 @@ func serveBroker(ctx context.Context, b *kfake.Cluster) {
 		if !pause(ctx, retainEvery) {
 			return
 		}
-	}
-}
-
-// brokerLog takes kfake's log. Below a warning it tells of each request.
-type brokerLog struct{ log zerolog.Logger }
-
-func (l brokerLog) Logf(level kfake.LogLevel, text string, args ...any) {
-	switch level {
-	case kfake.LogLevelError:
-		l.log.Error().Msgf(text, args...)
-	case kfake.LogLevelWarn:
-		l.log.Warn().Msgf(text, args...)
 	}
 }

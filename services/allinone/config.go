@@ -10,7 +10,6 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
-	"github.com/tricycle-relay/tricycle/services/ms2"
 	"github.com/tricycle-relay/tricycle/services/ms3"
 )
 
@@ -77,25 +76,6 @@ func (c *Config) ms1(ms2 string) ms1.Config {
 		Listen: c.Listen, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws"},
 		Tracing: c.Tracing, Logging: c.log("ms1"),
 	}
-}
-
-// ms2 returns the configuration of MS2, given a broker's address.
-func (c *Config) ms2(brokers []string) ms2.Config {
-	return ms2.Config{Listen: anyPort, Kafka: c.kafka(brokers), Tracing: c.Tracing, Logging: c.log("ms2")}
-}
-
-// ms3 returns the configuration of MS3, given a broker's address and MS1's.
-func (c *Config) ms3(brokers []string, ms1 string) ms3.Config {
-	return ms3.Config{
-		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + ms1 + "/store"}, Workers: c.Workers, GroupID: c.GroupID,
-		Kafka: c.kafka(brokers), Tracing: c.Tracing, Logging: c.log("ms3"),
-	}
-}
-
-func (c *Config) kafka(brokers []string) topic.Config {
-	k := c.Kafka
-	k.Brokers = brokers
-	return k
 }
 
 // log returns the section 'logging' of one service.

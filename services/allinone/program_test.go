@@ -15,14 +15,23 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-// build returns the path of the real program.
-func build(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "allinone")
-	if out, err := exec.Command("go", "build", "-o", path, "./cmd/allinone").CombinedOutput(); err != nil {
+// TestProgram is about the real program, in processes of its own.
+func TestProgram(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "allinone")
+	if out, err := exec.Command("go", "build", "-o", program, "./cmd/allinone").CombinedOutput(); err != nil {
 		t.Fatalf("building the program: %v\n%s", err, out)
 	}
-	return path
+	for name, test := range map[string]func(*testing.T, string){
+		"killed in the middle of a session": killed,
+		"interrupted by a person":           interrupted,
+		"healthcheck":                       healthcheck,
+		"exit status":                       exitStatus,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, program)
+		})
+	}
 }
 
 // child starts the program as a process of its own, which does not outlive the
@@ -42,10 +51,13 @@ func child(t *testing.T, program string, args ...string) (*exec.Cmd, string) {
 	return p, said.find(t, `MS1 listens on (http://\S+)`)[1]
 }
 
-func TestKilledInTheMiddleOfASession(t *testing.T) {
+func killed(t *testing.T, program string) {
 	data := t.TempDir()
-	args := []string{"-listen", anyPort, "-data", data, "-interval", "600", "-in-flight", "256"}
-	program := build(t)
+	slow := filepath.Join(t.TempDir(), "slow.yaml") // MS3, so that messages wait in the broker
+	if err := os.WriteFile(slow, []byte("workers: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-listen", anyPort, "-data", data, "-config", slow, "-interval", "600", "-in-flight", "256"}
 	db := look(t, data)
 	rows := func(session int64) int64 {
 		return number(t, db, "SELECT COUNT(*) FROM messages WHERE session_id = ?", session)
@@ -95,8 +107,7 @@ func TestKilledInTheMiddleOfASession(t *testing.T) {
 	}
 }
 
-func TestExitStatus(t *testing.T) {
-	program := build(t)
+func exitStatus(t *testing.T, program string) {
 	file := filepath.Join(t.TempDir(), "wrong.yaml")
 	if err := os.WriteFile(file, []byte("kafka:\n  broker: here\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -133,18 +144,18 @@ func TestExitStatus(t *testing.T) {
 	}
 }
 
-func TestHealthcheckAsksTheRunningProgram(t *testing.T) {
+func healthcheck(t *testing.T, program string) {
 	c := usual(t)
 	c.Listen = freeAddress(t)
 	serve(t, c)
-	if out, err := exec.Command(build(t), "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
+	if out, err := exec.Command(program, "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v, and it said %s; want neither", err, out)
 	}
 }
 
-func TestInterruptedByAPerson(t *testing.T) {
+func interrupted(t *testing.T, program string) {
 	said, complained := &console{}, &console{}
-	p := exec.Command(build(t), "-once", "-interval", "600", "-listen", anyPort, "-data", t.TempDir())
+	p := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", t.TempDir())
 	p.Stdout, p.Stderr = said, complained
 	if err := p.Start(); err != nil {
 		t.Fatal(err)

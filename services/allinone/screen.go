@@ -91,7 +91,7 @@ type troubles struct{ screen *screen }
 func (t troubles) Write(line []byte) (int, error) {
 	if words := bytes.Fields(line); len(words) > 1 { // time and level, as lib/logging writes them
 		switch string(words[1]) {
-		case "WRN", "ERR", "FTL", "PNC":
+		case "WRN", "ERR", "FTL", "PNC", "[WRN]", "[ERR]": // the last two are kfake's
 			return t.screen.Write(line)
 		}
 	}

@@ -88,12 +88,12 @@ func TestAFileIsNoTerminal(t *testing.T) {
 func TestTroublesAreSeen(t *testing.T) {
 	var out bytes.Buffer
 	w := troubles{&screen{out: &out}}
-	for _, line := range []string{"10:00:00.000 INF ms1 fine\n", "10:00:00.000 WRN ms2 hm\n", "10:00:00.000 ??? ms1 said\n", "10:00:00.000 ERR ms3 no\n", "\n"} {
+	for _, line := range []string{"10:00:00.000 INF ms1 fine\n", "10:00:00.000 WRN ms2 hm\n", "10:00:00.000 ??? ms1 said\n", "10:00:00.000 ERR ms3 no\n", "10:00:00.000 [WRN] disk full\n", "\n"} {
 		if n, err := io.WriteString(w, line); n != len(line) || err != nil {
 			t.Errorf("%q: %d, %v", line, n, err)
 		}
 	}
-	if got, want := out.String(), "10:00:00.000 WRN ms2 hm\n10:00:00.000 ERR ms3 no\n"; got != want {
+	if got, want := out.String(), "10:00:00.000 WRN ms2 hm\n10:00:00.000 ERR ms3 no\n10:00:00.000 [WRN] disk full\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
