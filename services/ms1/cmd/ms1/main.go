@@ -49,7 +49,7 @@ func run(ctx context.Context, c config, console io.Writer) error {
 		if err != nil {
 			return err
 		}
-		log.Info().Str("version", program.Version).Str("address", service.Address()).Str("ms2", c.MS2.URL).Str("database", c.Database.Address).Msg("ms1 has started")
+		log.Info().Str("address", service.Address()).Str("ms2", c.MS2.URL).Str("database", c.Database.Address).Msg("ms1 has started")
 		return service.Run(ctx)
 	})
 }
