@@ -21,25 +21,25 @@ func main() {
 	os.Exit(program.Main(context.Background(), command(), os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// config is MS1's configuration with that of its store.
-type config struct {
+// settings is MS1's configuration with that of its store.
+type settings struct {
 	ms1.Config
 	Database mariadb.Config `yaml:"database"`
 }
 
-func (c config) Validate() error { return errors.Join(c.Config.Validate(), c.Database.Validate()) }
+func (c settings) Validate() error { return errors.Join(c.Config.Validate(), c.Database.Validate()) }
 
-func command() program.Program[config] {
-	return program.Program[config]{
+func command() program.Program[settings] {
+	return program.Program[settings]{
 		Name:    "ms1",
 		Purpose: "opens sessions, sends messages to MS2, takes them back from MS3 and stores them",
-		Config:  config{ms1.Defaults(), mariadb.Defaults()},
-		Ready:   func(c config) (address, path string) { return c.Listen, "/readyz" },
+		Config:  settings{ms1.Defaults(), mariadb.Defaults()},
+		Ready:   func(c settings) (address, path string) { return c.Listen, "/readyz" },
 		Run:     run,
 	}
 }
 
-func run(ctx context.Context, c config, console io.Writer) error {
+func run(ctx context.Context, c settings, console io.Writer) error {
 	return program.Observe(ctx, "ms1", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
 		store, err := mariadb.Open(c.Database, log)
 		if err != nil {

@@ -1,0 +1,104 @@
+// Package programtest runs commands inside tests.
+package programtest
+
+import (
+	"bytes"
+	"context"
+	"reflect"
+	"regexp"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/program"
+)
+
+// Console is what a program prints, readable while it runs.
+type Console struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (c *Console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.Write(p)
+}
+
+func (c *Console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.b.String()
+}
+
+// Command is a command that runs inside the test.
+type Command struct {
+	Out, Err Console
+	t        testing.TB
+	stop     func() int
+}
+
+// Start runs a command until the test ends or stops it.
+func Start[C any, PC interface {
+	*C
+	config.Validator
+}](t testing.TB, p program.Program[C], args ...string) *Command {
+	t.Helper()
+	c := &Command{t: t}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan int, 1)
+	go func() { done <- program.Main[C, PC](ctx, p, args, &c.Out, &c.Err) }()
+	c.stop = sync.OnceValue(func() int { cancel(); return <-done })
+	t.Cleanup(func() { c.stop() })
+	return c
+}
+
+// Stop asks the command to stop and returns its exit status.
+func (c *Command) Stop() int { return c.stop() }
+
+var listening = regexp.MustCompile(`has started.* address=(\S+)`)
+
+// Address waits for the line that says where the command listens.
+func (c *Command) Address() string {
+	c.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if found := listening.FindStringSubmatch(c.Out.String()); found != nil {
+			return found[1]
+		}
+	}
+	c.t.Fatalf("it does not say where it listens: %s%s", c.Out.String(), c.Err.String())
+	return ""
+}
+
+// NamesEveryKey fails the test unless the file has a value, not the zero one,
+// for every key of the configuration, and all are in their ranges.
+func NamesEveryKey[C any, PC interface {
+	*C
+	config.Validator
+}](t testing.TB, file string) {
+	t.Helper()
+	var c C // no defaults: what the file does not name stays zero
+	if err := config.Load(PC(&c), file); err != nil {
+		t.Error(err)
+	}
+	for _, key := range unnamed(reflect.ValueOf(c), "") {
+		t.Errorf("%s does not name %s", file, key)
+	}
+}
+
+func unnamed(v reflect.Value, prefix string) (keys []string) {
+	for i := range v.NumField() {
+		f, field := v.Field(i), v.Type().Field(i)
+		key := prefix + field.Tag.Get("yaml")
+		switch {
+		case field.Anonymous:
+			keys = append(keys, unnamed(f, prefix)...)
+		case f.Kind() == reflect.Struct:
+			keys = append(keys, unnamed(f, key+".")...)
+		case f.IsZero():
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const shipped = "../../../../compose/config/"
+
+func TestShippedConfiguration(t *testing.T) {
+	programtest.NamesEveryKey[settings](t, shipped+"ms1.yaml")
+	loopback := command().Config
+	if err := config.Load(&loopback, shipped+"ms1.yaml", shipped+"loopback/ms1.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	if loopback.Listen != "127.0.0.1:8080" || loopback.Database.Address != "127.0.0.1:3306" || loopback.MS2.URL != "ws://127.0.0.1:8081/ws" {
+		t.Errorf("the addresses on loopback: %+v", loopback)
+	}
+}
+
+func TestRangesOfTheConfiguration(t *testing.T) {
+	for key, text := range map[string]string{
+		"listen":                             "listen: 8080",
+		"interaction.interval_seconds":       "interaction: {interval_seconds: 0}",
+		"interaction.in_flight":              "interaction: {in_flight: 4097}",
+		"interaction.resend_after_seconds":   "interaction: {resend_after_seconds: 21}",
+		"interaction.give_up_after_seconds":  "interaction: {give_up_after_seconds: 3601}",
+		"interaction.drain_seconds":          "interaction: {drain_seconds: 61}",
+		"ms2.url":                            "ms2: {url: 'http://ms2:8081/ws'}",
+		"database.address":                   "database: {address: mariadb}",
+		"tracing.sample_ratio":               "tracing: {sample_ratio: 1.5}",
+		"logging.level":                      "logging: {level: loud}",
+		"interaction.interval":               "interaction: {interval: 5}",
+		"interaction.interval_seconds: foun": "interaction: {interval_seconds: 5s}",
+	} {
+		file := filepath.Join(t.TempDir(), "ms1.yaml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := command().Config
+		if err := config.Load(&c, file); err == nil || !strings.Contains(err.Error(), key) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s: %v, want one line that names %s", text, err, key)
+		}
+	}
+}
+
+// quiet is the command on a free port, with nothing around it.
+func quiet(t *testing.T) program.Program[settings] {
+	p := command()
+	p.Config.Listen = "127.0.0.1:0"
+	p.Config.Logging.File = filepath.Join(t.TempDir(), "ms1.log")
+	p.Config.Database.Address = "127.0.0.1:1"
+	p.Config.MS2.URL = "ws://127.0.0.1:1/ws"
+	return p
+}
+
+func TestCommandWithoutItsEnvironment(t *testing.T) {
+	c := programtest.Start(t, quiet(t))
+	address := c.Address()
+	body := ""
+	topictest.Eventually(t, 20*time.Second, "readiness says why not", func() bool {
+		resp, err := http.Get("http://" + address + "/readyz")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		body = string(text)
+		return err == nil && resp.StatusCode == http.StatusServiceUnavailable && strings.Count(body, "connection refused") == 2
+	})
+	check := quiet(t)
+	check.Config.Listen = address
+	var out, errs programtest.Console
+	if status := program.Main(t.Context(), check, []string{"-healthcheck"}, &out, &errs); status != 1 || !strings.Contains(errs.String(), "database") {
+		t.Errorf("the health check exits with %d: %s", status, errs.String())
+	}
+	http.DefaultClient.CloseIdleConnections()
+	if status := c.Stop(); status != 0 {
+		t.Errorf("exit status %d: %s", status, c.Err.String())
+	}
+}
+
+func TestCommandReportsWhatItCannotUse(t *testing.T) {
+	taken := programtest.Start(t, quiet(t)).Address()
+	folder := t.TempDir()
+	for want, change := range map[string]func(c *settings){
+		"logging.file":           func(c *settings) { c.Logging.File = folder },
+		"address already in use": func(c *settings) { c.Listen = taken },
+		"database.password_file": func(c *settings) { c.Database.PasswordFile = filepath.Join(folder, "absent") },
+		"found nothing in":       func(c *settings) { c.Database.PasswordFile = os.DevNull },
+	} {
+		p := quiet(t)
+		change(&p.Config)
+		var out, errs programtest.Console
+		if status := program.Main(t.Context(), p, nil, &out, &errs); status != 1 || !strings.Contains(errs.String(), want) || strings.Count(errs.String(), "\n") != 1 {
+			t.Errorf("exit status %d and %q, want 1 and a line with %q", status, errs.String(), want)
+		}
+	}
+}
+
+func TestCommandWithADatabase(t *testing.T) {
+	db := storetest.MariaDB(t)
+	p := quiet(t)
+	p.Config.Database.Address, p.Config.Database.Name = db.Address, db.Name
+	p.Config.Database.User, p.Config.Database.PasswordFile = db.User, db.PasswordFile
+	c := programtest.Start(t, p)
+	topictest.Eventually(t, 20*time.Second, "the tables are made", func() bool {
+		var n int
+		return db.DB.QueryRowContext(context.Background(), "SELECT COUNT(*) FROM sessions").Scan(&n) == nil
+	})
+	if status := c.Stop(); status != 0 {
+		t.Errorf("exit status %d: %s", status, c.Err.String())
+	}
+}
