@@ -142,7 +142,7 @@ func (t *trio) runMS2(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", kafka.Brokers).Msg("ms2 has started")
+		log.Info().Str("address", service.Address()).Strs("brokers", kafka.Brokers).Msg("ms2 has started")
 		t.ms2.set(service.Address())
 		return service.Run(ctx)
 	})
@@ -163,7 +163,7 @@ func (t *trio) runMS3(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		log.Info().Str("version", program.Version).Str("address", service.Address()).Strs("brokers", kafka.Brokers).Str("ms1", c.MS1.URL).Msg("ms3 has started")
+		log.Info().Str("address", service.Address()).Strs("brokers", kafka.Brokers).Str("ms1", c.MS1.URL).Msg("ms3 has started")
 		t.ms3.set(service.Address())
 		return service.Run(ctx)
 	})
@@ -190,7 +190,7 @@ func (t *trio) runMS1(ctx context.Context) error {
 			stop()
 			return errors.Join(err, store.Run(stopped)) // which only closes it
 		}
-		log.Info().Str("version", program.Version).Str("address", service.Address()).Str("ms2", c.MS2.URL).Msg("ms1 has started")
+		log.Info().Str("address", service.Address()).Str("ms2", c.MS2.URL).Msg("ms1 has started")
 		t.ms1.set(service)
 		return service.Run(ctx)
 	})
