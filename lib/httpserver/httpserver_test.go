@@ -343,8 +343,8 @@ func TestStops(t *testing.T) {
 			failed <- err
 		}()
 		<-arrived
-		if took, err := stop(); err != nil || took < 1900*time.Millisecond || took > 4*time.Second {
-			t.Errorf("took %s, %v, expected about two seconds", took, err)
+		if took, err := stop(); err != nil || took < 900*time.Millisecond || took > 3*time.Second {
+			t.Errorf("took %s, %v, expected about a second", took, err)
 		}
 		if err := <-failed; err == nil {
 			t.Error("found an answer, expected the request to be cut off")

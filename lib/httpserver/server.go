@@ -23,7 +23,7 @@ const (
 	headerTimeout = 5 * time.Second
 	idleTimeout   = 2 * time.Minute
 	maxHeader     = 16 << 10
-	stopTimeout   = 2 * time.Second
+	stopTimeout   = time.Second
 )
 
 // Routes maps a path pattern of [http.ServeMux], without method or host, to
@@ -97,7 +97,7 @@ func (s *Server) Address() string { return s.listener.Addr().String() }
 // Close releases the listener of a server that will not be run.
 func (s *Server) Close() error { return s.listener.Close() }
 
-// Run serves until ctx is cancelled, then waits up to two seconds for the
+// Run serves until ctx is cancelled, then waits up to a second for the
 // requests under way before it cuts them off.
 func (s *Server) Run(ctx context.Context) error {
 	failed := make(chan error, 1)

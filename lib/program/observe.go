@@ -13,7 +13,7 @@ import (
 )
 
 // flushTimeout bounds the wait for the last spans when a program ends.
-const flushTimeout = 2 * time.Second
+const flushTimeout = 1500 * time.Millisecond
 
 // Observe runs a service with its log and its telemetry, logs its start and
 // its end, and puts both away when it has ended, the spans last.

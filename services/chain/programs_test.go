@@ -4,7 +4,6 @@
 package chain
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -22,6 +21,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -129,7 +129,7 @@ func (c *chain) ready(name string) {
 type program struct {
 	name string
 	cmd  *exec.Cmd
-	out  *console
+	out  *programtest.Console
 	done chan struct{}
 }
 
@@ -154,7 +154,7 @@ func (c *chain) start(name string, extra ...string) *program {
 		"-config", filepath.Join(root, "compose/config/loopback", name+".yaml"),
 		"-config", file,
 	}, extra...)
-	p := &program{name: name, cmd: exec.Command(filepath.Join(dir, name), args...), out: &console{}, done: make(chan struct{})}
+	p := &program{name: name, cmd: exec.Command(filepath.Join(dir, name), args...), out: &programtest.Console{}, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
 	if err := p.cmd.Start(); err != nil {
 		c.t.Fatal(err)
@@ -179,24 +179,6 @@ func (p *program) signal(s syscall.Signal) {
 	if s == syscall.SIGKILL || s == syscall.SIGTERM {
 		<-p.done
 	}
-}
-
-// console keeps what a program prints.
-type console struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.buf.Write(p)
-}
-
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.buf.String()
 }
 
 // get asks MS1 and decodes the answer.

@@ -19,6 +19,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -28,13 +29,13 @@ type api struct {
 	url   string
 	store *memoryStore
 	link  *fakeLink
-	said  *syncBuffer
+	said  *programtest.Console
 	stop  func() error
 }
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
-	a := &api{t: t, store: newMemoryStore(), link: &fakeLink{}, said: &syncBuffer{}}
+	a := &api{t: t, store: newMemoryStore(), link: &fakeLink{}, said: &programtest.Console{}}
 	log := zerolog.New(a.said)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {

@@ -47,7 +47,7 @@ const (
 	recordRetry   = time.Second
 	// shutdownTimeout is what a session gets to end when the program stops:
 	// the drain, the commits under way and one try to write the figures.
-	shutdownTimeout = 6 * time.Second
+	shutdownTimeout = 5500 * time.Millisecond
 )
 
 // link carries encoded messages to MS2.
@@ -828,7 +828,7 @@ func (e *engine) record(s *session, reason EndReason) {
 }
 
 // recordContext ends after the timeout. While the program runs, asking it to
-// stop leaves what is left of the time for that, and one second at least.
+// stop leaves what is left of the time for that, and half a second at least.
 func (e *engine) recordContext(timeout time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	go func() {
@@ -838,7 +838,7 @@ func (e *engine) recordContext(timeout time.Duration) (context.Context, context.
 			return
 		}
 		select {
-		case <-time.After(max(time.Until(e.quitAt.Add(shutdownTimeout)), time.Second)):
+		case <-time.After(max(time.Until(e.quitAt.Add(shutdownTimeout)), settleTimeout/2)):
 			cancel()
 		case <-ctx.Done():
 		}

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -239,14 +240,14 @@ type bench struct {
 	link  *fakeLink
 	stop  func() // SIGTERM, and wait
 	wall  func() time.Time
-	said  *syncBuffer
+	said  *programtest.Console
 }
 
 // newBench starts an engine whose messages come back by themselves after
 // delay; with a negative delay they never do.
 func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *bench {
 	t.Helper()
-	b := &bench{t: t, store: newMemoryStore(), link: &fakeLink{}, wall: time.Now, said: &syncBuffer{}}
+	b := &bench{t: t, store: newMemoryStore(), link: &fakeLink{}, wall: time.Now, said: &programtest.Console{}}
 	log := zerolog.New(b.said)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {
@@ -303,22 +304,4 @@ func (b *bench) wait() Summary {
 	}
 	b.t.Fatal("the session does not end")
 	return Summary{}
-}
-
-type syncBuffer struct {
-	mu   sync.Mutex
-	text []byte
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.text = append(b.text, p...)
-	return len(p), nil
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return string(b.text)
 }

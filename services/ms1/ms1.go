@@ -66,11 +66,5 @@ func (s *Service) Run(ctx context.Context) error {
 	)
 }
 
-// Start begins a session as GET /start does, with the configuration's interval
-// and number in flight.
-func (s *Service) Start(ctx context.Context) (sessionID int64, err error) {
-	return s.engine.start(ctx, s.config.Interaction.IntervalSeconds, s.config.Interaction.InFlight)
-}
-
 // Status returns what GET /status answers.
 func (s *Service) Status(ctx context.Context) Status { return s.engine.status(ctx) }

@@ -36,7 +36,8 @@ func (c *Console) String() string {
 type Command struct {
 	Out, Err Console
 	t        testing.TB
-	stop     func() int
+	cancel   context.CancelFunc
+	wait     func() int
 }
 
 // Start runs a command until the test ends or stops it.
@@ -45,17 +46,23 @@ func Start[C any, PC interface {
 	config.Validator
 }](t testing.TB, p program.Program[C], args ...string) *Command {
 	t.Helper()
-	c := &Command{t: t}
 	ctx, cancel := context.WithCancel(context.Background())
+	c := &Command{t: t, cancel: cancel}
 	done := make(chan int, 1)
 	go func() { done <- program.Main[C, PC](ctx, p, args, &c.Out, &c.Err) }()
-	c.stop = sync.OnceValue(func() int { cancel(); return <-done })
-	t.Cleanup(func() { c.stop() })
+	c.wait = sync.OnceValue(func() int { return <-done })
+	t.Cleanup(func() { c.Stop() })
 	return c
 }
 
+// Wait waits until the command ends by itself and returns its exit status.
+func (c *Command) Wait() int { return c.wait() }
+
 // Stop asks the command to stop and returns its exit status.
-func (c *Command) Stop() int { return c.stop() }
+func (c *Command) Stop() int {
+	c.cancel()
+	return c.wait()
+}
 
 var listening = regexp.MustCompile(`has started.* address=(\S+)`)
 

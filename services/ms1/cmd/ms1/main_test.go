@@ -107,9 +107,9 @@ func TestCommandReportsWhatItCannotUse(t *testing.T) {
 	} {
 		p := quiet(t)
 		change(&p.Config)
-		var out, errs programtest.Console
-		if status := program.Main(t.Context(), p, nil, &out, &errs); status != 1 || !strings.Contains(errs.String(), want) || strings.Count(errs.String(), "\n") != 1 {
-			t.Errorf("exit status %d and %q, want 1 and a line with %q", status, errs.String(), want)
+		c := programtest.Start(t, p)
+		if status, said := c.Wait(), c.Err.String(); status != 1 || !strings.Contains(said, want) || strings.Count(said, "\n") != 1 {
+			t.Errorf("exit status %d and %q, want 1 and a line with %q", status, said, want)
 		}
 	}
 }
