@@ -220,15 +220,22 @@ type session struct {
 	EndReason  string `json:"end_reason"`
 }
 
-// begin starts a session and waits until it is under load.
+// begin starts a session and returns its number.
 func (c *chain) begin(seconds, inFlight int) int64 {
 	c.t.Helper()
 	var started struct {
 		SessionID int64 `json:"session_id"`
 	}
 	c.get(fmt.Sprintf("/start?interval=%d&in_flight=%d", seconds, inFlight), http.StatusAccepted, &started)
-	topictest.Eventually(c.t, 20*time.Second, "100 messages are stored", func() bool { return c.status().Session.Stored >= 100 })
 	return started.SessionID
+}
+
+// load starts a session and returns when it is under load.
+func (c *chain) load(seconds, inFlight int) int64 {
+	c.t.Helper()
+	id := c.begin(seconds, inFlight)
+	topictest.Eventually(c.t, 20*time.Second, "100 messages are stored", func() bool { return c.status().Session.Stored >= 100 })
+	return id
 }
 
 type status struct {
@@ -276,7 +283,7 @@ func (c *chain) check(s session) {
 
 func (c *chain) noneLost(s session) {
 	c.t.Helper()
-	if s.Lost != 0 || s.Generated < 200 {
-		c.t.Errorf("%+v: want none lost, under load", s)
+	if s.Lost != 0 || s.Generated == 0 {
+		c.t.Errorf("%+v: want messages, and none lost", s)
 	}
 }
