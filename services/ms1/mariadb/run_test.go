@@ -183,6 +183,7 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 	expectSchema(script, 1)
 
 	s, log := scripted(first, second)
+	s.pingEvery = 500 * time.Millisecond // not before the script's other steps
 	run(t, s)
 	storetest.Eventually(t, "the second link", func() error {
 		if n := log.count("the database is ready"); n < 2 {
