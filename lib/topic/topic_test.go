@@ -154,12 +154,7 @@ func TestLinkSurvivesItsBroker(t *testing.T) {
 		if produce() {
 			t.Fatal("produced without a broker")
 		}
-		topictest.Eventually(t, 5*time.Second, "the port is free", func() bool {
-			var err error
-			cluster, err = kfake.NewCluster(kfake.NumBrokers(1), dir, kfake.Ports(topictest.Port(t, address)))
-			return err == nil
-		})
-		t.Cleanup(cluster.Close)
+		cluster, _ = topictest.Cluster(t, dir, kfake.Ports(topictest.Port(t, address)))
 		topictest.Eventually(t, 5*time.Second, "kafka is back", func() bool { return l.Ready(t.Context()) == nil })
 		topictest.Eventually(t, 5*time.Second, "produced", produce)
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
+	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
@@ -110,32 +111,26 @@ func (s *Service) read(ctx context.Context, ws *websocket.Conn, log zerolog.Logg
 func (s *Service) take(ctx context.Context, m message.Message) error {
 	s.metrics.received.Inc()
 	key, value := []byte(m.Key().String()), m.Encode()
-	ctx, span := s.telemetry.Tracer.Start(s.telemetry.Message(ctx, m.Key()), "receive "+s.topic,
-		trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(
-			semconv.MessagingSystemKafka,
-			semconv.MessagingOperationTypeReceive,
-			semconv.MessagingOperationName("receive"),
-			semconv.MessagingDestinationName(s.topic),
-			semconv.MessagingKafkaMessageKey(string(key)),
-			semconv.MessagingMessageBodySize(len(value)),
-		))
+	ctx, span := s.startSpan(s.telemetry.Message(ctx, m.Key()),
+		semconv.MessagingKafkaMessageKey(string(key)), semconv.MessagingMessageBodySize(len(value)))
 	var headers topic.Headers
 	telemetry.Propagator.Inject(ctx, &headers)
 	return s.queue.put(ctx, entry{kafka.Message{Key: key, Value: value, Headers: headers}, span})
+}
+
+func (s *Service) startSpan(ctx context.Context, attributes ...attribute.KeyValue) (context.Context, trace.Span) {
+	return s.telemetry.Tracer.Start(ctx, "receive "+s.topic, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(append(attributes,
+		semconv.MessagingSystemKafka,
+		semconv.MessagingOperationTypeReceive,
+		semconv.MessagingOperationName("receive"),
+		semconv.MessagingDestinationName(s.topic))...))
 }
 
 // reject counts and logs a frame that is no message, and makes a trace of it:
 // it was an incoming message too, though nobody knows which.
 func (s *Service) reject(ctx context.Context, log zerolog.Logger, reason string, c closure) error {
 	s.metrics.rejected.WithLabelValues(reason).Inc()
-	_, span := s.telemetry.Tracer.Start(ctx, "receive "+s.topic, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(
-		semconv.MessagingSystemKafka,
-		semconv.MessagingOperationTypeReceive,
-		semconv.MessagingOperationName("receive"),
-		semconv.MessagingDestinationName(s.topic),
-		semconv.ErrorTypeKey.String(reason),
-	))
+	_, span := s.startSpan(ctx, semconv.ErrorTypeKey.String(reason))
 	span.SetStatus(codes.Error, c.text)
 	span.End()
 	log.Warn().Str("reason", reason).Str("detail", c.text).Stringer("trace_id", span.SpanContext().TraceID()).Msg("a frame was rejected")

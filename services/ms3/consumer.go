@@ -22,11 +22,11 @@ const (
 	maxOpen        = 1024 // weight of the records fetched and not yet committable
 	commitInterval = 100 * time.Millisecond
 	watchInterval  = 2 * time.Second
-	stallTime      = 10 * time.Second
+	stallTime      = 15 * time.Second
 	graceTime      = 2 * time.Second // for requests under way at the end
 	commitTime     = 500 * time.Millisecond
 	closeTime      = 1500 * time.Millisecond // to leave the group at the end, before the connections are cut
-	patience       = 5 * time.Second         // for an answer to a fetch, beyond what kafka-go grants
+	patience       = 5 * time.Second         // with a slow link, beyond what kafka-go grants
 )
 
 var errStalled = errors.New("the reader has stalled")
@@ -149,17 +149,25 @@ func (c *consumer) readerConfig(clientID string, wire context.Context) kafka.Rea
 	}
 }
 
-// patientConn waits longer for what it reads than kafka-go asks it to. MaxWait
-// is kafka-go's deadline for the answer as well as the time that it lets the
-// broker wait for records, so on a slow link every fetch would time out, and
-// its connection be thrown away, for ever.
+// patientConn lets reads and writes take longer than kafka-go asks it to.
+// MaxWait is kafka-go's deadline for a whole fetch as well as the time that it
+// lets the broker wait for records, so on a slow link every fetch would time
+// out, and its connection be thrown away, for ever.
 type patientConn struct{ net.Conn }
 
 func (c patientConn) SetReadDeadline(t time.Time) error {
-	if !t.IsZero() {
-		t = t.Add(patience)
+	return c.Conn.SetReadDeadline(patient(t))
+}
+
+func (c patientConn) SetWriteDeadline(t time.Time) error {
+	return c.Conn.SetWriteDeadline(patient(t))
+}
+
+func patient(t time.Time) time.Time {
+	if t.IsZero() {
+		return t
 	}
-	return c.Conn.SetReadDeadline(t)
+	return t.Add(patience)
 }
 
 // fetch starts the processing of each record that the reader has, until ctx

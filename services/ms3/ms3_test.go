@@ -294,6 +294,7 @@ func (m *ms2) commits(n int64) {
 }
 
 func TestMessagesReachMS1(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	before := message.StampOf(time.Now())
@@ -348,15 +349,17 @@ func TestRepeatedUntilStored(t *testing.T) {
 		log  string
 		kind string
 	}{
-		"500":                {status(500), "MS1 does not take messages", "500"},
-		"503":                {status(503), "MS1 does not take messages", "503"},
-		"200 is the one":     {status(204), "MS1 does not take messages", "204"},
-		"401":                {status(401), "not MS1 or does not let us in", "401"},
-		"a stranger's 404":   {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not MS1 or does not let us in", "404"},
-		"another 404":        {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not MS1 or does not let us in", "404"},
-		"405":                {status(405), "not MS1 or does not let us in", "405"},
-		"408":                {status(408), "", "408"},
-		"redirect":           {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/elsewhere", 307) }, "not MS1 or does not let us in", "307"},
+		"500":              {status(500), "MS1 does not take messages", "500"},
+		"503":              {status(503), "MS1 does not take messages", "503"},
+		"200 is the one":   {status(204), "MS1 does not take messages", "204"},
+		"401":              {status(401), "not MS1 or does not let us in", "401"},
+		"a stranger's 404": {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not MS1 or does not let us in", "404"},
+		"another 404":      {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not MS1 or does not let us in", "404"},
+		"405":              {status(405), "not MS1 or does not let us in", "405"},
+		"408":              {status(408), "", "408"},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}, "not MS1 or does not let us in", "307"},
 		"closed at once":     {torn(""), "MS1 does not answer", "connection"},
 		"torn in the status": {torn("HTTP/1.1 20"), "MS1 does not answer", "connection"},
 		"torn in a header":   {torn("HTTP/1.1 200 OK\r\nContent-Len"), "MS1 does not answer", "connection"},
@@ -483,6 +486,7 @@ func TestRefusedForGood(t *testing.T) {
 }
 
 func TestMalformedRecordsBlockNothing(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	r := start(t, k, store.URL)
@@ -576,6 +580,7 @@ func TestDeadLetterThatIsTooLargeGoesWithoutItsText(t *testing.T) {
 }
 
 func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	ms, records := messages(10)
@@ -598,6 +603,7 @@ func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
 }
 
 func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	var takes atomic.Bool
@@ -661,6 +667,7 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 }
 
 func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	collector, spans := topictest.Collector(t)
 	source := newMS2(t, k)
@@ -681,6 +688,7 @@ func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 }
 
 func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {
+	t.Parallel()
 	address, hang := hangingBroker(t)
 	k, store := topictest.For(t, address), newMS1(t)
 	source := newMS2(t, k)
@@ -757,6 +765,7 @@ func TestSlowLinkToKafka(t *testing.T) {
 }
 
 func TestKafkaRestartsInTheMiddle(t *testing.T) {
+	t.Parallel()
 	dir := kfake.DataDir(t.TempDir())
 	cluster, address := topictest.Cluster(t, dir, kfake.SyncWrites())
 	k, store := topictest.For(t, address), newMS1(t)
@@ -779,6 +788,7 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 }
 
 func TestKafkaDownAtTheStart(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	cluster.Close()
 	k, store := topictest.For(t, address), newMS1(t)
@@ -795,6 +805,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 }
 
 func TestReadiness(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	r := start(t, k, store.URL)
 	topictest.Eventually(t, 20*time.Second, "ready", func() bool { status, _ := r.ask("/readyz"); return status == 200 })
@@ -822,6 +833,7 @@ func TestReadiness(t *testing.T) {
 }
 
 func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	first := start(t, k, store.URL)
@@ -907,6 +919,7 @@ func TestStalledReaderIsReopened(t *testing.T) {
 }
 
 func TestASpareMemberIsHealthy(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	k.Partitions = 1
 	var all []*running

@@ -6,6 +6,7 @@ package topictest
 import (
 	"context"
 	"crypto/rand"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"strconv"
@@ -46,16 +47,24 @@ func For(t testing.TB, address string) topic.Config {
 }
 
 // Cluster starts a broker in this process, which ends with the test unless the
-// test has closed it before, and returns it and its address. Ports may name
-// the port, to start a broker again where one has been.
+// test has closed it before, and returns it and its address. The option Ports
+// starts it again where one has been.
 func Cluster(t testing.TB, options ...kfake.Opt) (*kfake.Cluster, string) {
 	t.Helper()
-	cluster, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, options...)...)
-	if err != nil {
-		t.Fatalf("starting a broker: %v", err)
+	var cluster *kfake.Cluster
+	var err error
+	for range 50 {
+		// Below the ports that the system gives to others, so that the port is
+		// still free after the broker was closed.
+		port := 10_000 + mathrand.N(20_000)
+		cluster, err = kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1), kfake.Ports(port)}, options...)...)
+		if err == nil {
+			t.Cleanup(cluster.Close)
+			return cluster, cluster.ListenAddrs()[0]
+		}
 	}
-	t.Cleanup(cluster.Close)
-	return cluster, cluster.ListenAddrs()[0]
+	t.Fatalf("starting a broker: %v", err)
+	return nil, ""
 }
 
 // Port returns the port of a host:port.
@@ -88,8 +97,19 @@ func Run(t testing.TB, l *topic.Link) {
 	Eventually(t, 30*time.Second, "kafka answers", func() bool { return l.Ready(ctx) == nil })
 }
 
-// Read returns the records of a topic, n of them, as they come.
+// Read returns the first n records of a topic, as they come.
 func Read(t testing.TB, c topic.Config, name string, n int) []kafka.Message {
+	t.Helper()
+	var records []kafka.Message
+	ReadUntil(t, c, name, func(m kafka.Message) bool {
+		records = append(records, m)
+		return len(records) == n
+	})
+	return records
+}
+
+// ReadUntil reads the records of a topic from its start until one is the last.
+func ReadUntil(t testing.TB, c topic.Config, name string, last func(kafka.Message) bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
@@ -98,15 +118,18 @@ func Read(t testing.TB, c topic.Config, name string, n int) []kafka.Message {
 		MinBytes: 1, MaxBytes: 1 << 20, MaxWait: 250 * time.Millisecond, JoinGroupBackoff: 200 * time.Millisecond,
 	})
 	defer r.Close()
-	records := make([]kafka.Message, 0, n)
-	for len(records) < n {
+	for n := 0; ; {
 		m, err := r.FetchMessage(ctx)
-		if err != nil {
-			t.Fatalf("reading %s: found %d records, expected %d: %v", name, len(records), n, err)
+		switch {
+		case ctx.Err() != nil:
+			t.Fatalf("reading %s: found %d records, expected more: %v", name, n, err)
+		case err != nil: // a broker that is not quite up yet; the reader goes on
+		case last(m):
+			return
+		default:
+			n++
 		}
-		records = append(records, m)
 	}
-	return records
 }
 
 // Eventually polls until the condition holds, and fails the test if it does
