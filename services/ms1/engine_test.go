@@ -78,8 +78,8 @@ func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
 func TestPipelineKeepsInFlightMessagesUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), 100*time.Millisecond)
-		b.begin(10, 64)
-		checkAllStored(t, b.wait(), 6400, 64)
+		b.begin(3, 256)
+		checkAllStored(t, b.wait(), 7680, 256)
 		grouped := false
 		for _, n := range b.store.batches {
 			grouped = grouped || n > 1
