@@ -550,6 +550,21 @@ func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
 	})
 }
 
+// Counting the rows of a crashed session of a day takes minutes.
+func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		synctest.Wait()
+		b.opening.Lock()
+		var notReady *NotReadyError
+		if _, err := b.start(t.Context(), 1, 1); !errors.As(err, &notReady) || !errors.Is(notReady.Missing["database"], errRecovering) {
+			t.Errorf("got %v, want that sessions are being closed", err)
+		}
+		b.opening.Unlock()
+		b.begin(1, 1)
+	})
+}
+
 func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
