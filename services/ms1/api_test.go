@@ -61,6 +61,11 @@ func newAPI(t *testing.T) *api {
 		http.DefaultClient.CloseIdleConnections()
 	})
 	a.link.connect(1)
+	for deadline := time.Now().Add(10 * time.Second); a.do("GET", "/readyz", "").StatusCode != http.StatusOK; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("MS1 is never ready")
+		}
+	}
 	return a
 }
 

@@ -75,10 +75,6 @@ type engine struct {
 	quitAt    time.Time     // when that was; set before
 	outboxed  chan struct{} // something to send, or a connection to send it on
 
-	// opening is held while sessions are opened, or closed as interrupted, in
-	// the database: of what is open there none may be alive.
-	opening sync.Mutex
-
 	mu         sync.Mutex
 	starting   chan struct{} // closed when a /start under way has its outcome
 	session    *session      // under way, or the last one
@@ -153,37 +149,30 @@ func (e *engine) recover(ctx context.Context) {
 }
 
 func (e *engine) recoverOnce(ctx context.Context) error {
-	e.opening.Lock()
-	defer e.opening.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, longestRecord)
 	defer cancel()
-	e.mu.Lock()
-	begun := e.session != nil
-	e.mu.Unlock()
-	if begun {
-		return nil // it was done before that session began
-	}
 	if err := e.closeInterrupted(ctx); err != nil {
 		return err
 	}
-	return e.loadLast(ctx)
-}
-
-// closeInterrupted ends the sessions that are open in the database. The caller
-// holds opening, and no session is under way.
-func (e *engine) closeInterrupted(ctx context.Context) error {
-	closed, err := e.store.CloseInterrupted(ctx, message.StampOf(e.now()))
-	for _, row := range closed {
-		e.log.Warn().Int64("session_id", row.ID).Int64("stored", *row.Stored).
-			Msgf("session %d was interrupted: %d messages are stored, how many were generated is unknown", row.ID, *row.Stored)
-	}
-	if err != nil {
+	if err := e.loadLast(ctx); err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.recovered = true
 	return nil
+}
+
+// closeInterrupted ends the sessions that are open in the database. It is only
+// called while none is under way: before the recovery is done nothing starts,
+// after it only by the one /start under way.
+func (e *engine) closeInterrupted(ctx context.Context) error {
+	closed, err := e.store.CloseInterrupted(ctx, message.StampOf(e.now()))
+	for _, row := range closed {
+		e.log.Warn().Int64("session_id", row.ID).Int64("stored", *row.Stored).
+			Msgf("session %d was interrupted: %d messages are stored, how many were generated is unknown", row.ID, *row.Stored)
+	}
+	return err
 }
 
 // loadLast makes the newest session of the database the last one.
@@ -244,7 +233,19 @@ func (e *NotRecordedError) Unwrap() error { return e.Err }
 
 // checks are what a session needs.
 func (e *engine) checks() []httpserver.Check {
-	return []httpserver.Check{{Name: "database", Probe: e.store.Ready}, {Name: "ms2", Probe: e.link.Ready}}
+	return []httpserver.Check{{Name: "database", Probe: e.databaseReady}, {Name: "ms2", Probe: e.link.Ready}}
+}
+
+func (e *engine) databaseReady(ctx context.Context) error {
+	if err := e.store.Ready(ctx); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.recovered {
+		return errRecovering
+	}
+	return nil
 }
 
 // start begins a session and returns its number. Its errors are
@@ -301,10 +302,6 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*ses
 	if err != nil {
 		return nil, err
 	}
-	if !e.opening.TryLock() {
-		return nil, &NotReadyError{map[string]error{"database": errRecovering}}
-	}
-	defer e.opening.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
 	defer cancel()
 	if err := e.closeInterrupted(ctx); err != nil {

@@ -540,7 +540,6 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
-		synctest.Wait()
 		b.engine.mu.Lock()
 		b.engine.recovered = false
 		b.engine.mu.Unlock()
@@ -554,13 +553,16 @@ func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
 func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
-		synctest.Wait()
-		b.opening.Lock()
 		var notReady *NotReadyError
+		b.engine.mu.Lock()
+		b.engine.recovered = false
+		b.engine.mu.Unlock()
 		if _, err := b.start(t.Context(), 1, 1); !errors.As(err, &notReady) || !errors.Is(notReady.Missing["database"], errRecovering) {
 			t.Errorf("got %v, want that sessions are being closed", err)
 		}
-		b.opening.Unlock()
+		b.engine.mu.Lock()
+		b.engine.recovered = true
+		b.engine.mu.Unlock()
 		b.begin(1, 1)
 	})
 }

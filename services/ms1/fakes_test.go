@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -272,6 +273,7 @@ func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *benc
 	b.stop = func() { cancel(); <-done }
 	t.Cleanup(b.stop)
 	b.link.connect(1)
+	synctest.Wait() // until it has recovered
 	return b
 }
 
