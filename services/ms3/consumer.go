@@ -22,6 +22,7 @@ const (
 	maxOpen        = 1024 // weight of the records fetched and not yet committable
 	commitInterval = 100 * time.Millisecond
 	watchInterval  = 2 * time.Second
+	joinInterval   = 200 * time.Millisecond // as long as the group is not complete
 	stallTime      = 15 * time.Second
 	graceTime      = 2 * time.Second // for requests under way at the end
 	commitTime     = 500 * time.Millisecond
@@ -243,10 +244,14 @@ func (c *consumer) watch(ctx context.Context, clientID string) error {
 	}
 	member := time.Now()
 	positions := map[int]position{}
-	for topic.Pause(ctx, min(watchInterval, c.stall/5)) {
+	for interval := joinInterval; topic.Pause(ctx, interval); {
 		group, err := c.inspect(ctx, clientID)
 		if ctx.Err() != nil {
 			break
+		}
+		interval = joinInterval
+		if err == nil {
+			interval = min(watchInterval, c.stall/5)
 		}
 		now := time.Now()
 		c.setReady(err)
