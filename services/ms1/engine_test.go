@@ -175,7 +175,7 @@ func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
 		id := b.begin(60, 1000)
-		time.Sleep(time.Second)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		began := time.Now()
 		time.AfterFunc(3*time.Second, func() { // some come back during the drain
 			for _, m := range b.link.frames()[:400] {
@@ -216,7 +216,7 @@ func TestTwoStopsGetTheSameAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 10)
-		time.Sleep(time.Second)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		var wg sync.WaitGroup
 		var got [2]Summary
 		for i := range got {
@@ -413,7 +413,7 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 1)
-		time.Sleep(time.Second)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		b.store.fail(errors.New("connection refused"))
 		_, err := b.engine.stop(t.Context())
 		var notRecorded *NotRecordedError
@@ -442,7 +442,7 @@ func TestShutdownEndsTheSession(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBench(t, usual(), never)
 				b.begin(60, 5)
-				time.Sleep(time.Second)
+				time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 				b.store.fail(away)
 				began := time.Now()
 				b.stop()
@@ -464,7 +464,7 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 2)
-		time.Sleep(time.Second)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		m := b.link.frames()[0]
 		b.store.hold = make(chan struct{})
 		late := make(chan Outcome, 1)
