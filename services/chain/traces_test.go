@@ -157,11 +157,7 @@ func TestTraces(t *testing.T) {
 			if byGo.String() != bySQL {
 				t.Fatalf("%s: trace id %s in Go, %s in SQL", key, byGo, bySQL)
 			}
-			spans, err := j.trace(bySQL)
-			if err != nil {
-				t.Fatal(err)
-			}
-			checkRound(t, key, root.String(), spans)
+			checkRound(t, key, root.String(), j.whole(t, bySQL))
 		}
 		if err := rows.Err(); err != nil {
 			t.Fatal(err)
@@ -197,12 +193,30 @@ func TestTraces(t *testing.T) {
 		if err := rows.Err(); err != nil {
 			t.Fatal(err)
 		}
-		found := j.count(t, ids)
+		found := 0
+		for deadline := time.Now().Add(30 * time.Second); found < exported && time.Now().Before(deadline); {
+			found = j.count(t, ids) // Jaeger takes spans before it can find them
+		}
 		t.Logf("%d messages, %d spans ended: %d found in Jaeger, %d counted as dropped", s.Generated, exported+dropped, found, dropped)
 		if found != exported {
 			t.Errorf("%d spans found in Jaeger, %d counted as exported", found, exported)
 		}
 	})
+}
+
+// whole returns the spans of a trace that should have five. Jaeger takes spans
+// before it can find them, so it is asked for some time.
+func (j jaeger) whole(t *testing.T, id string) (spans []span) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		var err error
+		if spans, err = j.trace(id); err != nil {
+			t.Fatal(err)
+		}
+		if len(spans) >= 5 || time.Now().After(deadline) {
+			return spans
+		}
+	}
 }
 
 // count returns how many spans the traces have together.
