@@ -12,7 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os/signal"
-	"runtime/debug"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -95,7 +95,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 		return 2
 	}
 	if version {
-		fmt.Fprintf(stdout, "%s %s (%s)\n", p.Name, Version, goVersion())
+		fmt.Fprintf(stdout, "%s %s (%s)\n", p.Name, Version, runtime.Version())
 		return 0
 	}
 	c := p.Config
@@ -143,11 +143,4 @@ func askReady[C any](ctx context.Context, ready func(C) (address, path string), 
 		return fmt.Errorf("asking for readiness: %s: %s", resp.Status, strings.TrimSpace(string(body)))
 	}
 	return nil
-}
-
-func goVersion() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		return info.GoVersion
-	}
-	return "unknown Go"
 }

@@ -12,15 +12,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 // TestProgram is about the real program, in processes of its own.
 func TestProgram(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "allinone")
-	if out, err := exec.Command("go", "build", "-o", program, "./cmd/allinone").CombinedOutput(); err != nil {
-		t.Fatalf("building the program: %v\n%s", err, out)
+	folder, err := programtest.Build(t.TempDir(), "./cmd/allinone")
+	if err != nil {
+		t.Fatal(err)
 	}
+	program := filepath.Join(folder, "allinone")
 	for name, test := range map[string]func(*testing.T, string){
 		"killed in the middle of a session": killed,
 		"interrupted by a person":           interrupted,

@@ -40,11 +40,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	out, err := exec.Command("go", "build", "-o", dir, root+"/services/ms1/cmd/ms1", root+"/services/ms2/cmd/ms2", root+"/services/ms3/cmd/ms3").CombinedOutput()
-	if err != nil {
-		return dir, fmt.Errorf("building the programs: %w\n%s", err, out)
-	}
-	return dir, nil
+	return programtest.Build(dir, root+"/services/ms1/cmd/ms1", root+"/services/ms2/cmd/ms2", root+"/services/ms3/cmd/ms3")
 })
 
 func TestMain(m *testing.M) {

@@ -4,6 +4,9 @@ package programtest
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"os"
+	"os/exec"
 	"reflect"
 	"regexp"
 	"sync"
@@ -62,6 +65,20 @@ func (c *Command) Wait() int { return c.wait() }
 func (c *Command) Stop() int {
 	c.cancel()
 	return c.wait()
+}
+
+// Build puts the programs of the main packages, named by their folders as seen
+// from the test's, into the folder and returns it. Under Bazel, which builds
+// them before the test, it returns the folder that TRICYCLE_TEST_PROGRAMS names.
+func Build(folder string, packages ...string) (string, error) {
+	if built := os.Getenv("TRICYCLE_TEST_PROGRAMS"); built != "" {
+		return built, nil
+	}
+	out, err := exec.Command("go", append([]string{"build", "-o", folder + "/"}, packages...)...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("building the programs: %w\n%s", err, out)
+	}
+	return folder, nil
 }
 
 var listening = regexp.MustCompile(`has started.* address=(\S+)`)

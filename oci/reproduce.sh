@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# oci/reproduce.sh [USER USER]: proves that the images do not depend on where, when and by whom they are built.
+#
+# It builds HEAD twice, in two fresh clones that share nothing: other path, user (as root, when two are named), home,
+# output base, no cache, other umask, time zone, language and file dates. It prints the digests of every image's index
+# and of both platforms in it, and fails unless they are equal. Then it changes one line of the second clone and fails
+# unless every digest differs: a check that cannot fail proves nothing.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+users=("${1:-$(id -un)}" "${2:-${1:-$(id -un)}}")
+work=$(mktemp -d /tmp/reproduce.XXXXXX)
+chmod 755 "$work"
+places=("$work/a" "$work/another/place/further.down")
+zones=(UTC Pacific/Auckland)
+masks=(022 077)
+dates=('2001-01-01 00:00' 'now')
+
+# as N COMMAND...: in clone N, as its user, in its surroundings.
+as() {
+  local n=$1 user=() home
+  shift
+  home=$(getent passwd "${users[n]}" | cut -d: -f6)
+  [ "${users[n]}" = "$(id -un)" ] || user=(runuser -u "${users[n]}" --)
+  (cd "${places[n]}" && umask "${masks[n]}" &&
+    "${user[@]}" env -i PATH="$PATH" HOME="$home" USER="${users[n]}" TZ="${zones[n]}" LANG=C.UTF-8 "$@")
+}
+
+bazel_in() { as "$1" bazel --output_base="$work/out$1" "${@:2}"; }
+
+clean() {
+  bazel_in 0 shutdown || true
+  bazel_in 1 shutdown || true
+  chmod -R u+w "$work" && rm -rf "$work"
+}
+trap clean EXIT
+
+clone() {
+  git clone -q --no-hardlinks . "${places[$1]}"
+  mkdir "$work/out$1"
+  find "${places[$1]}" -exec touch -d "${dates[$1]}" {} +
+  chown -R "${users[$1]}" "${places[$1]}" "$work/out$1"
+}
+
+# build N: the digests, a line for each image.
+build() {
+  local layout index
+  # No cache, and no analysers: they say nothing about what comes out.
+  bazel_in "$1" build --disk_cache= --remote_cache= --norun_validations //:images >&2
+  for layout in "${places[$1]}"/bazel-bin/oci/*/; do
+    [ -e "$layout/index.json" ] || continue
+    index=$(grep -o 'sha256:[0-9a-f]*' "$layout/index.json")
+    if grep -q '"manifests"' "$layout/blobs/${index/://}"; then # an index, not one platform's image
+      echo "$(basename "$layout")" "$index" "$(grep -o 'sha256:[0-9a-f]*' "$layout/blobs/${index/://}" | paste -sd' ')"
+    fi
+  done
+}
+
+clone 0
+clone 1
+first=$(build 0)
+second=$(build 1)
+printf 'image  index  linux/amd64  linux/arm64\n%s\n' "$first"
+[ -n "$first" ] || { echo "no images were built" >&2; exit 1; }
+[ "$first" = "$second" ] || { diff <(echo "$first") <(echo "$second") >&2 || true; echo "the second build gave other digests" >&2; exit 1; }
+echo "a second build, elsewhere, gave the same digests"
+
+sed -i 's/^const healthTimeout = 3/const healthTimeout = 4/' "${places[1]}/lib/program/program.go"
+grep -q '^const healthTimeout = 4' "${places[1]}/lib/program/program.go" || { echo "the line to change was not found" >&2; exit 1; }
+changed=$(build 1)
+same=$(comm -12 <(tr ' ' '\n' <<<"$first" | grep sha256 | sort) <(tr ' ' '\n' <<<"$changed" | grep sha256 | sort))
+[ -z "$same" ] || { echo "with a changed line, these digests stayed: $same" >&2; exit 1; }
+echo "with one line changed, every digest was another"
