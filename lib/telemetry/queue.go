@@ -138,7 +138,8 @@ func (e countingExporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlyS
 	err := q.exporter.ExportSpans(ctx, spans)
 	if err != nil {
 		q.leave(len(spans), q.exportFailed)
-		if !q.failing.Swap(true) {
+		// What the end cuts off is said by who shuts down; the log may be closed.
+		if !q.failing.Swap(true) && q.closing.Err() == nil {
 			q.log.Warn().Err(err).Msg("spans are being dropped: the trace collector does not take them")
 		}
 		return nil // handled here; the SDK would only log it again, globally

@@ -41,7 +41,8 @@ type consumer struct {
 	metrics   *metrics
 	committer *committer
 	log       zerolog.Logger
-	troubles  zerolog.Logger // says at most one thing in ten seconds
+	troubles  zerolog.Logger // with Kafka; says at most one thing in ten seconds
+	refusals  zerolog.Logger // the same, with MS1
 	wrongs    zerolog.Logger // the same, for what a person must put right
 	stall     time.Duration
 
@@ -57,7 +58,7 @@ func newConsumer(c Config, link *topic.Link, s *store, t *telemetry.Telemetry, l
 	}
 	k := &consumer{
 		config: c, link: link, store: s, telemetry: t, committer: newCommitter(maxOpen),
-		log: log, troubles: sampled(), wrongs: sampled(), stall: stallTime,
+		log: log, troubles: sampled(), refusals: sampled(), wrongs: sampled(), stall: stallTime,
 		posting: make(chan struct{}, c.Workers),
 	}
 	k.metrics = newMetrics(t.Metrics, k.committer)

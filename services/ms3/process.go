@@ -89,7 +89,7 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 		case err != nil:
 			kind = semconv.ErrorTypeKey.String(errorType(err))
 			if work.Err() == nil {
-				c.troubles.Warn().Err(err).Msg("MS1 does not answer; messages are posted again until it does")
+				c.refusals.Warn().Err(err).Msg("MS1 does not answer; messages are posted again until it does")
 			}
 		case a.status == http.StatusOK || a.final():
 			span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
@@ -98,7 +98,7 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 			c.wrongs.Warn().Int("status", a.status).Str("detail", a.detail).Str("url", c.config.MS1.URL).
 				Msg("whoever answers at ms1.url is not MS1 or does not let us in; messages are posted again until that is put right")
 		default:
-			c.troubles.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages; they are posted again until it does")
+			c.refusals.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages; they are posted again until it does")
 		}
 		if !topic.Pause(ctx, wait) {
 			return a, false
