@@ -695,6 +695,7 @@ func TestSilentPeerIsClosed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
+	topictest.Eventually(t, 5*time.Second, "both are connected", func() bool { return r.metric("tricycle_ms2_connections") == 2 })
 	begin := time.Now()
 	topictest.Eventually(t, 15*time.Second, "the silent one is closed", func() bool { return r.metric("tricycle_ms2_connections") == 1 })
 	if took := time.Since(begin); took < silence-time.Second {
