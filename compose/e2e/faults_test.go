@@ -1,0 +1,206 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A session of this length is under load when the fault strikes, and still
+// when it is over.
+const (
+	faultSession  = 20 // seconds
+	faultInFlight = 64
+	outage        = 10 * time.Second
+)
+
+func TestFaults(t *testing.T) {
+	s := newStack(t)
+	s.up()
+	under := func(name string, fault func(s *stack)) {
+		t.Run(name, func(t *testing.T) {
+			s := *s
+			s.t = t
+			id := s.load(faultSession, faultInFlight)
+			fault(&s)
+			last := s.end(id)
+			s.noneLost(id, last)
+			s.up() // all healthy again
+		})
+	}
+
+	for _, service := range []string{"ms2", "ms3", "kafka", "mariadb"} {
+		under(service+" is killed and started again", func(s *stack) {
+			s.docker("kill", s.container(service))
+			time.Sleep(2 * time.Second) // the length of the outage is part of the test
+			s.docker("start", s.container(service))
+		})
+	}
+	for _, service := range []string{"ms2", "ms3", "kafka", "mariadb", "ms1"} {
+		under(service+" is cut off for 10 s", func(s *stack) {
+			network := s.project + "_inner"
+			s.docker("network", "disconnect", network, s.container(service))
+			time.Sleep(outage)
+			s.docker("network", "connect", "--alias", service, network, s.container(service))
+		})
+	}
+	under("jaeger is stopped", func(s *stack) {
+		s.docker(s.compose("stop", "jaeger")...)
+	})
+
+	t.Run("ms1 is killed and started again", func(t *testing.T) {
+		s := *s
+		s.t = t
+		id := s.load(600, faultInFlight)
+		s.docker("kill", s.container("ms1"))
+		s.docker("start", s.container("ms1"))
+		var last session
+		s.eventually(30*time.Second, "the session is closed as interrupted", func() bool {
+			_, last = s.status()
+			return last.ID == id && last.EndReason == "interrupted"
+		})
+		// What was under way comes back late; then rows and figures agree.
+		query := fmt.Sprintf(`SELECT CONCAT(stored, ' ', (SELECT COUNT(*) FROM messages WHERE session_id = id))
+			FROM sessions WHERE id = %d AND generated IS NULL AND lost IS NULL`, id)
+		var figures string
+		since := time.Now()
+		s.eventually(time.Minute, "the rows are as many for 5 s", func() bool {
+			if now := s.sql(query); now != figures {
+				figures, since = now, time.Now()
+			}
+			return time.Since(since) > 5*time.Second
+		})
+		if stored, rows, _ := strings.Cut(figures, " "); stored != rows || stored == "" {
+			t.Errorf("the interrupted session says %q stored, with %q rows", stored, rows)
+		}
+		next := s.begin(3, faultInFlight)
+		s.noneLost(next, s.end(next))
+	})
+}
+
+// TestMemory holds a session with 256 messages under way and asks the engine
+// meanwhile.
+func TestMemory(t *testing.T) {
+	s := newStack(t)
+	s.up()
+	id := s.load(20, 256)
+	most := map[string]float64{}
+	s.eventually(time.Minute, "the session ends", func() bool {
+		for _, service := range []string{"ms1", "ms2", "ms3"} {
+			used := strings.Fields(s.docker("stats", "--no-stream", "--format", "{{.MemUsage}}", s.container(service)))[0]
+			most[service] = max(most[service], mebibytes(t, used))
+		}
+		state, _ := s.status()
+		return state == "idle"
+	})
+	s.noneLost(id, s.end(id))
+	for service, used := range most {
+		t.Logf("%s: at most %.1f MiB", service, used)
+		if used >= 64 {
+			t.Errorf("%s took %.1f MiB, want less than 64", service, used)
+		}
+	}
+}
+
+func mebibytes(t *testing.T, text string) float64 {
+	t.Helper()
+	for unit, factor := range map[string]float64{"GiB": 1024, "MiB": 1, "KiB": 1.0 / 1024} {
+		if number, found := strings.CutSuffix(text, unit); found {
+			v, err := strconv.ParseFloat(number, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v * factor
+		}
+	}
+	t.Fatalf("found %q, expected a size in MiB", text)
+	return 0
+}
+
+// TestScale: three MS3 share the partitions, and a second MS2 takes over when
+// the first dies.
+func TestScale(t *testing.T) {
+	s := newStack(t)
+	s.up("--scale", "ms3=3", "--scale", "ms2=2")
+	id := s.load(faultSession, faultInFlight)
+	var first string
+	for _, container := range strings.Fields(s.docker(s.compose("ps", "-q", "ms2")...)) {
+		if strings.Contains(s.docker("logs", container), "MS1 has connected") {
+			first = container
+		}
+	}
+	if first == "" {
+		t.Fatal("no MS2 says that MS1 has connected")
+	}
+	s.docker("kill", first)
+	s.noneLost(id, s.end(id))
+
+	members := strings.Fields(s.docker(s.compose("ps", "-q", "ms3")...))
+	if len(members) != 3 {
+		t.Errorf("%d MS3 are running, want 3", len(members))
+	}
+	for _, container := range members {
+		address := strings.Fields(s.docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", container))[0]
+		if n := metric(t, "http://"+address+":8082/metrics", "tricycle_ms3_store_duration_seconds_count"); n == 0 {
+			t.Errorf("one of the three MS3 has posted nothing")
+		}
+	}
+}
+
+// metric adds up the values of a counter.
+func metric(t *testing.T, url, name string) (sum float64) {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	found := false
+	for lines.Scan() {
+		series, value, _ := strings.Cut(lines.Text(), " ")
+		if series == name || strings.HasPrefix(series, name+"{") {
+			v, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sum, found = sum+v, true
+		}
+	}
+	if !found {
+		t.Fatalf("%s has no metric %s", url, name)
+	}
+	return sum
+}
+
+// TestDownInTheMiddle: MS1 stops first, and drains while the others still
+// carry its messages home.
+func TestDownInTheMiddle(t *testing.T) {
+	s := newStack(t)
+	s.up()
+	id := s.load(600, faultInFlight)
+	s.docker(s.compose("stop")...)
+	logs := s.docker(s.compose("logs", "--no-log-prefix", "ms1")...)
+	if !strings.Contains(logs, fmt.Sprintf("session %d ended (shutdown)", id)) || !strings.Contains(logs, "messages generated") {
+		t.Errorf("no summary in the log of ms1:\n%s", logs)
+	}
+	for _, service := range []string{"ms1", "ms2", "ms3"} {
+		if code := strings.TrimSpace(s.docker("inspect", "-f", "{{.State.ExitCode}}", s.container(service))); code != "0" {
+			t.Errorf("%s exited with %s, want 0", service, code)
+		}
+	}
+	out := s.docker(s.compose("run", "--rm", "-T", "inspect", "-N", "-e", fmt.Sprintf(`
+		SELECT CONCAT(generated, ' ', stored, ' ', lost, ' ', (SELECT COUNT(*) FROM messages WHERE session_id = id))
+		FROM sessions WHERE id = %d`, id))...)
+	var generated, stored, lost, rows int
+	if _, err := fmt.Sscanf(lastLine(out, `^\d+ \d+ \d+ \d+$`), "%d %d %d %d", &generated, &stored, &lost, &rows); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if generated != stored+lost || stored != rows || lost != 0 {
+		t.Errorf("generated %d, stored %d, lost %d, %d rows: want none lost", generated, stored, lost, rows)
+	}
+}

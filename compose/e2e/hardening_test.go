@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+)
+
+// inspected is what `docker inspect` says of a container, as far as it matters.
+type inspected struct {
+	Name   string
+	Config struct {
+		User        string
+		Env         []string
+		Healthcheck *struct{ Test []string }
+		Labels      map[string]string
+	}
+	State struct {
+		Health *struct{ Status string }
+	}
+	HostConfig struct {
+		ReadonlyRootfs bool
+		Privileged     bool
+		CapAdd         []string
+		CapDrop        []string
+		SecurityOpt    []string
+		Memory         int64
+		NanoCpus       int64
+		CPUShares      int64 `json:"CpuShares"`
+		PidsLimit      *int64
+		NetworkMode    string
+		PidMode        string
+		IpcMode        string
+		UTSMode        string
+		UsernsMode     string
+		RestartPolicy  struct {
+			Name              string
+			MaximumRetryCount int
+		}
+		LogConfig struct {
+			Type   string
+			Config map[string]string
+		}
+		PortBindings map[string][]struct {
+			HostIP   string `json:"HostIp"`
+			HostPort string
+		}
+	}
+	Mounts []struct {
+		Type, Source, Destination string
+		RW                        bool
+	}
+}
+
+// hardened checks every running container, and that all are there.
+func (s *stack) hardened() {
+	s.t.Helper()
+	ids := strings.Fields(s.docker(s.compose("ps", "-q")...))
+	var containers []inspected
+	if err := json.Unmarshal([]byte(s.docker(append([]string{"inspect"}, ids...)...)), &containers); err != nil {
+		s.t.Fatal(err)
+	}
+	var services []string
+	for _, c := range containers {
+		service := c.Config.Labels["com.docker.compose.service"]
+		services = append(services, service)
+		h := c.HostConfig
+		for what, wrong := range map[string]bool{
+			"runs as root":                        c.Config.User == "" || strings.HasPrefix(c.Config.User, "0") || strings.HasPrefix(c.Config.User, "root"),
+			"can write to its root":               !h.ReadonlyRootfs,
+			"is privileged":                       h.Privileged,
+			"has capabilities":                    !slices.Equal(h.CapDrop, []string{"ALL"}) || len(h.CapAdd) != 0,
+			"may gain privileges":                 !slices.Contains(h.SecurityOpt, "no-new-privileges:true"),
+			"has no memory limit":                 h.Memory <= 0,
+			"has no CPU limit":                    h.NanoCpus <= 0 || h.CPUShares <= 0,
+			"has no limit of processes":           h.PidsLimit == nil || *h.PidsLimit <= 0,
+			"shares a namespace with the host":    slices.Contains([]string{h.NetworkMode, h.PidMode, h.IpcMode, h.UTSMode, h.UsernsMode}, "host"),
+			"restarts for ever":                   h.RestartPolicy.Name != "on-failure" || h.RestartPolicy.MaximumRetryCount != 5,
+			"has a log without end":               h.LogConfig.Type != "json-file" || h.LogConfig.Config["max-size"] == "" || h.LogConfig.Config["max-file"] == "",
+			"has no health check":                 c.Config.Healthcheck == nil || len(c.Config.Healthcheck.Test) == 0,
+			"is not healthy":                      c.State.Health == nil || c.State.Health.Status != "healthy",
+			"has a password in its environment":   slices.ContainsFunc(c.Config.Env, isPassword),
+			"publishes another port than its own": !slices.Equal(published(c), map[string][]string{"ms1": {"8080"}, "mariadb": {"3306"}, "jaeger": {"16686"}}[service]),
+		} {
+			if wrong {
+				s.t.Errorf("%s %s", service, what)
+			}
+		}
+		for port, bindings := range h.PortBindings {
+			for _, b := range bindings {
+				if b.HostIP != "127.0.0.1" {
+					s.t.Errorf("%s publishes %s on %q, want 127.0.0.1", service, port, b.HostIP)
+				}
+			}
+		}
+		for _, m := range c.Mounts {
+			if strings.Contains(m.Source, "docker.sock") || m.Type == "bind" && m.RW {
+				s.t.Errorf("%s has %s of the host at %s, and may write to it", service, m.Source, m.Destination)
+			}
+			if m.Type == "volume" && !slices.Contains([]string{"/var/lib/mysql", "/var/lib/kafka/data", "/var/log/tricycle"}, m.Destination) {
+				s.t.Errorf("%s has a volume without a name at %s", service, m.Destination)
+			}
+		}
+	}
+	slices.Sort(services)
+	if want := []string{"jaeger", "kafka", "mariadb", "ms1", "ms2", "ms3"}; !slices.Equal(services, want) {
+		s.t.Errorf("running: %v, want %v", services, want)
+	}
+}
+
+func isPassword(variable string) bool {
+	name, _, _ := strings.Cut(variable, "=")
+	return strings.HasSuffix(name, "PASSWORD")
+}
+
+// published lists the container's ports that are published.
+func published(c inspected) (ports []string) {
+	for port := range c.HostConfig.PortBindings {
+		ports = append(ports, strings.TrimSuffix(port, "/tcp"))
+	}
+	return ports
+}

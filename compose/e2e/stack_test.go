@@ -1,0 +1,258 @@
+// Package e2e tests what `docker compose up` brings up: real containers, from
+// the first health check to the database that outlives them.
+package e2e
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// stack is a Compose project of its own, made of a copy of the folder compose,
+// so that a test may change a file and nothing of the user's is touched.
+type stack struct {
+	t       *testing.T
+	folder  string // the copy
+	project string
+	env     []string
+	ms1     string // http://host:port
+	jaeger  string
+}
+
+// newStack makes the copy and its secrets, and starts nothing. What the test
+// leaves is removed at its end, volumes included.
+func newStack(t *testing.T) *stack {
+	t.Helper()
+	if os.Getenv("TRICYCLE_TEST_COMPOSE") == "" {
+		t.Skip("TRICYCLE_TEST_COMPOSE is not set: needs a Docker engine with Compose, and the images")
+	}
+	s := &stack{t: t, folder: filepath.Join(t.TempDir(), "compose")}
+	if err := copyFolder("..", s.folder); err != nil {
+		t.Fatal(err)
+	}
+	s.project = fmt.Sprintf("tricycle-e2e-%d-%d", os.Getpid(), time.Now().UnixNano())
+	ports := freePorts(t, 3)
+	s.env = append(os.Environ(),
+		"TRICYCLE_MS1_PORT="+ports[0], "TRICYCLE_JAEGER_PORT="+ports[1], "TRICYCLE_MARIADB_PORT="+ports[2])
+	s.ms1, s.jaeger = "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
+	s.run(filepath.Join(s.folder, "secrets.sh"))
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, _ := s.try("docker", s.compose("logs", "--no-color", "--tail", "12")...)
+			t.Logf("the last lines of every container:\n%s", out)
+		}
+		if out, err := s.try("docker", s.compose("--profile", "inspect", "down", "--volumes", "--timeout", "20")...); err != nil {
+			t.Errorf("removing the stack: %v\n%s", err, out)
+		}
+	})
+	return s
+}
+
+// copyFolder copies files through links: under Bazel the folder is made of them.
+func copyFolder(from, to string) error {
+	return filepath.Walk(from, func(path string, _ os.FileInfo, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, name)
+		if info.IsDir() {
+			if name == "secrets" || name == "e2e" {
+				return filepath.SkipDir
+			}
+			return os.MkdirAll(target, 0o755)
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(target, content, info.Mode().Perm())
+	})
+}
+
+func freePorts(t *testing.T, n int) (ports []string) {
+	t.Helper()
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		ports = append(ports, port)
+	}
+	return ports
+}
+
+// compose returns the arguments of docker for a command of Compose.
+func (s *stack) compose(args ...string) []string {
+	return append([]string{"compose", "-p", s.project, "-f", filepath.Join(s.folder, "compose.yaml")}, args...)
+}
+
+// try runs a command and returns what it prints, stderr behind stdout.
+func (s *stack) try(name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	cmd.Env = s.env
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = 5 * time.Second
+	timer := time.AfterFunc(5*time.Minute, func() { _ = cmd.Process.Kill() })
+	defer timer.Stop()
+	err := cmd.Run()
+	return stdout.String() + stderr.String(), err
+}
+
+// run runs a command that has to succeed.
+func (s *stack) run(name string, args ...string) string {
+	s.t.Helper()
+	out, err := s.try(name, args...)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func (s *stack) docker(args ...string) string {
+	s.t.Helper()
+	return s.run("docker", args...)
+}
+
+// up starts the stack, or the services named, and returns how long it took
+// until all were healthy.
+func (s *stack) up(args ...string) time.Duration {
+	s.t.Helper()
+	from := time.Now()
+	s.docker(s.compose(append([]string{"up", "-d", "--wait", "--wait-timeout", "180"}, args...)...)...)
+	return time.Since(from)
+}
+
+// container is the id of the service's only container.
+func (s *stack) container(service string) string {
+	s.t.Helper()
+	ids := strings.Fields(s.docker(s.compose("ps", "-a", "-q", service)...))
+	if len(ids) != 1 {
+		s.t.Fatalf("%d containers of %s, want one", len(ids), service)
+	}
+	return ids[0]
+}
+
+// session is what /status says of one.
+type session struct {
+	ID         int64   `json:"id"`
+	Generated  int     `json:"generated"`
+	Stored     int     `json:"stored"`
+	Resent     int     `json:"resent"`
+	Duplicates int     `json:"duplicates"`
+	Lost       int     `json:"lost"`
+	EndReason  string  `json:"end_reason"`
+	Seconds    float64 `json:"total_seconds"`
+}
+
+// get asks MS1 and returns the status code, 0 if it does not answer.
+func (s *stack) get(path string, answer any) (int, string) {
+	client := http.Client{Timeout: 20 * time.Second}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get(s.ms1 + path)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && answer != nil && resp.StatusCode < 300 {
+		err = json.Unmarshal(body, answer)
+	}
+	if err != nil {
+		return 0, err.Error()
+	}
+	return resp.StatusCode, string(body)
+}
+
+// begin starts a session and returns its number.
+func (s *stack) begin(seconds, inFlight int) int64 {
+	s.t.Helper()
+	var answer struct {
+		ID int64 `json:"session_id"`
+	}
+	if code, body := s.get(fmt.Sprintf("/start?interval=%d&in_flight=%d", seconds, inFlight), &answer); code != http.StatusAccepted {
+		s.t.Fatalf("/start: %d %s", code, body)
+	}
+	return answer.ID
+}
+
+func (s *stack) status() (state string, last session) {
+	var answer struct {
+		State   string  `json:"state"`
+		Session session `json:"session"`
+	}
+	s.get("/status", &answer)
+	return answer.State, answer.Session
+}
+
+// load starts a session and waits until its messages come round.
+func (s *stack) load(seconds, inFlight int) int64 {
+	s.t.Helper()
+	id := s.begin(seconds, inFlight)
+	s.eventually(20*time.Second, "the session is under load", func() bool {
+		_, now := s.status()
+		return now.ID == id && now.Stored >= 200
+	})
+	return id
+}
+
+// end waits until the session ends by itself.
+func (s *stack) end(id int64) (last session) {
+	s.t.Helper()
+	s.eventually(2*time.Minute, "the session has ended", func() bool {
+		var state string
+		state, last = s.status()
+		return state == "idle" && last.ID == id
+	})
+	return last
+}
+
+func (s *stack) eventually(d time.Duration, what string, met func() bool) {
+	s.t.Helper()
+	topictest.Eventually(s.t, d, what, met)
+}
+
+// sql asks MariaDB in its container with its own client, as the user of the
+// services.
+func (s *stack) sql(query string) string {
+	s.t.Helper()
+	return strings.TrimSpace(s.docker(s.compose("exec", "-T", "mariadb", "bash", "-c",
+		`MYSQL_PWD=$(</run/secrets/database_password) exec mariadb --user=tricycle --database=tricycle -N -e "$0"`, query)...))
+}
+
+// noneLost compares the figures of a session that has ended, and the rows.
+func (s *stack) noneLost(id int64, last session) {
+	s.t.Helper()
+	s.t.Logf("%+v", last)
+	if last.Generated != last.Stored+last.Lost || last.Lost != 0 {
+		s.t.Errorf("generated %d, stored %d, lost %d: want none lost", last.Generated, last.Stored, last.Lost)
+	}
+	if perSecond := float64(last.Generated) / last.Seconds; perSecond < 100 {
+		s.t.Errorf("%.0f messages/s: that is no load", perSecond)
+	}
+	want := fmt.Sprintf("%d\t%d", last.Stored, last.Stored)
+	if got := s.sql(fmt.Sprintf("SELECT COUNT(*), COUNT(DISTINCT service1_timestamp) FROM messages WHERE session_id = %d", id)); got != want {
+		s.t.Errorf("rows and keys: %q, the summary says %q", got, want)
+	}
+}
