@@ -22,12 +22,13 @@ import (
 // stack is a Compose project of its own, made of a copy of the folder compose,
 // so that a test may change a file and nothing of the user's is touched.
 type stack struct {
-	t       *testing.T
-	folder  string // the copy
-	project string
-	env     []string
-	ms1     string // http://host:port
-	jaeger  string
+	t        *testing.T
+	folder   string // the copy
+	override string // a Compose file that changes something, or none
+	project  string
+	env      []string
+	ms1      string // http://host:port
+	jaeger   string
 }
 
 // newStack makes the copy and its secrets, and starts nothing. What the test
@@ -104,7 +105,11 @@ func freePorts(t *testing.T, n int) (ports []string) {
 
 // compose returns the arguments of docker for a command of Compose.
 func (s *stack) compose(args ...string) []string {
-	return append([]string{"compose", "-p", s.project, "-f", filepath.Join(s.folder, "compose.yaml")}, args...)
+	files := []string{"compose", "-p", s.project, "-f", filepath.Join(s.folder, "compose.yaml")}
+	if s.override != "" {
+		files = append(files, "-f", s.override)
+	}
+	return append(files, args...)
 }
 
 // try runs a command and returns what it prints, stderr behind stdout.
@@ -206,14 +211,18 @@ func (s *stack) status() (state string, last session) {
 	return answer.State, answer.Session
 }
 
-// load starts a session and waits until its messages come round.
+// load starts a session and waits until 500 of its messages have come round.
+// What is tested then says something only if they were quick.
 func (s *stack) load(seconds, inFlight int) int64 {
 	s.t.Helper()
-	id := s.begin(seconds, inFlight)
+	id, from := s.begin(seconds, inFlight), time.Now()
 	s.eventually(20*time.Second, "the session is under load", func() bool {
 		_, now := s.status()
-		return now.ID == id && now.Stored >= 200
+		return now.ID == id && now.Stored >= 500
 	})
+	if took := time.Since(from); took > 5*time.Second {
+		s.t.Errorf("500 messages in %.1f s, want at least 100 a second: that is no load", took.Seconds())
+	}
 	return id
 }
 
@@ -247,9 +256,6 @@ func (s *stack) noneLost(id int64, last session) {
 	s.t.Logf("%+v", last)
 	if last.Generated != last.Stored+last.Lost || last.Lost != 0 {
 		s.t.Errorf("generated %d, stored %d, lost %d: want none lost", last.Generated, last.Stored, last.Lost)
-	}
-	if perSecond := float64(last.Generated) / last.Seconds; perSecond < 100 {
-		s.t.Errorf("%.0f messages/s: that is no load", perSecond)
 	}
 	want := fmt.Sprintf("%d\t%d", last.Stored, last.Stored)
 	if got := s.sql(fmt.Sprintf("SELECT COUNT(*), COUNT(DISTINCT service1_timestamp) FROM messages WHERE session_id = %d", id)); got != want {
