@@ -42,10 +42,15 @@ func TestFaults(t *testing.T) {
 	}
 	for _, service := range []string{"ms2", "ms3", "kafka", "mariadb", "ms1"} {
 		under(service+" is cut off for 10 s", func(s *stack) {
-			network := s.project + "_inner"
-			s.docker("network", "disconnect", network, s.container(service))
+			container := s.container(service)
+			networks := strings.Fields(s.docker("inspect", "-f", "{{range $name, $_ := .NetworkSettings.Networks}}{{$name}} {{end}}", container))
+			for _, network := range networks {
+				s.docker("network", "disconnect", network, container)
+			}
 			time.Sleep(outage)
-			s.docker("network", "connect", "--alias", service, network, s.container(service))
+			for _, network := range networks {
+				s.docker("network", "connect", "--alias", service, network, container)
+			}
 		})
 	}
 	under("jaeger is stopped", func(s *stack) {
