@@ -70,7 +70,7 @@ func TestDiskFull(t *testing.T) {
 	if err := os.WriteFile(override, []byte(`
 volumes:
   mariadb:
-    driver_opts: {type: tmpfs, device: tmpfs, o: "size=600m,mode=1777"}
+    driver_opts: {type: tmpfs, device: tmpfs, o: "size=600m,uid=999,gid=999"}
 `), 0o644); err != nil {
 		t.Fatal(err)
 	}
