@@ -65,6 +65,30 @@ serve() {
   esac
 }
 
+# What this machine cannot give to the tests, as a pattern of the reasons for which one may be skipped.
+absent=NOTHING
+
+# images: built by Bazel where one works, for the tests that look at them, and the Docker engine to run them in.
+images() {
+  begin 'images'
+  if ! timeout 120 bazel version; then # a launcher alone proves nothing: it may be unable to fetch its release
+    echo 'skipped: no working bazel on this machine'
+  elif ! bazel build --config=ci //oci:oci_test; then
+    problem 'not built'
+  else
+    export TRICYCLE_TEST_IMAGES=$PWD/bazel-bin/oci/images.json
+    export TRICYCLE_TEST_ALLINONE=$PWD/bazel-bin/services/allinone/cmd/allinone/allinone_/allinone
+  fi
+  [ -n "${TRICYCLE_TEST_IMAGES:-}" ] || absent+='|TRICYCLE_TEST_IMAGES'
+  if docker version >/dev/null 2>&1; then
+    TRICYCLE_TEST_DOCKER=$(docker context inspect --format '{{.Endpoints.docker.Host}}')
+    export TRICYCLE_TEST_DOCKER
+  else
+    echo 'no Docker engine answers: the images are not run'
+    absent+='|TRICYCLE_TEST_DOCKER'
+  fi
+}
+
 # tests NAME SKIPS [FLAG...]: go test of everything, with coverage; a skip whose reason does not match the pattern
 # SKIPS is a problem: a test that never runs is worse than none.
 tests() {

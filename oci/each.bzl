@@ -1,5 +1,7 @@
 """`bazel run` of programs and scripts, one after the other."""
 
+load("@bazel_skylib//lib:shell.bzl", "shell")
+
 def _each_impl(ctx):
     script = ctx.actions.declare_file(ctx.label.name + ".sh")
     commands = [target[DefaultInfo].files_to_run.executable for target in ctx.attr.targets]
@@ -9,6 +11,7 @@ def _each_impl(ctx):
             "#!/usr/bin/env bash",
             "set -euo pipefail",
             'export RUNFILES_DIR="${RUNFILES_DIR:-$0.runfiles}"',
+            "trap %s ERR" % shell.quote("printf %%s %s >&2" % shell.quote(ctx.attr.help)),
         ] + [
             '"$RUNFILES_DIR/%s/%s" "$@"' % (ctx.workspace_name, command.short_path)
             for command in commands
@@ -25,6 +28,7 @@ each = rule(
     implementation = _each_impl,
     doc = "Runs the targets in their order, each with all arguments; the first that fails ends it.",
     attrs = {
+        "help": attr.string(doc = "said after a target that has failed: what to do about it"),
         "targets": attr.label_list(mandatory = True, allow_empty = False, allow_files = True, cfg = "target"),
         "_runfiles": attr.label(default = "@bazel_tools//tools/bash/runfiles"),  # the targets' scripts find files by it
     },

@@ -5,6 +5,7 @@ package oci
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"debug/elf"
 	"encoding/json"
@@ -13,7 +14,10 @@ import (
 	"io"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -66,16 +70,26 @@ type config struct {
 type image struct {
 	entry
 	platform   string
+	release    string // its version, "" for a build that is none
 	config     config
+	blobs      []string // paths of the configuration and of the layers
 	files      []tar.Header
 	program    []byte
 	compressed int64
 }
 
+func (i image) version() string { return cmp.Or(i.release, "0.0.0-dev") }
+
+// all are the images, once images has read them.
+var all []image
+
 // images reads those that TRICYCLE_TEST_IMAGES names: a copy of the list, with
-// the layout NAME of each entry beside it.
+// the layout NAME and the tag of each entry beside it.
 func images(t *testing.T) []image {
 	t.Helper()
+	if all != nil {
+		return all
+	}
 	list := os.Getenv("TRICYCLE_TEST_IMAGES")
 	if list == "" {
 		t.Skip("TRICYCLE_TEST_IMAGES is not set: needs the images, which Bazel builds (bazel test //oci:all)")
@@ -88,9 +102,12 @@ func images(t *testing.T) []image {
 	if err := json.Unmarshal(text, &entries); err != nil {
 		t.Fatal(err)
 	}
-	var all []image
 	for _, e := range entries {
 		layout := filepath.Join(filepath.Dir(list), e.Name)
+		tag, err := os.ReadFile(layout + "_release_tag.txt")
+		if err != nil {
+			t.Fatal(err)
+		}
 		var top, index manifest
 		read(t, filepath.Join(layout, "index.json"), &top)
 		if len(top.Manifests) != 1 {
@@ -98,7 +115,9 @@ func images(t *testing.T) []image {
 		}
 		read(t, blob(layout, top.Manifests[0]), &index)
 		for _, d := range index.Manifests {
-			all = append(all, readImage(t, layout, e, d))
+			i := readImage(t, layout, e, d)
+			i.release = strings.TrimSpace(string(tag))
+			all = append(all, i)
 		}
 	}
 	if len(all) == 0 {
@@ -129,8 +148,10 @@ func readImage(t *testing.T, layout string, e entry, d descriptor) image {
 	read(t, blob(layout, d), &m)
 	read(t, blob(layout, m.Config), &i.config)
 	i.compressed = d.Size + m.Config.Size
+	i.blobs = append(i.blobs, blob(layout, m.Config))
 	for _, l := range m.Layers {
 		i.compressed += l.Size
+		i.blobs = append(i.blobs, blob(layout, l))
 		f, err := os.Open(blob(layout, l))
 		if err != nil {
 			t.Fatal(err)
@@ -217,14 +238,25 @@ func TestConfig(t *testing.T) {
 // Version and revision are labels of a release alone.
 func TestLabels(t *testing.T) {
 	each(t, func(t *testing.T, i image) {
+		labels := maps.Clone(i.config.Config.Labels)
+		if i.release != "" {
+			const revision = "org.opencontainers.image.revision"
+			if !regexp.MustCompile(`^[0-9a-f]{40}$`).MatchString(labels[revision]) {
+				t.Errorf("%s is %q, want a commit", revision, labels[revision])
+			}
+			delete(labels, revision)
+		}
 		want := map[string]string{
 			"org.opencontainers.image.title":       "tricycle-" + i.Name,
 			"org.opencontainers.image.description": i.Description,
 			"org.opencontainers.image.source":      "https://github.com/tricycle-relay/tricycle",
 			"org.opencontainers.image.licenses":    "Apache-2.0",
 		}
-		if !maps.Equal(i.config.Config.Labels, want) {
-			t.Errorf("%v, want %v", i.config.Config.Labels, want)
+		if i.release != "" {
+			want["org.opencontainers.image.version"] = i.release
+		}
+		if !maps.Equal(labels, want) {
+			t.Errorf("%v, want %v", labels, want)
 		}
 	})
 }
@@ -262,6 +294,27 @@ func TestPrograms(t *testing.T) {
 			if segment.Type == elf.PT_INTERP {
 				t.Error("it needs a loader, and the image has none: want a static program")
 			}
+		}
+	})
+}
+
+// What is tagged 1.2.3 calls itself 1.2.3.
+func TestVersion(t *testing.T) {
+	each(t, func(t *testing.T, i image) {
+		// The linker keeps the text of both architectures' programs, and only one of them runs here.
+		if !bytes.Contains(i.program, []byte(i.version())) {
+			t.Errorf("it has no %s in it", i.version())
+		}
+		if i.platform != "linux/"+runtime.GOARCH {
+			return
+		}
+		program := filepath.Join(t.TempDir(), i.Name)
+		if err := os.WriteFile(program, i.program, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		said, err := exec.Command(program, "-version").CombinedOutput()
+		if want := fmt.Sprintf("%s %s (", i.Name, i.version()); err != nil || !strings.HasPrefix(string(said), want) {
+			t.Errorf("%v, %q, want %s", err, said, want)
 		}
 	})
 }

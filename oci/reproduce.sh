@@ -29,8 +29,8 @@ as() {
 bazel_in() { as "$1" bazel --output_base="$work/out$1" "${@:2}"; }
 
 clean() {
-  bazel_in 0 shutdown || true
-  bazel_in 1 shutdown || true
+  bazel_in 0 clean --expunge || true
+  bazel_in 1 clean --expunge || true
   chmod -R u+w "$work" && rm -rf "$work"
 }
 trap clean EXIT

@@ -110,7 +110,7 @@ func TestVersion(t *testing.T) {
 	for name, args := range map[string][]string{"alone": {"-version"}, "with a file that is not there": {"-version", "-config", "none.yaml"}} {
 		t.Run(name, func(t *testing.T) {
 			status, stdout, stderr := run(t, never(t), args...)
-			if want := regexp.MustCompile(`^ms9 0\.0\.0-dev \(go1\.\S+\)\n$`); status != 0 || !want.MatchString(stdout) || stderr != "" {
+			if want := regexp.MustCompile(`^ms9 ` + regexp.QuoteMeta(program.Version) + ` \(go1\.\S+\)\n$`); status != 0 || !want.MatchString(stdout) || stderr != "" {
 				t.Errorf("found status %d, %q, %q, expected 0 and %s", status, stdout, stderr, want)
 			}
 		})

@@ -120,7 +120,7 @@ func exitStatus(t *testing.T, program string) {
 		out, error string // what standard output begins with, and all of standard error does
 	}{
 		"one session": {[]string{"-once", "-interval", "1"}, 0, "GET http://127.0.0.1:", ""},
-		"version":     {[]string{"-version"}, 0, "allinone 0.0.0-dev (go", ""},
+		"version":     {[]string{"-version"}, 0, "allinone ", ""},
 		"bad flag":    {[]string{"-twice"}, 2, "", "flag provided but not defined: -twice\n"},
 		"bad range":   {[]string{"-once", "-interval", "0"}, 1, "", "allinone: checking configuration: interaction.interval_seconds: found 0, expected 1 to 86400\n"},
 		"bad key":     {[]string{"-config", file}, 1, "", "allinone: reading configuration: " + file + ": line 2: unknown key kafka.broker, expected one of brokers, "},

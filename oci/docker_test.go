@@ -1,0 +1,134 @@
+package oci
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+)
+
+// docker is a call of the engine that TRICYCLE_TEST_DOCKER names.
+func docker(args ...string) *exec.Cmd {
+	c := exec.Command("docker", args...)
+	c.Env = append(os.Environ(), "DOCKER_HOST="+os.Getenv("TRICYCLE_TEST_DOCKER"))
+	return c
+}
+
+// ask returns what the engine says, without its warnings.
+func ask(t *testing.T, stdin io.Reader, args ...string) string {
+	t.Helper()
+	c := docker(args...)
+	c.Stdin = stdin
+	var said, warned bytes.Buffer
+	c.Stdout, c.Stderr = &said, &warned
+	if err := c.Run(); err != nil {
+		t.Fatalf("docker %s: %v: %s%s", strings.Join(args, " "), err, &said, &warned)
+	}
+	return said.String()
+}
+
+// load gives the image to the engine, in the format that every version of
+// Docker reads, under a name that nobody else uses.
+func load(t *testing.T, i image) (name string) {
+	t.Helper()
+	name = fmt.Sprintf("tricycle-test-%s:%d", i.Name, time.Now().UnixNano())
+	manifest := map[string]any{"RepoTags": []string{name}, "Config": filepath.Base(i.blobs[0])}
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	add := func(name string, content []byte) {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(content))}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var layers []string
+	for _, path := range i.blobs {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(filepath.Base(path), content)
+		layers = append(layers, filepath.Base(path))
+	}
+	manifest["Layers"] = layers[1:]
+	text, err := json.Marshal([]any{manifest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add("manifest.json", text)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ask(t, &archive, "load")
+	t.Cleanup(func() { ask(t, nil, "image", "rm", name) })
+	return name
+}
+
+// Every image of this machine's processor, alone and with no right at all:
+// the program runs on a read-only root, serves, answers -healthcheck, writes its
+// log as the user of the image into a new volume, and ends when told to.
+func TestContainers(t *testing.T) {
+	if os.Getenv("TRICYCLE_TEST_DOCKER") == "" {
+		t.Skip("TRICYCLE_TEST_DOCKER is not set: needs the address of a Docker engine, such as unix:///var/run/docker.sock")
+	}
+	each(t, func(t *testing.T, i image) {
+		if i.platform != "linux/"+runtime.GOARCH {
+			return
+		}
+		name := load(t, i)
+		narrow := []string{"run", "--read-only", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"}
+
+		said := ask(t, nil, append(narrow, "--rm", name, "-version")...)
+		if want := fmt.Sprintf("%s %s (", i.Name, i.version()); !strings.HasPrefix(said, want) {
+			t.Errorf("-version: %q, want %s", said, want)
+		}
+
+		container := strings.ReplaceAll(name, ":", "-")
+		logFile := "/var/log/tricycle/" + i.Name + ".log"
+		// The configuration comes through standard input: a path of ours may mean nothing to the engine.
+		run := docker(append(narrow, "--interactive", "--name="+container, "--volume="+container+":/var/log/tricycle",
+			name, "-config=/dev/stdin")...)
+		run.Stdin = strings.NewReader("logging:\n  file: " + logFile + "\n")
+		console := func() []byte {
+			said, _ := docker("logs", container).CombinedOutput()
+			return said
+		}
+		if err := run.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			ask(t, nil, "rm", "--force", container)
+			ask(t, nil, "volume", "rm", container)
+			_ = run.Wait() // where the test has not come so far
+		})
+
+		// Nothing that it depends on is there, so it is up, and not ready.
+		var health []byte
+		for deadline := time.Now().Add(30 * time.Second); !bytes.Contains(health, []byte("503")); time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("-healthcheck: %s, want the 503 of a program that lacks its servers; the console:\n%s", health, console())
+			}
+			health, _ = docker("exec", container, "/"+i.Name, "-healthcheck").CombinedOutput()
+		}
+
+		written := tar.NewReader(strings.NewReader(ask(t, nil, "cp", container+":"+logFile, "-")))
+		if h, err := written.Next(); err != nil || fmt.Sprint(h.Uid) != user || h.Size == 0 {
+			t.Errorf("%s: %+v, %v, want a log that belongs to %s", logFile, h, err, user)
+		}
+
+		ask(t, nil, "stop", container)
+		if err := run.Wait(); err != nil {
+			t.Errorf("docker stop: %v, want exit status 0; the console:\n%s", err, console())
+		}
+	})
+}
