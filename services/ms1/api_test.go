@@ -17,6 +17,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
@@ -27,6 +28,7 @@ import (
 type api struct {
 	t     *testing.T
 	url   string
+	http  *http.Client // holds every exchange against the API's description
 	store *memoryStore
 	link  *fakeLink
 	said  *programtest.Console
@@ -35,7 +37,7 @@ type api struct {
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
-	a := &api{t: t, store: newMemoryStore(), link: &fakeLink{}, said: &programtest.Console{}}
+	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), link: &fakeLink{}, said: &programtest.Console{}}
 	log := zerolog.New(a.said)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {
@@ -58,7 +60,6 @@ func newAPI(t *testing.T) *api {
 		if err := a.stop(); err != nil {
 			t.Error(err)
 		}
-		http.DefaultClient.CloseIdleConnections()
 	})
 	a.link.connect(1)
 	for deadline := time.Now().Add(10 * time.Second); a.do("GET", "/readyz", "").StatusCode != http.StatusOK; time.Sleep(time.Millisecond) {
@@ -89,10 +90,13 @@ func (a *api) do(method, path, body string, header ...string) answer {
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	if method == http.MethodPost {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := a.http.Do(req)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -279,7 +283,8 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			resp, err := http.DefaultClient.Do(req)
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := a.http.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}

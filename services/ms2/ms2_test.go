@@ -29,6 +29,7 @@ import (
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -401,7 +402,7 @@ func TestHandshake(t *testing.T) {
 				t.Fatal(err)
 			}
 			req.Header = c.header
-			resp, err := new(http.Transport).RoundTrip(req)
+			resp, err := openapitest.Client(t, "ms2").Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -419,8 +420,7 @@ func TestHandshake(t *testing.T) {
 // ask returns status and body of a GET.
 func (r *running) ask(path string) (int, string) {
 	r.t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + r.Address() + path)
+	resp, err := openapitest.Client(r.t, "ms2").Get("http://" + r.Address() + path)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -25,6 +25,7 @@ import (
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -52,8 +53,8 @@ func newMS1(t *testing.T) *ms1 {
 		if r.URL.Path == "/healthz" {
 			return
 		}
-		if r.Method != http.MethodPost || r.URL.Path != "/store" || r.Header.Get("Content-Type") != "application/json" {
-			t.Errorf("found %s %s %s", r.Method, r.URL, r.Header.Get("Content-Type"))
+		if err := openapitest.Request("ms1", r); err != nil {
+			t.Errorf("found %s %s, which is not as MS1's description has it: %v", r.Method, r.URL, err)
 		}
 		body, _ := io.ReadAll(r.Body)
 		m, err := message.Decode(body, message.AtStore)
@@ -203,8 +204,7 @@ func has(m *dto.Metric, label string) bool {
 // ask returns status and body of a GET.
 func (r *running) ask(path string) (int, string) {
 	r.t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + r.Address() + path)
+	resp, err := openapitest.Client(r.t, "ms3").Get("http://" + r.Address() + path)
 	if err != nil {
 		r.t.Fatal(err)
 	}
