@@ -129,7 +129,7 @@ func messagePages(src *source, pages map[string]string) error {
 	}
 	p.table(header, rows)
 	m := message.Message{SessionID: 7, Service1: 1795428930123456, Service2: 1795428930123999, Service3: 1795428930124000}
-	p.linef("A time is UTC with six digits and `Z`, and nothing else: `%s`. The largest message that comes to `/store`\nlooks like this:\n", m.Service1)
+	p.linef("A time is UTC with six digits and `Z`, and nothing else: `%s`. A message as it comes to `/store`:\n", m.Service1)
 	p.linef("```json\n%s\n```\n", m.Encode())
 	rows = nil
 	for _, d := range doors {
