@@ -12,10 +12,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -71,25 +74,93 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	return resp, t.answer(r, input, refused, resp)
+}
+
+// Exchange is [Client] for a test that has made the exchange by itself. It
+// reads the body of the answer and puts it back.
+func Exchange(t testing.TB, service string, r *http.Request, resp *http.Response) {
+	t.Helper()
+	d, err := describe(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	input, refused := d.request(r)
+	if err := (transport{t, service, d, nil}).answer(r, input, refused, resp); err != nil {
+		t.Error(err)
+	}
+}
+
+// answer fails the test if the description does not allow the answer. Its error
+// is that the answer could not be read.
+func (t transport) answer(r *http.Request, input *openapi3filter.RequestValidationInput, refused error, resp *http.Response) error {
 	var body []byte
 	if resp.StatusCode != http.StatusSwitchingProtocols {
+		var err error
 		body, err = io.ReadAll(resp.Body)
 		_ = resp.Body.Close() // it was read
 		if err != nil {
-			return nil, err
+			return err
 		}
 		resp.Body = io.NopCloser(bytes.NewReader(body))
 	}
 	if err := t.compare(input, refused, resp, body); err != nil {
 		t.t.Errorf("%s %s, answered %s: not as docs/reference/%s.openapi.yaml has it: %v", r.Method, r.URL.RequestURI(), resp.Status, t.service, err)
 	}
-	return resp, nil
+	return nil
+}
+
+// Complete returns an end for TestMain, which gets the exit status of the tests
+// and exits. When all tests of a package have run well it fails if one of the
+// described answers was never given. Of HEAD one answer is enough.
+func Complete(service string) func(status int) {
+	return func(status int) {
+		for _, filter := range []string{"test.run", "test.skip", "test.list", "test.fuzz"} {
+			if flag.Lookup(filter).Value.String() != "" {
+				os.Exit(status)
+			}
+		}
+		if status != 0 {
+			os.Exit(status)
+		}
+		for _, answer := range unanswered(service) {
+			fmt.Fprintf(os.Stderr, "docs/reference/%s.openapi.yaml describes %s, which no test has seen\n", service, answer)
+			status = 1
+		}
+		os.Exit(status)
+	}
+}
+
+// unanswered returns the described answers that were not given yet.
+func unanswered(service string) (missing []string) {
+	d, err := describe(service)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for path, item := range d.doc.Paths.Map() {
+		for method, operation := range item.Operations() {
+			var answers []string
+			for status := range operation.Responses.Map() {
+				if answer := method + " " + path + " " + status; !d.seen[answer] {
+					answers = append(answers, answer)
+				}
+			}
+			if method != http.MethodHead || len(answers) == operation.Responses.Len() {
+				missing = append(missing, answers...)
+			}
+		}
+	}
+	slices.Sort(missing)
+	return missing
 }
 
 // description is the OpenAPI description of a service.
 type description struct {
 	doc    *openapi3.T
 	router routers.Router
+	seen   map[string]bool // answers, each as "GET /start 202"
 }
 
 var (
@@ -107,7 +178,7 @@ func describe(service string) (*description, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &description{}
+	d := &description{seen: map[string]bool{}}
 	if d.doc, err = openapi3.NewLoader().LoadFromData(text); err == nil {
 		err = d.doc.Validate(context.Background())
 	}
@@ -163,6 +234,9 @@ func (d *description) methods(r *http.Request) string {
 }
 
 func (d *description) response(input *openapi3filter.RequestValidationInput, resp *http.Response, body []byte) error {
+	mu.Lock()
+	d.seen[fmt.Sprintf("%s %s %d", input.Request.Method, input.Route.Path, resp.StatusCode)] = true
+	mu.Unlock()
 	output := &openapi3filter.ResponseValidationInput{
 		RequestValidationInput: input, Status: resp.StatusCode, Header: resp.Header,
 		Options: &openapi3filter.Options{IncludeResponseStatus: true, ExcludeResponseBody: body == nil || input.Request.Method == http.MethodHead},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -96,5 +97,32 @@ func TestRequest(t *testing.T) {
 		if err := Request("ms1", r); (err == nil) != want {
 			t.Errorf("%s: found %v", body, err)
 		}
+	}
+}
+
+func TestUnanswered(t *testing.T) {
+	const healthz = "GET /healthz 200"
+	if missing := unanswered("ms3"); !slices.Contains(missing, healthz) || !slices.Contains(missing, "HEAD /readyz 503") {
+		t.Errorf("found %v before any exchange, expected all", missing)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"status":"alive"}`)
+	}))
+	defer server.Close()
+	for path, method := range map[string]string{"/healthz": "GET", "/readyz": "HEAD"} {
+		req, err := http.NewRequest(method, server.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := Client(t, "ms3").Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+	}
+	missing := unanswered("ms3")
+	if slices.Contains(missing, healthz) || slices.Contains(missing, "HEAD /readyz 503") || !slices.Contains(missing, "GET /readyz 503") {
+		t.Errorf("found %v, expected neither what was answered nor HEAD of the same path", missing)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -232,6 +233,10 @@ func TestMethodsAndPaths(t *testing.T) {
 		{"GET", "/sessions/99999999999999999999", 404, ""},
 		{"GET", "/sessions/abc", 404, ""},
 		{"HEAD", "/status", 200, ""},
+		{"HEAD", "/sessions/1", 404, ""},
+		{"HEAD", "/healthz", 200, ""},
+		{"HEAD", "/readyz", 200, ""},
+		{"HEAD", "/metrics", 200, ""},
 		{"GET", "/healthz", 200, ""},
 	} {
 		got := a.do(c.method, c.path, "")
@@ -314,6 +319,7 @@ func TestASlowBodyIsCutOff(t *testing.T) {
 	if resp.StatusCode != http.StatusRequestTimeout {
 		t.Errorf("a body that does not come: %s, want 408", resp.Status)
 	}
+	openapitest.Exchange(t, "ms1", httptest.NewRequest("POST", "/store", nil), resp)
 }
 
 func TestStoreAnswers503UntilCommitted(t *testing.T) {

@@ -33,7 +33,9 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(openapitest.Complete("ms3")))
+}
 
 // ms1 stands for MS1: it takes what is posted and answers as it is told.
 type ms1 struct {
@@ -802,6 +804,26 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	_, records := messages(100)
 	source.spread(records)
 	source.commits(100)
+}
+
+func TestPathsThatAreOnlyRead(t *testing.T) {
+	r := start(t, topictest.Config(t), newMS1(t).URL)
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			req, err := http.NewRequest(method, "http://"+r.Address()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := openapitest.Client(t, "ms3").Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != 200 && path != "/readyz" { // that depends
+				t.Errorf("%s %s: found %s", method, path, resp.Status)
+			}
+		}
+	}
 }
 
 func TestReadiness(t *testing.T) {
