@@ -57,9 +57,6 @@ var Queries = []Query{
 	{"Messages stored in each second of a session.",
 		"SELECT DATE_FORMAT(end_timestamp, '%H:%i:%s') AS second, COUNT(*) AS messages\n" +
 			"FROM messages WHERE session_id = 1 GROUP BY second ORDER BY second"},
-	{"Delete the sessions that ended more than 30 days ago; their messages go with them. The newest stays, so that MS1 still knows the last one.",
-		"DELETE FROM sessions WHERE ended_at < UTC_TIMESTAMP() - INTERVAL 30 DAY\n" +
-			"  AND id < (SELECT newest FROM (SELECT MAX(id) AS newest FROM sessions) s)"},
 }
 
 // Columns returns the columns that MariaDB's migrations make.
@@ -237,7 +234,8 @@ func databasePage(src *source, pages map[string]string) error {
 		}
 		p.table([]string{"column", "type", "NULL", "meaning"}, rows)
 	}
-	p.linef("`messages.session_id` refers to `sessions.id`; a session that is deleted takes its messages with it.\n\n## Queries\n")
+	p.linef("`messages.session_id` refers to `sessions.id`; a session that is deleted takes its messages with it\n" +
+		"([how](../operations.md#back-up-restore-delete)).\n\n## Queries\n")
 	for _, q := range Queries {
 		p.linef("%s\n\n```sql\n%s;\n```\n", q.Purpose, q.SQL)
 	}
