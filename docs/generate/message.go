@@ -28,7 +28,7 @@ var doors = []struct {
 	{"AtStore", message.AtStore, "MS3 to MS1: HTTP", "the body of `POST /store`, at " + code(ms3.Defaults().MS1.URL)},
 }
 
-// names returns the members of an encoded message in their order.
+// messageFields returns the members of an encoded message in their order.
 func messageFields() ([]string, error) {
 	dec := json.NewDecoder(bytes.NewReader(message.Message{SessionID: 1}.Encode()))
 	var names []string

@@ -82,8 +82,24 @@ type spanCode struct {
 func tracesPage(src *source, pages map[string]string) error {
 	functions := map[string]*spanCode{} // by service/function
 	helpers := []string{}               // those that return attributes
-	for _, service := range []string{"ms1", "ms2", "ms3"} {
-		err := src.functions("services/"+service, func(_, name string, f *ast.FuncDecl) {
+	folders, err := src.folders()
+	if err != nil {
+		return err
+	}
+	elsewhere := ""
+	for _, folder := range folders {
+		service, ok := strings.CutPrefix(folder, "services/")
+		if !ok || strings.Contains(service, "/") {
+			service = ""
+		}
+		err := src.functions(folder, func(_, name string, f *ast.FuncDecl) {
+			if service == "" {
+				// The tracer itself is in lib/telemetry.
+				if src.spanCode(f).name != "" && folder != "lib/telemetry" {
+					elsewhere = folder + "/" + name
+				}
+				return
+			}
 			if f.Type.Results != nil && strings.Contains(src.show(f.Type.Results.List[0].Type), "attribute.KeyValue") {
 				helpers = append(helpers, service+"/"+name)
 			}
@@ -92,6 +108,10 @@ func tracesPage(src *source, pages map[string]string) error {
 		if err != nil {
 			return err
 		}
+	}
+
+	if elsewhere != "" {
+		return fmt.Errorf("found a span that %s starts, expected one in the package of a service; teach docs/generate/traces.go", elsewhere)
 	}
 
 	// A helper's attributes are those of its callers.
