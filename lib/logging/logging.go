@@ -26,7 +26,7 @@ import (
 
 // Config is the section 'logging' of a configuration.
 type Config struct {
-	Level            string `yaml:"level"`              // trace, debug, info, warn or error
+	Level            string `yaml:"level"`              // least level of a line
 	File             string `yaml:"file"`               // path of the log file, its folder is created; empty: console only
 	MaxSizeMegabytes int    `yaml:"max_size_megabytes"` // the file is rotated when it grows beyond
 	MaxFiles         int    `yaml:"max_files"`          // rotated files kept beside it

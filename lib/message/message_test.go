@@ -72,17 +72,21 @@ func TestEncode(t *testing.T) {
 	}
 }
 
-func TestDecodeTakes(t *testing.T) {
+// taken is a message that MS2 takes.
+type taken struct {
+	text string
+	want message.Message
+}
+
+func allTaken(t *testing.T) map[string]taken {
+	t.Helper()
 	first := message.Message{SessionID: 7, Service1: at(t, ts1)}
 	with := func(change func(*message.Message)) message.Message {
 		m := first
 		change(&m)
 		return m
 	}
-	for name, c := range map[string]struct {
-		text string
-		want message.Message
-	}{
+	return map[string]taken{
 		"the fields in another order": {`{"end_timestamp":null,"service3_timestamp":null,"service1_timestamp":"` + ts1 + `","session_id":7,"service2_timestamp":null}`, first},
 		"white space everywhere":      {" \t\r\n" + strings.NewReplacer("10:15:30", "10:15:30", ":", " : ", ",", "\n,\t").Replace(object(quoted(ts1))) + "\n \t", first},
 		"escapes that spell a field":  {strings.Replace(object(quoted(ts1)), `"session_id"`, `"\u0073ession\u005fid"`, 1), first},
@@ -93,7 +97,11 @@ func TestDecodeTakes(t *testing.T) {
 		"the last stamp there is":     {object(`"9999-12-31T23:59:59.999999Z"`), with(func(m *message.Message) { m.Service1 = 253402300799999999 })},
 		"a leap day":                  {object(`"2028-02-29T23:59:59.999999Z"`), with(func(m *message.Message) { m.Service1 = at(t, "2028-02-29T23:59:59.999999Z") })},
 		"4096 bytes":                  {object(quoted(ts1)) + strings.Repeat(" ", message.MaxBytes-len(object(quoted(ts1)))), first},
-	} {
+	}
+}
+
+func TestDecodeTakes(t *testing.T) {
+	for name, c := range allTaken(t) {
 		t.Run(name, func(t *testing.T) {
 			got, err := message.Decode([]byte(c.text), message.AtMS2)
 			if err != nil || got != c.want {
@@ -107,15 +115,18 @@ func TestDecodeTakes(t *testing.T) {
 	}
 }
 
-func TestDecodeRefuses(t *testing.T) {
+// refused is what MS2 does not take.
+type refused struct {
+	text  string
+	field string
+	found string // part of the error
+}
+
+func allRefused() map[string]refused {
 	good := object(quoted(ts1))
 	session := func(value string) string { return strings.Replace(good, ":7,", ":"+value+",", 1) }
 	insert := func(member string) string { return strings.Replace(good, "{", "{"+member+",", 1) }
-	for name, c := range map[string]struct {
-		text  string
-		field string
-		found string // part of the error
-	}{
+	return map[string]refused{
 		"nothing":                          {"", "message", "the end of the text"},
 		"white space":                      {" \n", "message", "the end of the text"},
 		"null":                             {"null", "message", "found null"},
@@ -227,7 +238,11 @@ func TestDecodeRefuses(t *testing.T) {
 		"stamp of 3800 letters":            {object(quoted(strings.Repeat("x", 3800))), "service1_timestamp", "(3800 bytes)"},
 		"a later stamp wrong":              {object(quoted(ts1), quoted("yesterday")), "service2_timestamp", `"yesterday"`},
 		"the last stamp wrong":             {object(quoted(ts1), "null", "null", "0"), "end_timestamp", "the number 0"},
-	} {
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for name, c := range allRefused() {
 		t.Run(name, func(t *testing.T) {
 			m, err := message.Decode([]byte(c.text), message.AtMS2)
 			var wrong *message.Error

@@ -44,7 +44,7 @@ import (
 // the OpenTelemetry specification override it.
 type Config struct {
 	Endpoint    string  `yaml:"endpoint"`     // URL of an OTLP/HTTP collector; empty: no spans are made
-	SampleRatio float64 `yaml:"sample_ratio"` // share of messages that are traced, 0 to 1
+	SampleRatio float64 `yaml:"sample_ratio"` // share of the messages that are traced
 	QueueSpans  int     `yaml:"queue_spans"`  // spans that may wait for the collector before others are dropped
 }
 

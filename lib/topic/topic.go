@@ -31,9 +31,9 @@ const (
 // Config is the section 'kafka' of a configuration.
 type Config struct {
 	Brokers            []string `yaml:"brokers"`             // host:port of one or more brokers to begin with
-	Topic              string   `yaml:"topic"`               // created when absent, as the next is
-	DeadLetterTopic    string   `yaml:"dead_letter_topic"`   // what can never be stored
-	Partitions         int      `yaml:"partitions"`          // of each topic; all four only apply to a topic created here
+	Topic              string   `yaml:"topic"`               // of the messages; created when absent
+	DeadLetterTopic    string   `yaml:"dead_letter_topic"`   // of what can never be stored; created when absent
+	Partitions         int      `yaml:"partitions"`          // of each topic; like the next three, only for a topic that is created here
 	ReplicationFactor  int      `yaml:"replication_factor"`  // copies of each partition
 	RetentionHours     int      `yaml:"retention_hours"`     // older records are deleted
 	RetentionMegabytes int      `yaml:"retention_megabytes"` // of each partition; the oldest records beyond are deleted

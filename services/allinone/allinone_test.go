@@ -25,6 +25,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
@@ -104,8 +105,7 @@ func serve(t *testing.T, c Config) (url string, stop func() error) {
 // get reads the answer to a GET request.
 func get(t *testing.T, url string) (status int, body map[string]any) {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get(url)
+	resp, err := openapitest.Client(t, "ms1").Get(url)
 	if err != nil {
 		return 0, nil
 	}

@@ -225,7 +225,7 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	}
 	for name, want := range map[string]string{"ms1": "Access denied", "ms2": nobody, "ms3": nobody} {
 		topictest.Eventually(t, 20*time.Second, name+" says what is missing", func() bool {
-			code, body := get(t, "http://"+c.address[name]+"/readyz")
+			code, body := get(t, name, "http://"+c.address[name]+"/readyz")
 			return code == http.StatusServiceUnavailable && strings.Contains(body, want)
 		})
 	}

@@ -2,10 +2,11 @@ package chain
 
 import (
 	"io"
-	"net/http"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 )
 
 func readFile(t *testing.T, c *chain, name string) string {
@@ -37,9 +38,10 @@ func yamlFile(t *testing.T, c *chain, text string) string {
 	return f.Name()
 }
 
-func get(t *testing.T, url string) (status int, body string) {
+// get returns what a service answers, 0 if it does not.
+func get(t *testing.T, service, url string) (status int, body string) {
 	t.Helper()
-	resp, err := http.Get(url)
+	resp, err := openapitest.Client(t, service).Get(url)
 	if err != nil {
 		return 0, ""
 	}

@@ -21,6 +21,7 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
@@ -112,7 +113,7 @@ func (c *chain) up() {
 func (c *chain) ready(name string) {
 	c.t.Helper()
 	topictest.Eventually(c.t, 30*time.Second, name+" is ready", func() bool {
-		resp, err := http.Get("http://" + c.address[name] + "/readyz")
+		resp, err := openapitest.Client(c.t, name).Get("http://" + c.address[name] + "/readyz")
 		if err != nil {
 			return false
 		}
@@ -186,7 +187,7 @@ func (c *chain) get(path string, status int, into any) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := openapitest.Client(c.t, "ms1").Do(req)
 	if err != nil {
 		c.t.Fatal(err)
 	}

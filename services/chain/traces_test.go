@@ -100,7 +100,7 @@ func (j jaeger) trace(id string) ([]span, error) {
 func (c *chain) spansOf(counter string) (n int) {
 	c.t.Helper()
 	for name, address := range c.address {
-		_, body := get(c.t, "http://"+address+"/metrics")
+		_, body := get(c.t, name, "http://"+address+"/metrics")
 		found := false
 		for line := range strings.Lines(body) {
 			if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && (name == counter || strings.HasPrefix(name, counter+"{")) {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
@@ -27,6 +29,7 @@ import (
 type api struct {
 	t     *testing.T
 	url   string
+	http  *http.Client // holds every exchange against the API's description
 	store *memoryStore
 	link  *fakeLink
 	said  *programtest.Console
@@ -35,7 +38,7 @@ type api struct {
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
-	a := &api{t: t, store: newMemoryStore(), link: &fakeLink{}, said: &programtest.Console{}}
+	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), link: &fakeLink{}, said: &programtest.Console{}}
 	log := zerolog.New(a.said)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {
@@ -58,7 +61,6 @@ func newAPI(t *testing.T) *api {
 		if err := a.stop(); err != nil {
 			t.Error(err)
 		}
-		http.DefaultClient.CloseIdleConnections()
 	})
 	a.link.connect(1)
 	for deadline := time.Now().Add(10 * time.Second); a.do("GET", "/readyz", "").StatusCode != http.StatusOK; time.Sleep(time.Millisecond) {
@@ -89,10 +91,13 @@ func (a *api) do(method, path, body string, header ...string) answer {
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	if method == http.MethodPost {
+		req.Header.Set("Content-Type", "application/json")
+	}
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := a.http.Do(req)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -228,6 +233,10 @@ func TestMethodsAndPaths(t *testing.T) {
 		{"GET", "/sessions/99999999999999999999", 404, ""},
 		{"GET", "/sessions/abc", 404, ""},
 		{"HEAD", "/status", 200, ""},
+		{"HEAD", "/sessions/1", 404, ""},
+		{"HEAD", "/healthz", 200, ""},
+		{"HEAD", "/readyz", 200, ""},
+		{"HEAD", "/metrics", 200, ""},
 		{"GET", "/healthz", 200, ""},
 	} {
 		got := a.do(c.method, c.path, "")
@@ -279,7 +288,8 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			resp, err := http.DefaultClient.Do(req)
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := a.http.Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -309,6 +319,7 @@ func TestASlowBodyIsCutOff(t *testing.T) {
 	if resp.StatusCode != http.StatusRequestTimeout {
 		t.Errorf("a body that does not come: %s, want 408", resp.Status)
 	}
+	openapitest.Exchange(t, "ms1", httptest.NewRequest("POST", "/store", nil), resp)
 }
 
 func TestStoreAnswers503UntilCommitted(t *testing.T) {

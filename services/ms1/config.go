@@ -23,7 +23,7 @@ type Config struct {
 type InteractionConfig struct {
 	IntervalSeconds    int `yaml:"interval_seconds"`      // how long a session makes messages
 	InFlight           int `yaml:"in_flight"`             // messages under way at once; 1: the next is sent when the last came back
-	ResendAfterSeconds int `yaml:"resend_after_seconds"`  // a message that did not come back is sent again; the wait doubles up to maxResend
+	ResendAfterSeconds int `yaml:"resend_after_seconds"`  // a message that did not come back is sent again; the wait doubles, up to 20
 	GiveUpAfterSeconds int `yaml:"give_up_after_seconds"` // counted from the first send, then the message is lost
 	DrainSeconds       int `yaml:"drain_seconds"`         // how long /stop and SIGTERM wait for messages under way
 }

@@ -37,6 +37,12 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14), // 0.1 ms to 15 s
 		}, []string{"hop"}),
 	}
+	for _, code := range []string{"200", "400", "404", "408", "413", "503"} {
+		m.requests.WithLabelValues(code) // so that each is there, as 0, from the start
+	}
+	for _, hop := range []string{"ms1_to_ms2", "ms2_to_ms3", "ms3_to_ms1", "round"} {
+		m.hops.WithLabelValues(hop)
+	}
 	underWay := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tricycle_messages_under_way", Help: "Messages that were made and neither stored nor given up.",
 	}, func() float64 {

@@ -29,6 +29,7 @@ import (
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -36,7 +37,9 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(openapitest.Complete("ms2")))
+}
 
 // running is a service that a test has started.
 type running struct {
@@ -401,7 +404,7 @@ func TestHandshake(t *testing.T) {
 				t.Fatal(err)
 			}
 			req.Header = c.header
-			resp, err := new(http.Transport).RoundTrip(req)
+			resp, err := openapitest.Client(t, "ms2").Do(req)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -416,11 +419,30 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+func TestPathsThatAreOnlyRead(t *testing.T) {
+	r := start(t, topictest.Config(t))
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			req, err := http.NewRequest(method, "http://"+r.Address()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := openapitest.Client(t, "ms2").Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != 200 && path != "/readyz" { // that depends
+				t.Errorf("%s %s: found %s", method, path, resp.Status)
+			}
+		}
+	}
+}
+
 // ask returns status and body of a GET.
 func (r *running) ask(path string) (int, string) {
 	r.t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + r.Address() + path)
+	resp, err := openapitest.Client(r.t, "ms2").Get("http://" + r.Address() + path)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -443,6 +465,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	if err == nil || resp == nil || resp.StatusCode != 503 {
 		t.Fatalf("found %v, %v, expected 503", resp, err)
 	}
+	openapitest.Exchange(t, "ms2", resp.Request, resp)
 	body, _ := io.ReadAll(resp.Body)
 	var problem struct{ Detail string }
 	if err := json.Unmarshal(body, &problem); err != nil || !strings.Contains(problem.Detail, "kafka") {

@@ -14,7 +14,7 @@ import (
 type Config struct {
 	Listen  string           `yaml:"listen"` // host:port of health and metrics; port 0 for a free one
 	MS1     MS1              `yaml:"ms1"`
-	Workers int              `yaml:"workers"`  // requests to MS1 under way at once, 1 to 1024
+	Workers int              `yaml:"workers"`  // requests to MS1 under way at once
 	GroupID string           `yaml:"group_id"` // of the consumer group, whose members share the partitions
 	Kafka   topic.Config     `yaml:"kafka"`
 	Tracing telemetry.Config `yaml:"tracing"`

@@ -25,6 +25,7 @@ import (
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -32,7 +33,9 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(openapitest.Complete("ms3")))
+}
 
 // ms1 stands for MS1: it takes what is posted and answers as it is told.
 type ms1 struct {
@@ -52,8 +55,8 @@ func newMS1(t *testing.T) *ms1 {
 		if r.URL.Path == "/healthz" {
 			return
 		}
-		if r.Method != http.MethodPost || r.URL.Path != "/store" || r.Header.Get("Content-Type") != "application/json" {
-			t.Errorf("found %s %s %s", r.Method, r.URL, r.Header.Get("Content-Type"))
+		if err := openapitest.Request("ms1", r); err != nil {
+			t.Errorf("found %s %s, which is not as MS1's description has it: %v", r.Method, r.URL, err)
 		}
 		body, _ := io.ReadAll(r.Body)
 		m, err := message.Decode(body, message.AtStore)
@@ -203,8 +206,7 @@ func has(m *dto.Metric, label string) bool {
 // ask returns status and body of a GET.
 func (r *running) ask(path string) (int, string) {
 	r.t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	resp, err := client.Get("http://" + r.Address() + path)
+	resp, err := openapitest.Client(r.t, "ms3").Get("http://" + r.Address() + path)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -802,6 +804,26 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	_, records := messages(100)
 	source.spread(records)
 	source.commits(100)
+}
+
+func TestPathsThatAreOnlyRead(t *testing.T) {
+	r := start(t, topictest.Config(t), newMS1(t).URL)
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		for _, method := range []string{http.MethodGet, http.MethodHead} {
+			req, err := http.NewRequest(method, "http://"+r.Address()+path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := openapitest.Client(t, "ms3").Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != 200 && path != "/readyz" { // that depends
+				t.Errorf("%s %s: found %s", method, path, resp.Status)
+			}
+		}
+	}
 }
 
 func TestReadiness(t *testing.T) {

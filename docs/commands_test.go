@@ -1,0 +1,740 @@
+package docs_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"net/http"
+	"os/exec"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"gopkg.in/yaml.v3"
+	"mvdan.cc/sh/v3/syntax"
+
+	"github.com/tricycle-relay/tricycle/docs/generate"
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+// TestCommands looks at every command of the written pages: in blocks marked
+// sh, in the columns of tables that are headed 'command', and in code marks
+// anywhere else that begin as a command does. Each program has
+// a rule below that says what of its command must be there: the packages and
+// tests of go, the targets of bazel, the services of docker compose, the paths
+// of curl, the flags of our programs, files, tables. A program without a rule
+// is an error.
+func TestCommands(t *testing.T) {
+	tree := tree(t)
+	seen := 0
+	for _, name := range pages(t, tree) {
+		if strings.HasPrefix(name, "docs/reference/") {
+			continue
+		}
+		p := readPage(t, tree, name)
+		c := checker{tree: tree, root: root(t)}
+		var texts []string
+		for _, b := range p.blocks {
+			if b.info == "sh" {
+				texts = append(texts, b.text)
+			}
+		}
+		for _, text := range append(texts, p.commands...) {
+			for _, err := range c.script(text) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		seen += c.seen
+	}
+	if seen < 50 {
+		t.Errorf("found %d commands, expected more", seen)
+	}
+}
+
+// checker holds commands against the tree.
+type checker struct {
+	tree  fs.FS
+	root  string   // the same, for what reads the real tree
+	built []string // programs that earlier commands of the page have built
+	seen  int
+}
+
+// rule returns what looks at the commands of a program that a page may name.
+func rule(program string) (look func(c *checker, args []string) error, ok bool) {
+	switch program {
+	case "bash":
+		return (*checker).bash, true
+	case "bazel":
+		return (*checker).bazel, true
+	case "curl":
+		return (*checker).curl, true
+	case "docker":
+		return (*checker).docker, true
+	case "go":
+		return (*checker).goCommand, true
+	case "grep":
+		return (*checker).grep, true
+	case "mariadb", "sqlite3":
+		return (*checker).sql, true
+	case "nix":
+		return (*checker).nix, true
+	case "cat", "cut", "echo", "mkdir", "printf", "sha256sum": // they need nothing of the tree
+		return func(*checker, []string) error { return nil }, true
+	}
+	return nil, false
+}
+
+// script looks at every command of a text for a shell.
+func (c *checker) script(text string) (errs []error) {
+	// "… FLAG" goes on where the command of the row before stopped.
+	text = strings.Replace(text, "… ", "bazel run //:load ", 1)
+	file, err := syntax.NewParser(syntax.Variant(syntax.LangBash)).Parse(strings.NewReader(text), "")
+	if err != nil {
+		return []error{fmt.Errorf("found %q, which no shell understands: %w", text, err)}
+	}
+	syntax.Walk(file, func(n syntax.Node) bool {
+		call, ok := n.(*syntax.CallExpr)
+		if !ok || len(call.Args) == 0 {
+			return true
+		}
+		args := make([]string, len(call.Args))
+		for i, w := range call.Args {
+			args[i] = word(w)
+		}
+		c.seen++
+		err := c.command(args)
+		for _, a := range call.Assigns {
+			err = errors.Join(err, c.variable(a.Name.Value))
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("found the command %q: %w", strings.Join(args, " "), err))
+		}
+		return true
+	})
+	return errs
+}
+
+// word returns what a shell makes of a word, but for what it would look up.
+func word(w *syntax.Word) string {
+	var text strings.Builder
+	var add func(parts []syntax.WordPart)
+	add = func(parts []syntax.WordPart) {
+		for _, part := range parts {
+			switch part := part.(type) {
+			case *syntax.Lit:
+				text.WriteString(part.Value)
+			case *syntax.SglQuoted:
+				text.WriteString(part.Value)
+			case *syntax.DblQuoted:
+				add(part.Parts)
+			default:
+				text.WriteString("$")
+			}
+		}
+	}
+	add(w.Parts)
+	return text.String()
+}
+
+func (c *checker) command(args []string) error {
+	name := args[0]
+	if look, ok := rule(name); ok {
+		return look(c, args[1:])
+	}
+	switch {
+	case slices.Contains(c.built, name):
+		return c.ours(path.Base(name), args[1:])
+	case strings.Contains(name, "/"):
+		return c.exists(name)
+	}
+	return errors.New("there is no rule for this program in docs/commands_test.go")
+}
+
+func (c *checker) exists(name string) error {
+	if _, err := fs.Stat(c.tree, path.Clean(name)); err != nil {
+		return fmt.Errorf("there is no %s", name)
+	}
+	return nil
+}
+
+// variable says whether a test or the compose file knows an environment
+// variable.
+func (c *checker) variable(name string) error {
+	found := false
+	err := fs.WalkDir(c.tree, ".", func(file string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case file == "docs": // it speaks of all variables
+			return fs.SkipDir
+		case found || !strings.HasSuffix(file, ".go") && !strings.HasSuffix(file, "compose.yaml"):
+			return nil
+		}
+		text, err := fs.ReadFile(c.tree, file)
+		found = bytes.Contains(text, []byte(name))
+		return err
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("nothing reads the variable %s", name)
+	}
+	return err
+}
+
+// ours looks at the flags of one of our programs.
+func (c *checker) ours(program string, args []string) error {
+	known, err := generate.Flags(c.root, program)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(args); i++ {
+		at := slices.IndexFunc(known, func(f generate.Flag) bool { return strings.Fields(f.Name)[0] == args[i] })
+		if at < 0 {
+			return fmt.Errorf("%s has no flag %s", program, args[i])
+		}
+		if name, value, _ := strings.Cut(known[at].Name, " "); value != "" {
+			if i++; i == len(args) {
+				return fmt.Errorf("%s %s needs a value", program, name)
+			}
+			if value == "FILE" {
+				if err := c.exists(args[i]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// goCommand looks at the packages, and at the tests that -run names.
+func (c *checker) goCommand(args []string) error {
+	if len(args) == 0 {
+		return errors.New("go does what?")
+	}
+	var packages []string
+	run, output := "", ""
+	rest := args[1:]
+	for ; len(rest) > 0; rest = rest[1:] {
+		switch a := rest[0]; {
+		case slices.Contains([]string{"-run", "-o", "-timeout"}, a) && len(rest) > 1:
+			rest = rest[1:]
+			switch a {
+			case "-run":
+				run = rest[0]
+			case "-o":
+				output = rest[0]
+			}
+		case slices.Contains([]string{"-race", "-v", "-count=1", "-all", "-bench=."}, a):
+		case strings.HasPrefix(a, "./"):
+			packages = append(packages, a)
+		case strings.HasPrefix(a, "-"):
+			return fmt.Errorf("flag %s is none that the rule knows", a)
+		default:
+			packages = append(packages, a)
+		}
+		if args[0] == "run" && len(packages) == 1 {
+			rest = rest[1:]
+			break
+		}
+	}
+	switch args[0] {
+	case "get", "mod", "tool", "version":
+		return nil // of modules, not of this tree
+	case "run", "build":
+		for _, p := range packages {
+			if err := c.main(p); err != nil {
+				return err
+			}
+			if output != "" {
+				c.built = append(c.built, path.Join(output, path.Base(p)))
+			}
+		}
+		if args[0] == "run" && len(packages) > 0 {
+			return c.ours(path.Base(packages[0]), rest)
+		}
+		return nil
+	case "test", "vet", "doc", "generate":
+	default:
+		return fmt.Errorf("go %s is none that the rule knows", args[0])
+	}
+	if len(args) == 1 {
+		return nil // the command as such
+	}
+	tests := 0
+	for _, p := range packages {
+		names, err := c.tests(p)
+		if err != nil {
+			return err
+		}
+		pattern, err := regexp.Compile(strings.Split(run, "/")[0])
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if pattern.MatchString(name) {
+				tests++
+			}
+		}
+	}
+	if args[0] == "test" && tests == 0 {
+		return fmt.Errorf("no test matches")
+	}
+	return nil
+}
+
+// main says whether a folder holds a main package.
+func (c *checker) main(folder string) error {
+	files, err := fs.Glob(c.tree, path.Join(folder, "*.go"))
+	if err != nil {
+		return err
+	}
+	for _, name := range files {
+		text, err := fs.ReadFile(c.tree, name)
+		if err != nil {
+			return err
+		}
+		if file, err := parser.ParseFile(token.NewFileSet(), name, text, parser.PackageClauseOnly); err == nil && file.Name.Name == "main" {
+			return nil
+		}
+	}
+	return fmt.Errorf("there is no program in %s", folder)
+}
+
+// tests returns the tests of a package, or of all below a folder.
+func (c *checker) tests(pattern string) (names []string, err error) {
+	folder, all := strings.CutSuffix(pattern, "/...")
+	folder = path.Clean(folder)
+	goFiles := 0
+	err = fs.WalkDir(c.tree, folder, func(name string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && name != folder && (!all || strings.HasPrefix(d.Name(), ".")):
+			return fs.SkipDir
+		case !strings.HasSuffix(name, ".go"):
+			return nil
+		}
+		goFiles++
+		if !strings.HasSuffix(name, "_test.go") {
+			return nil
+		}
+		text, err := fs.ReadFile(c.tree, name)
+		if err != nil {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, text, 0)
+		if err != nil {
+			return err
+		}
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && regexp.MustCompile(`^(Test|Fuzz|Benchmark)`).MatchString(f.Name.Name) {
+				names = append(names, f.Name.Name)
+			}
+		}
+		return nil
+	})
+	if err == nil && goFiles == 0 {
+		err = fmt.Errorf("there is no package %s", pattern)
+	}
+	return names, err
+}
+
+// bazel looks at targets, configurations and settings.
+func (c *checker) bazel(args []string) error {
+	for i, a := range args {
+		switch {
+		case a == "--": // for what is run
+			return nil
+		case i == 0:
+			if !slices.Contains([]string{"build", "run", "test", "query", "cquery", "mod"}, a) {
+				return fmt.Errorf("bazel %s is none that the rule knows", a)
+			}
+		case strings.HasPrefix(a, "--config="):
+			text, err := fs.ReadFile(c.tree, ".bazelrc")
+			if err != nil {
+				return err
+			}
+			if !strings.Contains(string(text), ":"+strings.TrimPrefix(a, "--config=")+" ") {
+				return fmt.Errorf(".bazelrc has no %s", a)
+			}
+		case strings.HasPrefix(a, "--//"):
+			label, _, _ := strings.Cut(strings.TrimPrefix(a, "--"), "=")
+			if err := c.target(label); err != nil {
+				return err
+			}
+		case strings.HasPrefix(a, "--test_tag_filters="):
+		case strings.HasPrefix(a, "//"):
+			if err := c.target(a); err != nil {
+				return err
+			}
+		case args[0] == "mod":
+		default:
+			return fmt.Errorf("%s is none that the rule knows", a)
+		}
+	}
+	return nil
+}
+
+func (c *checker) target(label string) error {
+	folder, name, named := strings.Cut(strings.TrimPrefix(label, "//"), ":")
+	if below, all := strings.CutSuffix(folder, "..."); all {
+		return c.exists(path.Join(below, "."))
+	}
+	if !named {
+		name = path.Base(folder)
+	}
+	text, err := fs.ReadFile(c.tree, path.Join(folder, "BUILD.bazel"))
+	if err != nil || !strings.Contains(string(text), fmt.Sprintf("name = %q,", name)) {
+		return fmt.Errorf("there is no target %s", label)
+	}
+	return nil
+}
+
+// servers are what curl may ask: our services, and Jaeger by a path that it has.
+var servers = map[string]string{"127.0.0.1:8080": "ms1", "127.0.0.1:8081": "ms2", "127.0.0.1:8082": "ms3", "127.0.0.1:16686": "jaeger"}
+
+// curl looks the request up in the description of the service, its parameters
+// too.
+func (c *checker) curl(args []string) error {
+	for _, a := range args {
+		if strings.HasPrefix(a, "-") {
+			continue
+		}
+		r, err := http.NewRequest(http.MethodGet, a, nil)
+		if err != nil {
+			return err
+		}
+		service := servers[r.URL.Host]
+		switch {
+		case service == "":
+			return fmt.Errorf("found host %s, expected one of the defaults: 127.0.0.1:8080 and so on", r.URL.Host)
+		case service == "jaeger":
+			if !strings.HasPrefix(r.URL.Path, "/trace/") && !strings.HasPrefix(r.URL.Path, "/api/") {
+				return fmt.Errorf("found path %s, expected /trace/ or /api/", r.URL.Path)
+			}
+			continue
+		}
+		if err := openapitest.Request(service, r); err != nil {
+			return fmt.Errorf("%s would not take it: %w", service, err)
+		}
+		for name := range r.URL.Query() {
+			if name != "interval" && name != "in_flight" && name != "exclude" {
+				return fmt.Errorf("%s has no parameter %s", service, name)
+			}
+		}
+	}
+	return nil
+}
+
+// composeCommands are those of docker compose that a page may name.
+var composeCommands = []string{"build", "config", "cp", "down", "exec", "kill", "logs", "ps", "pull", "restart", "run", "start", "stop", "up"}
+
+// docker looks at the compose file and its services.
+func (c *checker) docker(args []string) error {
+	if len(args) > 0 && args[0] == "login" {
+		return nil
+	}
+	if len(args) < 4 || args[0] != "compose" || args[1] != "-f" {
+		return errors.New("expected docker compose -f FILE COMMAND")
+	}
+	text, err := fs.ReadFile(c.tree, args[2])
+	if err != nil {
+		return fmt.Errorf("there is no %s", args[2])
+	}
+	var file struct {
+		Services map[string]struct {
+			Profiles []string `yaml:"profiles"`
+		} `yaml:"services"`
+	}
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		return err
+	}
+	compose, args := args[2], args[3:]
+	service := func(name string) error {
+		if _, ok := file.Services[name]; !ok {
+			return fmt.Errorf("%s has no service %s", compose, name)
+		}
+		return nil
+	}
+	if len(args) > 2 && args[0] == "--profile" {
+		found := false
+		for _, s := range file.Services {
+			found = found || slices.Contains(s.Profiles, args[1])
+		}
+		if !found {
+			return fmt.Errorf("%s has no profile %s", compose, args[1])
+		}
+		args = args[2:]
+	}
+	command := args[0]
+	if !slices.Contains(composeCommands, command) {
+		return fmt.Errorf("docker compose has no command %s that the rule knows", command)
+	}
+	for i := 1; i < len(args); i++ {
+		switch a := args[i]; {
+		case a == "--scale" && i+1 < len(args):
+			i++
+			name, _, _ := strings.Cut(args[i], "=")
+			if err := service(name); err != nil {
+				return err
+			}
+		case strings.HasPrefix(a, "-"):
+		case command == "cp":
+			name, _, remote := strings.Cut(a, ":")
+			if err := service(name); remote && err != nil {
+				return err
+			}
+		default:
+			if err := service(a); err != nil {
+				return err
+			}
+			if command == "run" || command == "exec" {
+				return nil // what follows is for the service
+			}
+		}
+	}
+	return nil
+}
+
+// nix looks a flake's output up.
+func (c *checker) nix(args []string) error {
+	text, err := fs.ReadFile(c.tree, "flake.nix")
+	if err != nil {
+		return errors.New("there is no flake.nix")
+	}
+	if len(args) == 0 || !slices.Contains([]string{"build", "develop", "flake", "fmt", "run"}, args[0]) {
+		return errors.New("found no command of nix that the rule knows")
+	}
+	for i, a := range args[1:] {
+		if a == "--" {
+			break
+		}
+		if a == "-c" || a == "--command" {
+			return c.command(args[i+2:])
+		}
+		if name, ok := strings.CutPrefix(a, ".#"); ok && !regexp.MustCompile(`(?m)(^|[\s"])`+regexp.QuoteMeta(name)+`"?\s*=`).Match(text) {
+			return fmt.Errorf("flake.nix has no %s", name)
+		}
+	}
+	return nil
+}
+
+// bash looks at a script, and at the stages that it is given.
+func (c *checker) bash(args []string) error {
+	if len(args) == 0 {
+		return errors.New("expected a script")
+	}
+	text, err := fs.ReadFile(c.tree, path.Clean(args[0]))
+	if err != nil {
+		return fmt.Errorf("there is no %s", args[0])
+	}
+	for _, stage := range args[1:] {
+		if !strings.Contains(string(text), "stage_"+stage+"()") {
+			return fmt.Errorf("%s has no stage %s", args[0], stage)
+		}
+	}
+	return nil
+}
+
+// lines are such as MS1 writes into its log, by the event that they come from.
+var lines = map[string]string{
+	"%s %s":                 `"message":"GET /start"`,
+	"session %d ended (%s)": `"message":"session 1 ended (stopped)"`,
+}
+
+// grep looks whether the pattern finds anything in the log of a service.
+func (c *checker) grep(args []string) error {
+	for len(args) > 0 && strings.HasPrefix(args[0], "-") {
+		args = args[1:]
+	}
+	if len(args) != 2 {
+		return errors.New("expected a pattern and a file")
+	}
+	if !regexp.MustCompile(`^tricycle-data/ms[123]\.log$`).MatchString(args[1]) {
+		return fmt.Errorf("found file %s, expected the log of a service: tricycle-data/ms1.log", args[1])
+	}
+	pattern, err := regexp.Compile(args[0])
+	if err != nil {
+		return err
+	}
+	events, err := fs.ReadFile(c.tree, "docs/reference/log.md")
+	if err != nil {
+		return err
+	}
+	for event, line := range lines {
+		if strings.Contains(string(events), "`"+event+"`") && pattern.MatchString(line) {
+			return nil
+		}
+	}
+	return errors.New("it finds no event of docs/reference/log.md")
+}
+
+// sql looks at the tables of the query.
+func (c *checker) sql(args []string) error {
+	columns, err := generate.Columns(c.root)
+	if err != nil {
+		return err
+	}
+	from := regexp.MustCompile(`(?i)\bFROM (\w+)`).FindAllStringSubmatch(strings.Join(args, " "), -1)
+	if len(from) == 0 {
+		return errors.New("expected a query")
+	}
+	for _, table := range from {
+		if !slices.ContainsFunc(columns, func(c generate.Column) bool { return c.Table == table[1] }) {
+			return fmt.Errorf("there is no table %s", table[1])
+		}
+	}
+	return nil
+}
+
+// TestRules shows each rule a command that it must not let through.
+func TestRules(t *testing.T) {
+	real := tree(t)
+	made := fstest.MapFS{
+		"compose/compose.yaml": {Data: []byte("services: {ms1: {}, mariadb: {}, look: {profiles: [inspect]}}")},
+		"flake.nix":            {Data: []byte("{ outputs = x: { apps = { up = 1; \"test\" = 2; }; }; }")},
+		"tools/some.sh":        {},
+	}
+	for command, want := range map[string]string{ // part of the error; empty: it is good
+		"go test ./lib/message":                                                              "",
+		"go test ./lib/messages":                                                             "messages",
+		"go test ./services/ms1 -run LockStep":                                               "",
+		"go test ./services/ms1 -run LockSteps":                                              "no test matches",
+		"go test ./docs/generate/cmd/generate":                                               "no test matches",
+		"go run ./services/allinone/cmd/allinone -once -interval 3":                          "",
+		"go run ./services/allinone/cmd/allinone -ones":                                      "no flag -ones",
+		"go run ./services/allinone/cmd/allinone -interval":                                  "needs a value",
+		"go run ./services/allinone -once":                                                   "no program",
+		"go build -o bin/ ./services/ms1/cmd/ms1 && bin/ms1 -version":                        "",
+		"bin/ms1 -version":                                                                   "there is no bin/ms1",
+		"go build -o bin/ ./services/ms1/cmd/ms1 && bin/ms1 -config compose/config/ms4.yaml": "there is no compose/config/ms4.yaml",
+		"go tset ./...":                                 "go tset",
+		"bazel run //:load":                             "",
+		"bazel run //:laod":                             "no target //:laod",
+		"bazel tset //...":                              "bazel tset",
+		"bazel run --config=relaese //:push":            "--config=relaese",
+		"bazel run //:load --//oci:repo=x":              "no target //oci:repo",
+		"curl http://127.0.0.1:8080/start?interval=3":   "",
+		"curl http://127.0.0.1:8080/start?interval=0":   "interval",
+		"curl http://127.0.0.1:8080/start?interwal=3":   "no parameter interwal",
+		"curl http://127.0.0.1:8080/strat":              "no matching operation",
+		"curl http://127.0.0.1:8081/start":              "ms2 would not take it",
+		"curl http://127.0.0.1:8082/readyz?exclude=ms1": "",
+		"curl http://127.0.0.1:8083/readyz":             "found host",
+		"curl http://127.0.0.1:16686/api/traces/1":      "",
+		"curl http://127.0.0.1:16686/traces/1":          "found path",
+		`grep '"message":"GET /' tricycle-data/ms1.log`: "",
+		"grep 'GTE /' tricycle-data/ms1.log":            "finds no event",
+		"grep 'GET /' tricycle-data/ms4.log":            "found file",
+		"mariadb tricycle -e 'SELECT * FROM sessions'":  "",
+		"mariadb tricycle -e 'SELECT * FROM session'":   "no table session",
+		"bash .ci/full jaeger":                          "",
+		"bash .ci/full jeager":                          "no stage jeager",
+		"bash .ci/fully":                                "there is no .ci/fully",
+		"TRICYCLE_TEST_KAFKA=x go test ./lib/topic":     "",
+		"TRICYCLE_TEST_KAKFA=x go test ./lib/topic":     "nothing reads the variable",
+		"oci/reproduce.sh":                              "",
+		"oci/reproduces.sh":                             "there is no oci/reproduces.sh",
+		"rm -rf tricycle-data":                          "no rule for this program",
+		"go test ./lib/message | (":                     "no shell understands",
+
+		"docker compose -f compose/compose.yaml up -d --wait":                 "",
+		"docker compose -f compose/compose.yaml logs ms1":                     "",
+		"docker compose -f compose/compose.yaml logs ms4":                     "no service ms4",
+		"docker compose -f compose/compose.yaml run --rm mariadb -e SELECT x": "",
+		"docker compose -f compose/compose.yaml upp":                          "no command upp",
+		"docker compose -f compose.yaml up":                                   "there is no compose.yaml",
+		"docker run x":                                                        "expected docker compose",
+		"nix run .#up":                                                        "",
+		"nix run .#test":                                                      "",
+		"nix run .#down":                                                      "flake.nix has no down",
+		"nix develop":                                                         "",
+		"tools/some.sh":                                                       "",
+		"tools/somebody.sh":                                                   "there is no tools/somebody.sh",
+	} {
+		c := checker{tree: real, root: root(t)}
+		if regexp.MustCompile(`^(docker|nix|tools)`).MatchString(command) {
+			c.tree = made // what may not be in the tree yet
+		}
+		err := errors.Join(c.script(command)...)
+		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: found %v, expected %q", command, err, want)
+		}
+	}
+}
+
+// TestQueries looks at the SQL of the pages: a query has to be one of those
+// that docs/reference/database.md has, which a test runs on a MariaDB.
+func TestQueries(t *testing.T) {
+	tree := tree(t)
+	plain := func(text string) string {
+		text = regexp.MustCompile(`(?m)^--.*$`).ReplaceAllString(text, "")
+		return strings.Join(strings.Fields(strings.TrimRight(strings.TrimSpace(text), ";")), " ")
+	}
+	var known []string
+	for _, q := range generate.Queries {
+		known = append(known, plain(q.SQL))
+	}
+	seen := 0
+	for _, name := range pages(t, tree) {
+		if strings.HasPrefix(name, "docs/reference/") {
+			continue
+		}
+		for _, b := range readPage(t, tree, name).blocks {
+			// Who makes a database and its user is no query.
+			if b.info != "sql" || strings.HasPrefix(b.text, "CREATE DATABASE") {
+				continue
+			}
+			seen++
+			if !slices.Contains(known, plain(b.text)) {
+				t.Errorf("%s: found the query\n%s\nexpected one of generate.Queries", name, b.text)
+			}
+		}
+	}
+	if seen == 0 {
+		t.Error("found no query, expected some")
+	}
+}
+
+// TestTraceOfARow runs the command of docs/architecture.md that computes a
+// trace id, and compares it with what the services compute.
+func TestTraceOfARow(t *testing.T) {
+	p := readPage(t, tree(t), "docs/architecture.md")
+	at := slices.IndexFunc(p.blocks, func(b block) bool { return b.info == "sh" && strings.Contains(b.text, "sha256sum") })
+	if at < 0 {
+		t.Fatal("found no command with sha256sum")
+	}
+	command := p.blocks[at].text
+	row := regexp.MustCompile(`' (\d+) (\S+Z) \|`).FindStringSubmatch(command)
+	if row == nil {
+		t.Fatalf("found no row in %q", command)
+	}
+	m, err := message.Decode([]byte(fmt.Sprintf(`{"session_id":%s,"service1_timestamp":%q,"service2_timestamp":null,"service3_timestamp":null,"end_timestamp":null}`,
+		row[1], row[2])), message.AtMS2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := telemetry.IDs(m.Key())
+	text, err := fs.ReadFile(tree(t), p.name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(text), "`"+id.String()+"`") {
+		t.Errorf("%s does not say the trace id %s of its row", p.name, id)
+	}
+	out, err := exec.Command("sh", "-c", command).Output()
+	if err != nil {
+		t.Skipf("the command cannot be run here: %v", err)
+	}
+	if got := strings.TrimSpace(string(out)); got != id.String() {
+		t.Errorf("found %s, expected %s", got, id)
+	}
+}

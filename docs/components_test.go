@@ -1,0 +1,65 @@
+package docs_test
+
+import (
+	"bufio"
+	"errors"
+	"io/fs"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestComponents holds the table of docs/decisions.md against the files that
+// say what is used: each has its row, with its version.
+func TestComponents(t *testing.T) {
+	tree := tree(t)
+	text, err := fs.ReadFile(tree, "docs/decisions.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []struct {
+		file  string
+		uses  *regexp.Regexp // name and version
+		least int            // how many there are at least
+	}{
+		{"go.mod", regexp.MustCompile(`^\t(\S+) (v\S+)$`), 20}, // those that are needed directly
+		{"MODULE.bazel", regexp.MustCompile(`^bazel_dep\(name = "(\S+)", version = "(\S+)"`), 5},
+		{"compose/compose.yaml", regexp.MustCompile(`^\s+image: ([a-z/]+):([0-9.]+)$`), 3}, // ours have variables
+	} {
+		file, err := tree.Open(source.file)
+		if errors.Is(err, fs.ErrNotExist) && source.file == "compose/compose.yaml" {
+			continue // not there yet
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := 0
+		for lines := bufio.NewScanner(file); lines.Scan(); {
+			if m := source.uses.FindStringSubmatch(lines.Text()); m != nil {
+				found++
+				if row := "| `" + m[1] + "` | " + m[2] + " |"; !strings.Contains(string(text), row) {
+					t.Errorf("docs/decisions.md has no row %s of %s", row, source.file)
+				}
+			}
+		}
+		if found < source.least {
+			t.Errorf("found %d components in %s, expected %d at least", found, source.file, source.least)
+		}
+	}
+	for file, row := range map[string]string{".bazelversion": "| Bazel | %s |", "go.mod": "| Go | %s |", "flake.nix": "| nixpkgs | %s |"} {
+		content, err := fs.ReadFile(tree, file)
+		if errors.Is(err, fs.ErrNotExist) && file == "flake.nix" {
+			continue // not there yet
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		version := strings.TrimSpace(string(content))
+		if found := regexp.MustCompile(`(?m)(?:^toolchain go|/nixos-)([0-9.]+)`).FindStringSubmatch(version); found != nil {
+			version = found[1]
+		}
+		if row = strings.Replace(row, "%s", version, 1); !strings.Contains(string(text), row) {
+			t.Errorf("docs/decisions.md has no row %s of %s", row, file)
+		}
+	}
+}

@@ -1,0 +1,230 @@
+package generate
+
+import (
+	"errors"
+	"fmt"
+	"go/ast"
+	"math"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/tricycle-relay/tricycle/services/allinone"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
+	"github.com/tricycle-relay/tricycle/services/ms2"
+	"github.com/tricycle-relay/tricycle/services/ms3"
+)
+
+// Key is a key of a program's configuration.
+type Key struct {
+	Name    string // path, with dots
+	Type    string
+	Default string
+	Range   string // what Validate expects, in its own words
+	Meaning string
+}
+
+// Programs are the programs that have a configuration.
+var Programs = []string{"ms1", "ms2", "ms3", "allinone"}
+
+// ms1Settings is MS1's configuration with that of its database, as the program
+// has it. A test holds both against the shipped file.
+type ms1Settings struct {
+	ms1.Config
+	Database mariadb.Config `yaml:"database"`
+}
+
+func (c *ms1Settings) Validate() error {
+	return errors.Join(c.Config.Validate(), c.Database.Validate())
+}
+
+func defaultsOf(program string) interface{ Validate() error } {
+	switch program {
+	case "ms1":
+		return &ms1Settings{ms1.Defaults(), mariadb.Defaults()}
+	case "ms2":
+		c := ms2.Defaults()
+		return &c
+	case "ms3":
+		c := ms3.Defaults()
+		return &c
+	}
+	c := allinone.Defaults()
+	return &c
+}
+
+// Keys returns the configuration keys of a program of the tree at root.
+func Keys(root, program string) ([]Key, error) { return keys(newSource(root), program) }
+
+func keys(src *source, program string) ([]Key, error) {
+	probed := defaultsOf(program)
+	if c, ok := probed.(*allinone.Config); ok {
+		c.Database.Address = mariadb.Defaults().Address // else nobody looks at its section
+	}
+	var all []Key
+	var walk func(v, probe reflect.Value, prefix string) error
+	walk = func(v, probe reflect.Value, prefix string) error {
+		for i := range v.NumField() {
+			field, name := v.Type().Field(i), prefix+v.Type().Field(i).Tag.Get("yaml")
+			switch {
+			case field.Anonymous:
+				if err := walk(v.Field(i), probe.Field(i), prefix); err != nil {
+					return err
+				}
+			case field.Type.Kind() == reflect.Struct:
+				if err := walk(v.Field(i), probe.Field(i), name+"."); err != nil {
+					return err
+				}
+			default:
+				meaning, err := src.fieldComment(v.Type(), field.Name)
+				if err == nil && meaning == "" {
+					err = fmt.Errorf("found no comment at %s.%s, expected what the key %s means", v.Type(), field.Name, name)
+				}
+				if err != nil {
+					return err
+				}
+				kind, expected := expectation(probed, probe.Field(i), name)
+				all = append(all, Key{Name: name, Type: kind, Default: show(v.Field(i)), Range: expected, Meaning: meaning})
+			}
+		}
+		return nil
+	}
+	err := walk(reflect.ValueOf(defaultsOf(program)).Elem(), reflect.ValueOf(probed).Elem(), "")
+	return all, err
+}
+
+// expectation gives a key values that make no sense and returns its type and what
+// the configuration expects instead.
+func expectation(c interface{ Validate() error }, field reflect.Value, key string) (kind, expected string) {
+	var absurd []any
+	switch field.Kind() {
+	case reflect.Int:
+		kind, absurd = "integer", []any{math.MinInt}
+	case reflect.Float64:
+		kind, absurd = "number", []any{math.NaN()}
+	case reflect.Bool:
+		kind, expected = "boolean", "true or false"
+	case reflect.Slice:
+		kind, absurd = "list of strings", []any{[]string{""}, []string(nil)}
+	default:
+		kind, absurd = "string", []any{"", "\x00"}
+	}
+	good := reflect.ValueOf(field.Interface())
+	defer field.Set(good)
+	var found []string
+	for _, value := range absurd {
+		field.Set(reflect.ValueOf(value))
+		if err := c.Validate(); err != nil {
+			for line := range strings.Lines(err.Error()) {
+				_, want, ok := strings.Cut(line, ", expected ")
+				if want = strings.TrimSpace(want); ok && strings.HasPrefix(line, key+": ") && !slices.Contains(found, want) {
+					found = append(found, want)
+				}
+			}
+		}
+	}
+	if len(found) > 0 {
+		expected = strings.Join(found, "; ")
+	}
+	return kind, expected
+}
+
+func show(v reflect.Value) string {
+	switch {
+	case v.Kind() == reflect.String || v.Kind() == reflect.Slice:
+		if v.Len() == 0 {
+			return ""
+		}
+		return strings.Trim(fmt.Sprint(v.Interface()), "[]")
+	}
+	return fmt.Sprint(v.Interface())
+}
+
+// Flag is a flag of a program.
+type Flag struct{ Name, Meaning string }
+
+// Flags returns the flags of a program of the tree at root.
+func Flags(root, program string) ([]Flag, error) { return flags(newSource(root), program) }
+
+func flags(src *source, program string) (all []Flag, err error) {
+	for _, folder := range []string{"lib/program", "services/" + program + "/cmd/" + program} {
+		err = errors.Join(err, src.functions(folder, func(_, _ string, f *ast.FuncDecl) {
+			ast.Inspect(f, func(n ast.Node) bool {
+				call, _ := n.(*ast.CallExpr)
+				if call == nil {
+					return true
+				}
+				if sel, ok := call.Fun.(*ast.SelectorExpr); ok && src.show(sel.X) == "flags" && len(call.Args) > 2 {
+					name, first := literal(call.Args[0])
+					meaning, _ := literal(call.Args[1])
+					if !first { // flags.IntVar(&v, name, value, usage)
+						name, _ = literal(call.Args[1])
+						meaning, _ = literal(call.Args[3])
+					}
+					if word := strings.SplitN(meaning, "`", 3); len(word) == 3 {
+						name, meaning = name+" "+word[1], strings.ReplaceAll(meaning, "`", "")
+					}
+					all = append(all, Flag{Name: "-" + name, Meaning: meaning})
+				}
+				return true
+			})
+		}))
+	}
+	return all, err
+}
+
+func configurationPage(src *source, pages map[string]string) error {
+	p := newPage("Configuration", "A program reads the YAML files that its flag `-config` names; a later file overrides an earlier one. "+
+		"A key that no file names has its\ndefault. An unknown key, another type or a value out of its range is an error that names file, line and key. "+
+		"The range is what the program\nitself says it expects. The shipped files are in [compose/config](../../compose/config).")
+	for _, program := range Programs {
+		all, err := keys(src, program)
+		if err != nil {
+			return err
+		}
+		p.linef("## %s\n", program)
+		var rows [][]string
+		for _, k := range all {
+			rows = append(rows, []string{code(k.Name), k.Type, unitOf(k.Name), code(k.Default), k.Range, k.Meaning})
+		}
+		p.table([]string{"key", "type", "unit", "default", "range", "meaning"}, rows)
+		known, err := flags(src, program)
+		if err != nil {
+			return err
+		}
+		rows = nil
+		for _, f := range known {
+			rows = append(rows, []string{code(f.Name), f.Meaning})
+		}
+		p.table([]string{"flag", "meaning"}, rows)
+	}
+	p.linef("## Environment\n\nThese variables of the OpenTelemetry specification override the section `tracing`, in every program; the SDK reads others of its own.\n")
+	names, err := src.environment("lib/telemetry")
+	if err != nil {
+		return err
+	}
+	var rows [][]string
+	for _, name := range names {
+		rows = append(rows, []string{code(name)})
+	}
+	p.table([]string{"variable"}, rows)
+	pages["configuration.md"] = p.text()
+	return nil
+}
+
+// environment returns the OTEL_* variables that a package reads.
+func (s *source) environment(folder string) (names []string, err error) {
+	err = s.functions(folder, func(_, _ string, f *ast.FuncDecl) {
+		ast.Inspect(f, func(n ast.Node) bool {
+			if e, ok := n.(ast.Expr); ok {
+				if text, ok := literal(e); ok && strings.HasPrefix(text, "OTEL_") && !strings.ContainsAny(text, ": ") {
+					names = append(names, text)
+				}
+			}
+			return true
+		})
+	})
+	slices.Sort(names)
+	return slices.Compact(names), err
+}

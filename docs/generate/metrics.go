@@ -1,0 +1,132 @@
+package generate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	dto "github.com/prometheus/client_model/go"
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
+	"github.com/tricycle-relay/tricycle/services/ms1/websocket"
+	"github.com/tricycle-relay/tricycle/services/ms2"
+	"github.com/tricycle-relay/tricycle/services/ms3"
+)
+
+// services make each service as its program does, to see which metrics it has.
+// None of them is run.
+var services = map[string]func(*telemetry.Telemetry) error{
+	"ms1": func(t *telemetry.Telemetry) error {
+		folder, err := os.MkdirTemp("", "generate")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(folder)
+		store, err := sqlite.Open(filepath.Join(folder, "tricycle.db"), zerolog.Nop())
+		if err != nil {
+			return err
+		}
+		c := ms1.Defaults()
+		c.Listen = "127.0.0.1:0"
+		s, err := ms1.New(c, store, websocket.New(c.MS2.URL, zerolog.Nop()), zerolog.Nop(), t)
+		if err != nil {
+			return err
+		}
+		return s.Close()
+	},
+	"ms2": func(t *telemetry.Telemetry) error {
+		c := ms2.Defaults()
+		c.Listen = "127.0.0.1:0"
+		s, err := ms2.New(c, zerolog.Nop(), t)
+		return runStopped(s, err)
+	},
+	"ms3": func(t *telemetry.Telemetry) error {
+		c := ms3.Defaults()
+		c.Listen = "127.0.0.1:0"
+		s, err := ms3.New(c, zerolog.Nop(), t)
+		return runStopped(s, err)
+	},
+}
+
+// runStopped runs a service that is asked to stop at once, so that it lets go
+// of its port.
+func runStopped(s interface{ Run(context.Context) error }, err error) error {
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	stop()
+	return s.Run(ctx)
+}
+
+// gather returns the metrics of a service before it has done anything.
+func gather(service string) (_ []*dto.MetricFamily, err error) {
+	ctx := context.Background()
+	c := telemetry.Defaults()
+	c.Endpoint = "http://127.0.0.1:4318" // nothing is sent: nothing happens
+	t, err := telemetry.New(ctx, c, service, "", zerolog.Nop())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, t.Shutdown(ctx)) }()
+	if err := services[service](t); err != nil {
+		return nil, err
+	}
+	return t.Metrics.Gather()
+}
+
+func metricsPage(_ *source, pages map[string]string) error {
+	p := newPage("Metrics", "Each service answers `GET /metrics` in Prometheus' text format. Beside these there are `go_…` and `process_…`, "+
+		"which\nevery program with Prometheus' client has. All are there, as 0, from the start.")
+	for _, service := range slices.Sorted(maps.Keys(services)) {
+		families, err := gather(service)
+		if err != nil {
+			return err
+		}
+		p.linef("## %s\n", service)
+		var rows [][]string
+		for _, f := range families {
+			if !strings.HasPrefix(f.GetName(), "tricycle_") {
+				if !strings.HasPrefix(f.GetName(), "go_") && !strings.HasPrefix(f.GetName(), "process_") {
+					return fmt.Errorf("found metric %s, expected a name that begins with tricycle_", f.GetName())
+				}
+				continue
+			}
+			rows = append(rows, []string{code(f.GetName()), strings.ToLower(f.GetType().String()), unitOf(f.GetName()), labels(f), f.GetHelp() + buckets(f)})
+		}
+		p.table([]string{"metric", "type", "unit", "labels", "meaning"}, rows)
+	}
+	pages["metrics.md"] = p.text()
+	return nil
+}
+
+func labels(f *dto.MetricFamily) string {
+	values := map[string][]string{}
+	for _, m := range f.Metric {
+		for _, l := range m.Label {
+			values[l.GetName()] = append(values[l.GetName()], l.GetValue())
+		}
+	}
+	var texts []string
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		texts = append(texts, code(name)+": "+codes(values[name]))
+	}
+	return strings.Join(texts, "; ")
+}
+
+func buckets(f *dto.MetricFamily) string {
+	h := f.Metric[0].GetHistogram()
+	if h == nil {
+		return ""
+	}
+	n := len(h.Bucket)
+	return fmt.Sprintf(" %d buckets from %.3g to %.3g.", n, h.Bucket[0].GetUpperBound(), h.Bucket[n-1].GetUpperBound())
+}

@@ -1,0 +1,265 @@
+// Package openapitest holds what a test exchanges with a service against the
+// service's OpenAPI description in docs/reference.
+//
+// An answer must be described: its status, its headers, its body. A request
+// that the description does not allow must be answered by an error; one for a
+// path or a method that is not described by 404 or 405 (problem details,
+// RFC 9457), the latter with the methods that are in its Allow header.
+package openapitest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/getkin/kin-openapi/routers/gorillamux"
+
+	"github.com/tricycle-relay/tricycle/docs"
+)
+
+const problemType = "application/problem+json"
+
+// Client returns a client for requests to the service (ms1, ms2 or ms3), whose
+// test fails at the first exchange that the description does not allow. It
+// keeps no connections.
+func Client(t testing.TB, service string) *http.Client {
+	return &http.Client{Transport: Transport(t, service, &http.Transport{DisableKeepAlives: true})}
+}
+
+// Transport returns a transport that sends by next and compares.
+func Transport(t testing.TB, service string, next http.RoundTripper) http.RoundTripper {
+	t.Helper()
+	d, err := describe(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return transport{t, service, d, next}
+}
+
+// Request returns what the description of the service does not allow about a
+// request, for tests that stand for the service.
+func Request(service string, r *http.Request) error {
+	d, err := describe(service)
+	if err != nil {
+		return err
+	}
+	_, err = d.request(r)
+	return err
+}
+
+type transport struct {
+	t       testing.TB
+	service string
+	*description
+	next http.RoundTripper
+}
+
+func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	input, refused := t.request(r)
+	resp, err := t.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	return resp, t.answer(r, input, refused, resp)
+}
+
+// Exchange is [Client] for a test that has made the exchange by itself. It
+// reads the body of the answer and puts it back.
+func Exchange(t testing.TB, service string, r *http.Request, resp *http.Response) {
+	t.Helper()
+	d, err := describe(service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	input, refused := d.request(r)
+	if err := (transport{t, service, d, nil}).answer(r, input, refused, resp); err != nil {
+		t.Error(err)
+	}
+}
+
+// answer fails the test if the description does not allow the answer. Its error
+// is that the answer could not be read.
+func (t transport) answer(r *http.Request, input *openapi3filter.RequestValidationInput, refused error, resp *http.Response) error {
+	var body []byte
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		var err error
+		body, err = io.ReadAll(resp.Body)
+		_ = resp.Body.Close() // it was read
+		if err != nil {
+			return err
+		}
+		resp.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	if err := t.compare(input, refused, resp, body); err != nil {
+		t.t.Errorf("%s %s, answered %s: not as docs/reference/%s.openapi.yaml has it: %v", r.Method, r.URL.RequestURI(), resp.Status, t.service, err)
+	}
+	return nil
+}
+
+// Complete returns an end for TestMain, which gets the exit status of the tests
+// and exits. When all tests of a package have run well it fails if one of the
+// described answers was never given. Of HEAD one answer is enough.
+func Complete(service string) func(status int) {
+	return func(status int) {
+		for _, filter := range []string{"test.run", "test.skip", "test.list", "test.fuzz"} {
+			if flag.Lookup(filter).Value.String() != "" {
+				os.Exit(status)
+			}
+		}
+		if status != 0 {
+			os.Exit(status)
+		}
+		for _, answer := range unanswered(service) {
+			fmt.Fprintf(os.Stderr, "docs/reference/%s.openapi.yaml describes %s, which no test has seen\n", service, answer)
+			status = 1
+		}
+		os.Exit(status)
+	}
+}
+
+// unanswered returns the described answers that were not given yet.
+func unanswered(service string) (missing []string) {
+	d, err := describe(service)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for path, item := range d.doc.Paths.Map() {
+		for method, operation := range item.Operations() {
+			var answers []string
+			for status := range operation.Responses.Map() {
+				if answer := method + " " + path + " " + status; !d.seen[answer] {
+					answers = append(answers, answer)
+				}
+			}
+			if method != http.MethodHead || len(answers) == operation.Responses.Len() {
+				missing = append(missing, answers...)
+			}
+		}
+	}
+	slices.Sort(missing)
+	return missing
+}
+
+// description is the OpenAPI description of a service.
+type description struct {
+	doc    *openapi3.T
+	router routers.Router
+	seen   map[string]bool // answers, each as "GET /start 202"
+}
+
+var (
+	mu    sync.Mutex
+	known = map[string]*description{}
+)
+
+func describe(service string) (*description, error) {
+	mu.Lock()
+	defer mu.Unlock()
+	if d := known[service]; d != nil {
+		return d, nil
+	}
+	text, err := docs.Reference.ReadFile("reference/" + service + ".openapi.yaml")
+	if err != nil {
+		return nil, err
+	}
+	d := &description{seen: map[string]bool{}}
+	if d.doc, err = openapi3.NewLoader().LoadFromData(text); err == nil {
+		err = d.doc.Validate(context.Background())
+	}
+	if err == nil {
+		d.router, err = gorillamux.NewRouter(d.doc)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the description of %s: %w", service, err)
+	}
+	known[service] = d
+	return d, nil
+}
+
+// request holds a request against the description. It reads the body and puts
+// it back.
+func (d *description) request(r *http.Request) (*openapi3filter.RequestValidationInput, error) {
+	route, parameters, err := d.router.FindRoute(r)
+	if err != nil {
+		return nil, err
+	}
+	input := &openapi3filter.RequestValidationInput{Request: r, PathParams: parameters, Route: route}
+	return input, openapi3filter.ValidateRequest(r.Context(), input)
+}
+
+// compare holds the answer to a request, which was refused if the description
+// does not allow it, against the description.
+func (d *description) compare(input *openapi3filter.RequestValidationInput, refused error, resp *http.Response, body []byte) error {
+	switch {
+	case errors.Is(refused, routers.ErrPathNotFound):
+		return d.problem(resp, body, http.StatusNotFound)
+	case errors.Is(refused, routers.ErrMethodNotAllowed):
+		if want := d.methods(resp.Request); resp.Header.Get("Allow") != want {
+			return fmt.Errorf("found Allow: %s, expected the described methods: %s", resp.Header.Get("Allow"), want)
+		}
+		return d.problem(resp, body, http.StatusMethodNotAllowed)
+	case refused != nil && resp.StatusCode < http.StatusBadRequest:
+		return fmt.Errorf("the description does not allow the request: %w", refused)
+	}
+	return d.response(input, resp, body)
+}
+
+// methods returns the methods that are described for the path of a request.
+func (d *description) methods(r *http.Request) string {
+	var methods []string
+	for _, method := range []string{"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"} {
+		other := r.Clone(r.Context())
+		other.Method = method
+		if _, _, err := d.router.FindRoute(other); err == nil {
+			methods = append(methods, method)
+		}
+	}
+	return strings.Join(methods, ", ")
+}
+
+func (d *description) response(input *openapi3filter.RequestValidationInput, resp *http.Response, body []byte) error {
+	mu.Lock()
+	d.seen[fmt.Sprintf("%s %s %d", input.Request.Method, input.Route.Path, resp.StatusCode)] = true
+	mu.Unlock()
+	output := &openapi3filter.ResponseValidationInput{
+		RequestValidationInput: input, Status: resp.StatusCode, Header: resp.Header,
+		Options: &openapi3filter.Options{IncludeResponseStatus: true, ExcludeResponseBody: body == nil || input.Request.Method == http.MethodHead},
+	}
+	output.SetBodyBytes(body)
+	return openapi3filter.ValidateResponse(context.Background(), output)
+}
+
+// problem holds an answer that every path may give against the schema of
+// problem details.
+func (d *description) problem(resp *http.Response, body []byte, status int) error {
+	if resp.StatusCode != status {
+		return fmt.Errorf("found status %d, expected %d", resp.StatusCode, status)
+	}
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind != problemType {
+		return fmt.Errorf("found %s, expected %s", resp.Header.Get("Content-Type"), problemType)
+	}
+	if resp.Request.Method == http.MethodHead {
+		return nil
+	}
+	var value any
+	if err := json.Unmarshal(body, &value); err != nil {
+		return err
+	}
+	return d.doc.Components.Schemas["Problem"].Value.VisitJSON(value, openapi3.EnableJSONSchema2020())
+}

@@ -1,0 +1,225 @@
+package docs_test
+
+import (
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// root returns the folder of the repository. Under Bazel, which gives a test
+// only the files that it declares, this is where the link to go.mod leads: the
+// real one.
+func root(t *testing.T) string {
+	t.Helper()
+	file, err := filepath.EvalSymlinks("../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Dir(file)
+}
+
+func tree(t *testing.T) fs.FS {
+	t.Helper()
+	return os.DirFS(root(t))
+}
+
+// block is a fenced block of a page.
+type block struct {
+	info string // its language
+	text string
+}
+
+// page is a Markdown page, taken apart as far as its tests need it.
+type page struct {
+	name     string
+	blocks   []block
+	commands []string // in code marks: all in the columns of tables that are headed 'command', and what begins like one elsewhere
+	prose    string   // what is not in blocks and not in code marks
+	anchors  []string // of its headings
+}
+
+var (
+	codeSpan    = regexp.MustCompile("`[^`]*`")
+	heading     = regexp.MustCompile(`^#{1,6} (.*)$`)
+	notInAnchor = regexp.MustCompile(`[^\p{L}\p{N}\p{M}_\- ]`)
+	beginning   = regexp.MustCompile("`(go|bazel|bash|curl|nix|docker compose -f) [^`]+`")
+	commandHead = regexp.MustCompile(`(?i)command|команда`)
+)
+
+func readPage(t *testing.T, tree fs.FS, name string) page {
+	t.Helper()
+	text, err := fs.ReadFile(tree, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return takeApart(name, string(text))
+}
+
+func takeApart(name, text string) page {
+	p := page{name: name}
+	var open *block
+	var prose []string
+	column := -1 // of commands, in the table that is being read
+	inTable := false
+	for line := range strings.Lines(text) {
+		line = strings.TrimRight(line, "\n")
+		if info, fence := strings.CutPrefix(line, "```"); fence {
+			if open == nil {
+				open = &block{info: info}
+			} else {
+				p.blocks = append(p.blocks, *open)
+				open = nil
+			}
+			continue
+		}
+		if open != nil {
+			open.text += line + "\n"
+			continue
+		}
+		if m := heading.FindStringSubmatch(line); m != nil {
+			p.anchors = append(p.anchors, anchor(m[1]))
+		}
+		if strings.HasPrefix(line, "|") {
+			cells := strings.Split(strings.Trim(line, "|"), " | ")
+			if !inTable {
+				inTable = true
+				column = slices.IndexFunc(cells, commandHead.MatchString)
+			} else if column >= 0 && column < len(cells) {
+				p.commands = append(p.commands, codeSpan.FindAllString(cells[column], -1)...)
+				cells = slices.Delete(cells, column, column+1)
+			}
+			p.commands = append(p.commands, beginning.FindAllString(strings.Join(cells, " "), -1)...)
+		} else {
+			inTable, column = false, -1
+			p.commands = append(p.commands, beginning.FindAllString(line, -1)...)
+		}
+		prose = append(prose, line)
+	}
+	for i := range p.commands {
+		p.commands[i] = strings.Trim(p.commands[i], "`")
+	}
+	p.prose = codeSpan.ReplaceAllString(strings.Join(prose, "\n"), "")
+	return p
+}
+
+// anchor returns the name that code hosts give a heading.
+func anchor(heading string) string {
+	heading = strings.ToLower(strings.TrimSpace(heading))
+	return strings.ReplaceAll(notInAnchor.ReplaceAllString(heading, ""), " ", "-")
+}
+
+// pages returns the Markdown pages of the tree.
+func pages(t *testing.T, tree fs.FS) (names []string) {
+	t.Helper()
+	top, err := fs.Glob(tree, "*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names = top
+	err = fs.WalkDir(tree, "docs", func(name string, _ fs.DirEntry, err error) error {
+		if path.Ext(name) == ".md" {
+			names = append(names, name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(names) < 5 {
+		t.Fatalf("found the pages %v, expected more", names)
+	}
+	return names
+}
+
+// link is a relative or absolute link of a page.
+var link = regexp.MustCompile(`\[[^\]]*\]\(([^)\s]+)\)`)
+
+func links(p page) (targets []string) {
+	for _, m := range link.FindAllStringSubmatch(p.prose, -1) {
+		targets = append(targets, m[1])
+	}
+	return targets
+}
+
+// deadLinks returns what is wrong with the links of a page. Other hosts are not
+// asked.
+func deadLinks(t *testing.T, tree fs.FS, p page) (wrong []string) {
+	for _, target := range links(p) {
+		if strings.Contains(target, "://") {
+			continue
+		}
+		file, fragment, _ := strings.Cut(target, "#")
+		name := p.name
+		if file != "" {
+			name = path.Join(path.Dir(p.name), file)
+		}
+		switch _, err := fs.Stat(tree, name); {
+		case err != nil:
+			wrong = append(wrong, "link to "+target+": there is no "+name)
+		case fragment != "" && path.Ext(name) != ".md":
+			wrong = append(wrong, "link to "+target+": only pages have anchors")
+		case fragment != "" && !slices.Contains(readPage(t, tree, name).anchors, fragment):
+			wrong = append(wrong, "link to "+target+": "+name+" has no heading #"+fragment)
+		}
+	}
+	return wrong
+}
+
+func TestLinks(t *testing.T) {
+	tree := tree(t)
+	found := 0
+	for _, name := range pages(t, tree) {
+		p := readPage(t, tree, name)
+		found += len(links(p))
+		for _, wrong := range deadLinks(t, tree, p) {
+			t.Errorf("%s: %s", name, wrong)
+		}
+	}
+	if found < 100 {
+		t.Errorf("found %d links, expected more", found)
+	}
+}
+
+// TestTheTwoREADMEs compares the English and the Russian one: their commands,
+// their other code and their links, in this order.
+func TestTheTwoREADMEs(t *testing.T) {
+	tree := tree(t)
+	english, russian := readPage(t, tree, "README.md"), readPage(t, tree, "README.ru.md")
+	comment := regexp.MustCompile(`(?m)^-- .*$`)
+	shape := func(p page) (all []string) {
+		for _, b := range p.blocks {
+			if b.info == "" {
+				continue // pictures and what a program prints
+			}
+			all = append(all, b.info+"\n"+comment.ReplaceAllString(b.text, "--"))
+		}
+		all = append(all, p.commands...)
+		return append(all, links(p)...)
+	}
+	other := strings.NewReplacer("README.ru.md", "README", "README.md", "README")
+	a, b := shape(english), shape(russian)
+	for i := range max(len(a), len(b)) {
+		at := func(all []string) string {
+			if i < len(all) {
+				return all[i]
+			}
+			return "nothing"
+		}
+		if other.Replace(at(a)) != other.Replace(at(b)) {
+			t.Fatalf("README.md has\n%s\nwhere README.ru.md has\n%s", at(a), at(b))
+		}
+	}
+}
+
+func TestTakeApart(t *testing.T) {
+	p := takeApart("x.md", "# A `b` – c\n[l](m.md) `[no](x.md)` `go fmt x` `go`\n```sh\n[no](y)\n```\n| x | the command that shows it |\n|---|---|\n| `no` | `go test` and `go vet` |\n\n| y |\n|---|\n| `no` |\n")
+	if !slices.Equal(p.anchors, []string{"a-b--c"}) || !slices.Equal(p.commands, []string{"go fmt x", "go test", "go vet"}) ||
+		!slices.Equal(links(p), []string{"m.md"}) || len(p.blocks) != 1 || p.blocks[0] != (block{"sh", "[no](y)\n"}) {
+		t.Errorf("found %+v, links %v", p, links(p))
+	}
+}

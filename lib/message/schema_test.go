@@ -1,0 +1,96 @@
+package message_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/tricycle-relay/tricycle/docs"
+	"github.com/tricycle-relay/tricycle/lib/message"
+)
+
+// beyondTheSchema are refused by Decode and not by the schema, which cannot
+// say these rules.
+var beyondTheSchema = map[string]string{
+	"4097 bytes":                       "the size of the text",
+	"a field twice":                    "members are told apart before a schema sees them",
+	"a field twice, escaped":           "members are told apart before a schema sees them",
+	"a stamp twice":                    "members are told apart before a schema sees them",
+	"session a fraction":               "to a schema 7.0 is an integer",
+	"session an exponent":              "to a schema 7e0 is an integer",
+	"stamp on February 30th":           "the calendar",
+	"stamp on a leap day that is none": "the calendar",
+}
+
+// definitions returns the schema of a message at each door.
+func definitions(t *testing.T) map[message.Stage]*jsonschema.Schema {
+	t.Helper()
+	text, err := docs.Reference.ReadFile("reference/message.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := jsonschema.NewCompiler()
+	if err := c.AddResource("message.json", whole); err != nil {
+		t.Fatal(err)
+	}
+	all := map[message.Stage]*jsonschema.Schema{}
+	for stage, name := range map[message.Stage]string{message.AtMS2: "AtMS2", message.AtMS3: "AtMS3", message.AtStore: "AtStore"} {
+		if all[stage], err = c.Compile("message.json#/$defs/" + name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
+}
+
+// allows says whether text is JSON that the schema allows.
+func allows(s *jsonschema.Schema, text string) bool {
+	value, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
+	return err == nil && s.Validate(value) == nil
+}
+
+func TestSchemaAgreesWithDecode(t *testing.T) {
+	schema := definitions(t)[message.AtMS2]
+	for name, c := range allTaken(t) {
+		if !allows(schema, c.text) {
+			t.Errorf("%s: the schema refuses what Decode takes: %.200s", name, c.text)
+		}
+	}
+	vectors := allRefused()
+	for name, c := range vectors {
+		switch _, known := beyondTheSchema[name]; {
+		case allows(schema, c.text) && !known:
+			t.Errorf("%s: the schema allows what Decode refuses: %.200s", name, c.text)
+		case !allows(schema, c.text) && known:
+			t.Errorf("%s: the schema refuses it too; it is no exception", name)
+		}
+	}
+	for name := range beyondTheSchema {
+		if _, ok := vectors[name]; !ok {
+			t.Errorf("there is no vector %q", name)
+		}
+	}
+}
+
+func TestSchemaAgreesWithDecodeAtEveryDoor(t *testing.T) {
+	values := []string{quoted(ts1), quoted(ts2), quoted(ts3), quoted(ts4)}
+	for stage, schema := range definitions(t) {
+		for set := range 1 << 4 { // every set of stamps, gaps among them
+			stamps := []string{"null", "null", "null", "null"}
+			for i := range stamps {
+				if set&(1<<i) != 0 {
+					stamps[i] = values[i]
+				}
+			}
+			text := object(stamps...)
+			if _, err := message.Decode([]byte(text), stage); allows(schema, text) != (err == nil) {
+				t.Errorf("stage %d: Decode says %v, the schema does not: %s", stage, err, text)
+			}
+		}
+	}
+}
