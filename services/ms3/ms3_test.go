@@ -3,6 +3,7 @@ package ms3
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -915,6 +916,30 @@ func TestStalledReaderIsReopened(t *testing.T) {
 			source.commits(10)
 			topictest.Eventually(t, 20*time.Second, "ready", func() bool { return r.consumer.ready(t.Context()) == nil })
 		})
+	}
+}
+
+func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	r := start(t, k, store.URL)
+	_, records := messages(400)
+	source.spread(records)
+	source.commits(400)
+	// Below the offsets that were read of the old one, nothing would ever be fetched.
+	topictest.Eventually(t, 20*time.Second, "the topic is gone", func() bool {
+		resp, err := source.Client().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{k.Topic}})
+		return err == nil && errors.Is(resp.Errors[k.Topic], kafka.UnknownTopicOrPartition)
+	})
+	_, records = messages(8)
+	source.spread(records)
+	topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 408 })
+	topictest.Eventually(t, 20*time.Second, "ready", func() bool { return r.consumer.ready(t.Context()) == nil })
+	source.commits(8)
+	for _, number := range []int{0, 1, 2, 3} {
+		if next := r.consumer.committer.next(number); next != 2 {
+			t.Errorf("found %d as the next offset of partition %d, expected 2", next, number)
+		}
 	}
 }
 
