@@ -971,7 +971,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 	ms, records := messages(2)
 	const parent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 	records[0].Headers = []kafka.Header{{Key: "traceparent", Value: []byte(parent)}}
-	junk := kafka.Message{Key: []byte("junk"), Value: []byte("junk"), Headers: records[0].Headers}
+	junk := kafka.Message{Key: []byte("junk\xff"), Value: []byte("junk"), Headers: records[0].Headers}
 	source.produce(1, records[0], records[1], junk)
 	source.commits(3)
 	r.stop()
@@ -987,7 +987,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 	for key, want := range map[string][2]string{
 		ms[0].Key().String(): {"0123456789abcdef0123456789abcdef", "0123456789abcdef"},
 		ms[1].Key().String(): {derived.String(), root.String()}, // without a header, from the key
-		"junk":               {"0123456789abcdef0123456789abcdef", "0123456789abcdef"},
+		"junk\uFFFD":         {"0123456789abcdef0123456789abcdef", "0123456789abcdef"},
 	} {
 		s := all[key]
 		if got := [2]string{fmt.Sprintf("%x", s.TraceId), fmt.Sprintf("%x", s.ParentSpanId)}; got != want {
@@ -1016,7 +1016,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 		}
 		store.mu.Unlock()
 	}
-	if s := all["junk"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || topictest.Attribute(s, "error.type") != "malformed" {
+	if s := all["junk\uFFFD"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || topictest.Attribute(s, "error.type") != "malformed" {
 		t.Errorf("found %v for the malformed record", s)
 	}
 }
