@@ -191,6 +191,10 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 		if err != nil {
 			return // it was not processed, is not committed, and so will be fetched again
 		}
+		if endsTransaction(m) {
+			c.committer.done(f)
+			continue
+		}
 		c.metrics.fetched.Inc()
 		c.work.Go(func() {
 			if c.process(ctx, work, m, now) {
@@ -198,6 +202,13 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			}
 		})
 	}
+}
+
+// endsTransaction says that m is no record but Kafka's mark of the end of a
+// transaction, which kafka-go hands out like one.
+func endsTransaction(m kafka.Message) bool {
+	key := m.Key
+	return len(key) == 4 && key[0]|key[1]|key[2] == 0 && key[3] <= 1 && len(m.Value) == 6 && m.Value[0] == 0
 }
 
 // commit hands what may be committed to the reader.

@@ -544,6 +544,26 @@ func TestMalformedRecordsBlockNothing(t *testing.T) {
 	}
 }
 
+func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	r := start(t, k, store.URL)
+	_, records := messages(1)
+	mark := []byte{0, 0, 0, 0, 0, 9}
+	source.produce(0,
+		kafka.Message{Key: []byte{0, 0, 0, 0}, Value: mark}, // aborted
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: mark}, // committed
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: records[0].Value},
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: []byte("junk")}, // both of somebody whose keys are numbers
+		kafka.Message{Key: []byte{0, 0, 0, 2}, Value: mark},
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: mark}) // nothing after it
+	source.commits(6)
+	if store.got() != 1 || r.metric("tricycle_ms3_records_fetched_total") != 3 || r.metric("tricycle_ms3_dead_letters_total") != 2 {
+		t.Errorf("found %d posted, %v fetched and %v dead letters, expected 1, 3 and 2", store.got(),
+			r.metric("tricycle_ms3_records_fetched_total"), r.metric("tricycle_ms3_dead_letters_total"))
+	}
+}
+
 func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 	cluster, address := topictest.Cluster(t)
 	k, store := topictest.For(t, address), newMS1(t)
