@@ -293,6 +293,20 @@ func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
 	})
 }
 
+func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.link.mu.Lock()
+		b.link.number = 2
+		b.link.mu.Unlock()
+		b.begin(1, 1)
+		time.Sleep(time.Second) // never over if the message were sent again and again
+		if got := len(b.link.frames()); got != 1 {
+			t.Errorf("%d frames, want 1", got)
+		}
+	})
+}
+
 func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
@@ -433,6 +447,24 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 			t.Errorf("row %+v, %v, want it closed", row, err)
 		}
 		b.begin(1, 1)
+	})
+}
+
+func TestASessionWhoseRowWasDeletedMakesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), 10*time.Millisecond)
+		b.begin(60, 1)
+		time.Sleep(time.Second)
+		b.store.fail(ErrNoSession)
+		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrNoSession) {
+			t.Errorf("stop: %v, want that there is no such session", err)
+		}
+		if said := b.said.String(); strings.Count(said, "NOT RECORDED in the database: no such session") != 1 {
+			t.Errorf("the console does not say so once:\n%s", said)
+		}
+		b.store.fail(nil)
+		b.begin(1, 1) // at once: no row is waited for that is gone
+		checkAllStored(t, b.wait(), 99, 2)
 	})
 }
 

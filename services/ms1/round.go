@@ -8,11 +8,12 @@ import (
 	"slices"
 	"time"
 
-	"github.com/tricycle-relay/tricycle/lib/message"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
-	semconv "go.opentelemetry.io/otel/semconv/v1.26.0"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
 )
 
 // round is a message that was not stored yet.
@@ -177,7 +178,7 @@ func (e *engine) written(r *round, connection uint64) {
 	}
 	r.resendAt = now.Add(r.resendWait)
 	r.resendWait = min(2*r.resendWait, maxResend)
-	if connection != e.connection {
+	if connection < e.connection {
 		e.enqueue(r) // the connection has been replaced since
 	}
 }
