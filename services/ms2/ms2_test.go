@@ -20,7 +20,6 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
@@ -43,24 +43,7 @@ type running struct {
 	*Service
 	t    *testing.T
 	stop func() time.Duration // asks it to stop, waits until it has, returns how long that took
-	log  *syncBuffer
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	log  *programtest.Console
 }
 
 // start runs MS2 until the test ends. The functions may change the
@@ -74,7 +57,7 @@ func start(t *testing.T, k topic.Config, change ...any) *running {
 			f(&c)
 		}
 	}
-	r := &running{t: t, log: &syncBuffer{}}
+	r := &running{t: t, log: &programtest.Console{}}
 	log := zerolog.New(r.log)
 	tel, err := telemetry.New(context.Background(), c.Tracing, "ms2", "test", log)
 	if err != nil {
@@ -118,38 +101,9 @@ func (r *running) ready() *running {
 	return r
 }
 
-// metric returns the value of a counter or gauge, summed over its labels, or
-// of the one label value that is named.
 func (r *running) metric(name string, label ...string) float64 {
 	r.t.Helper()
-	families, err := r.telemetry.Metrics.Gather()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	sum, found := 0.0, false
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.Metric {
-			if len(label) == 0 || has(m, label[0]) {
-				sum, found = sum+m.GetCounter().GetValue()+m.GetGauge().GetValue(), true
-			}
-		}
-	}
-	if !found {
-		r.t.Fatalf("there is no metric %s %v", name, label)
-	}
-	return sum
-}
-
-func has(m *dto.Metric, label string) bool {
-	for _, l := range m.Label {
-		if l.GetValue() == label {
-			return true
-		}
-	}
-	return false
+	return topictest.Metric(r.t, r.telemetry.Metrics, name, label...)
 }
 
 // client is a connection to MS2 that reads all the time, as MS1 does.

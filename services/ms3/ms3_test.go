@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -28,6 +27,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
@@ -97,24 +97,7 @@ type running struct {
 	k    topic.Config
 	tel  *telemetry.Telemetry
 	stop func() time.Duration // asks it to stop, waits until it has, returns how long that took
-	log  *syncBuffer
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	log  *programtest.Console
 }
 
 // start runs MS3 until the test ends, with a group named after the topic. The
@@ -128,7 +111,7 @@ func start(t *testing.T, k topic.Config, ms1URL string, change ...any) *running 
 			f(&c)
 		}
 	}
-	r := &running{t: t, k: k, log: &syncBuffer{}}
+	r := &running{t: t, k: k, log: &programtest.Console{}}
 	log := zerolog.New(r.log)
 	var err error
 	if r.tel, err = telemetry.New(context.Background(), c.Tracing, "ms3", "test", log); err != nil {
@@ -167,38 +150,9 @@ func start(t *testing.T, k topic.Config, ms1URL string, change ...any) *running 
 	return r
 }
 
-// metric returns the value of a counter or gauge, summed over its labels, or
-// of the one label value that is named.
 func (r *running) metric(name string, label ...string) float64 {
 	r.t.Helper()
-	families, err := r.tel.Metrics.Gather()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	sum, found := 0.0, false
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.Metric {
-			if len(label) == 0 || has(m, label[0]) {
-				sum, found = sum+m.GetCounter().GetValue()+m.GetGauge().GetValue(), true
-			}
-		}
-	}
-	if !found {
-		r.t.Fatalf("there is no metric %s %v", name, label)
-	}
-	return sum
-}
-
-func has(m *dto.Metric, label string) bool {
-	for _, l := range m.Label {
-		if l.GetValue() == label {
-			return true
-		}
-	}
-	return false
+	return topictest.Metric(r.t, r.tel.Metrics, name, label...)
 }
 
 // ask returns status and body of a GET.
