@@ -241,6 +241,7 @@ func (e *engine) takeBack(ctx context.Context, m message.Message) (Outcome, erro
 	if first {
 		_, span := e.tel.Tracer.Start(ctx, "INSERT messages", trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithAttributes(
+				semconv.DBSystemNameKey.String(e.store.System()),
 				semconv.DBOperationName("INSERT"),
 				semconv.DBCollectionName("messages")))
 		e.committer.add(insert{message: m, span: span, settle: func(err error) { e.settle(r, c, m, err) }})
