@@ -279,6 +279,31 @@ func TestRejectedFrames(t *testing.T) {
 	}
 }
 
+// The peer waits for MS2 to end the connection (RFC 6455, 7.1.1).
+func TestAPeerThatHasAnsweredTheCloseIsLetGoAtOnce(t *testing.T) {
+	r := start(t, topictest.Config(t)).ready()
+	fastest := time.Hour
+	for range 5 { // one of them is not slow for reasons of its own
+		ws, _, err := websocket.DefaultDialer.Dial("ws://"+r.Address()+"/ws", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ws.Close()
+		_ = ws.WriteMessage(websocket.TextMessage, []byte("hello"))
+		if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) { // and answers
+			t.Fatalf("found %v, expected 1008", err)
+		}
+		began := time.Now()
+		if n, err := ws.NetConn().Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("found %d bytes, %v, expected the end of the connection", n, err)
+		}
+		fastest = min(fastest, time.Since(began))
+	}
+	if fastest > closeTimeout/2 {
+		t.Errorf("it took %s at best", fastest)
+	}
+}
+
 func TestExactlyFourKibibytesAreTaken(t *testing.T) {
 	k := topictest.Config(t)
 	ws := start(t, k).ready().dial()
