@@ -334,14 +334,57 @@ func TestACommitUnderWayIsNotGivenUp(t *testing.T) {
 		config := usual()
 		config.GiveUpAfterSeconds = 2
 		b := newBench(t, config, never)
-		b.begin(1, 1)
+		b.begin(3, 1)
 		time.Sleep(1900 * time.Millisecond)
 		b.store.hold = make(chan struct{})
-		time.AfterFunc(time.Second, func() { close(b.store.hold) })
+		time.AfterFunc(time.Second, func() {
+			if got := len(b.link.frames()); got != 1 {
+				t.Errorf("%d frames, want no other in the place of the one that is being stored", got)
+			}
+			close(b.store.hold)
+		})
+		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored", got, err)
+		}
+		check(t, b.wait(), figures{generated: 2, stored: 1, lost: 1, reason: IntervalElapsed})
+	})
+}
+
+func TestACommitUnderWayIsNotSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 1)
+		time.Sleep(time.Second)
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(time.Second, func() {
+			b.link.connect(2)
+			synctest.Wait()
+			if got := len(b.link.frames()); got != 1 {
+				t.Errorf("%d frames, want 1", got)
+			}
+			close(b.store.hold)
+		})
 		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
 			t.Errorf("%q, %v, want stored", got, err)
 		}
 		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
+	})
+}
+
+func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
+		m := b.link.frames()[0]
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(3900*time.Millisecond, func() { _, _ = b.back(m) })
+		time.AfterFunc(4500*time.Millisecond, func() { close(b.store.hold) })
+		s, err := b.engine.stop(t.Context()) // the drain is over at 4 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 1, stored: 1, reason: Stopped})
 	})
 }
 

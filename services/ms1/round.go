@@ -194,7 +194,7 @@ func (e *engine) connected(connection uint64) {
 	}
 	rounds := e.session.rounds
 	for _, stamp := range slices.Sorted(maps.Keys(rounds)) {
-		if r := rounds[stamp]; r.commit == nil && !r.queued && !r.late {
+		if r := rounds[stamp]; r.commit == nil && !r.queued {
 			e.enqueue(r)
 		}
 	}
