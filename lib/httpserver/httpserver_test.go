@@ -108,6 +108,35 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
+func TestABodyThatDoesNotComeHoldsNoAnswerUp(t *testing.T) {
+	server := httptest.NewServer(httpserver.Routes{"/start": {http.MethodGet: func(http.ResponseWriter, *http.Request) {}}}.Handler())
+	t.Cleanup(server.Close)
+	for name, request := range map[string]string{
+		"where none is wanted": "GET /start HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{",
+		"of another method":    "POST /start HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{",
+		"in chunks":            "PUT /none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			fmt.Fprint(conn, request)
+			_ = conn.SetReadDeadline(time.Now().Add(2 * httpserver.BodyTimeout))
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			if _, err := io.Copy(io.Discard, conn); err != nil { // else what comes late would be the next request
+				t.Errorf("found %v, expected the end of the connection", err)
+			}
+		})
+	}
+}
+
 func TestProblem(t *testing.T) {
 	for name, c := range map[string]struct {
 		problem httpserver.Problem

@@ -26,6 +26,10 @@ const (
 	stopTimeout   = time.Second
 )
 
+// BodyTimeout is how long the body of a request may take to arrive, wanted or
+// not: without it one that never ends would hold a connection for ever.
+const BodyTimeout = 5 * time.Second
+
 // Routes maps a path pattern of [http.ServeMux], without method or host, to
 // the handler of each method that the path has.
 type Routes map[string]map[string]http.HandlerFunc
@@ -49,7 +53,12 @@ func (routes Routes) Handler() http.Handler {
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no path %s here", r.URL.Path)}.Write(w)
 	})
-	return mux
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength != 0 { // every server that net/http makes has the method
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(BodyTimeout))
+		}
+		mux.ServeHTTP(w, r)
+	})
 }
 
 // ReadOnly is the methods of a path that can be read and does nothing.

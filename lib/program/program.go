@@ -53,7 +53,8 @@ type validator[C any] interface {
 func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the program the hard way
+	context.AfterFunc(ctx, stop)   // a second signal ends the program the hard way
+	signal.Ignore(syscall.SIGPIPE) // a console that is gone is no reason to stop
 
 	var files []string
 	version, healthcheck := false, false

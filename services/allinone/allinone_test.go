@@ -378,13 +378,9 @@ func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
 	}
 }
 
-func TestLostMessagesAreAnError(t *testing.T) {
-	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	c := usual(t)
-	c.Once = true
-	c.Interaction.GiveUpAfterSeconds, c.Interaction.InFlight = 1, 3
-	c.Kafka = topictest.For(t, address)
+// takeTwenty makes the broker refuse what is produced after the first twenty
+// requests.
+func takeTwenty(cluster *kfake.Cluster) {
 	var produced atomic.Int64
 	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
@@ -393,6 +389,31 @@ func TestLostMessagesAreAnError(t *testing.T) {
 		}
 		return nil, fmt.Errorf("the broker has had enough"), true
 	})
+}
+
+func TestStopOfOnceWaitsForTheWholeDrain(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	c := usual(t)
+	c.Once = true
+	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 6
+	c.Kafka = topictest.For(t, address)
+	takeTwenty(cluster)
+	said, stop := start(t, c)
+	said.find(t, " WRN ms2 kafka did not take messages")
+	if err := stop(); err == nil || !strings.HasSuffix(err.Error(), " messages of session 1 were lost") {
+		t.Errorf("stopped: %v, want that a message was lost", err)
+	}
+}
+
+func TestLostMessagesAreAnError(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	c := usual(t)
+	c.Once = true
+	c.Interaction.GiveUpAfterSeconds, c.Interaction.InFlight = 1, 3
+	c.Kafka = topictest.For(t, address)
+	takeTwenty(cluster)
 	said := &console{}
 	err := Run(t.Context(), c, said)
 	groups := said.find(t, `messages generated +(\d+)\n  stored \d+, resent \d+, duplicates 0, lost (\d+)`)

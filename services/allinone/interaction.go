@@ -15,7 +15,7 @@ import (
 
 const (
 	readyTimeout = 30 * time.Second // for -once; longer than the real things take to answer
-	stopTimeout  = 10 * time.Second // for the answer of /stop, after the drain
+	stopTimeout  = 5 * time.Second  // for the answer of /stop, after the drain
 )
 
 // attend waits until MS1 is ready and says how to use it; with Once it runs a
@@ -79,7 +79,8 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 
 // breakOff ends the session with /stop, which answers when it has drained.
 func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	drain := time.Duration(t.config.Interaction.DrainSeconds) * time.Second
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain+stopTimeout)
 	defer cancel()
 	var answer struct {
 		Detail string `json:"detail"` // of a problem

@@ -3,6 +3,7 @@ package allinone
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,6 +27,7 @@ func TestProgram(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, string){
 		"killed in the middle of a session": killed,
 		"interrupted by a person":           interrupted,
+		"its console goes away":             consoleGone,
 		"healthcheck":                       healthcheck,
 		"exit status":                       exitStatus,
 	} {
@@ -129,9 +131,9 @@ func exitStatus(t *testing.T, program string) {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 			defer cancel()
-			var out, errors strings.Builder
+			var out, complaints strings.Builder
 			p := exec.CommandContext(ctx, program, append([]string{"-listen", anyPort, "-data", filepath.Join(t.TempDir(), "data")}, test.args...)...)
-			p.Stdout, p.Stderr = &out, &errors
+			p.Stdout, p.Stderr = &out, &complaints
 			err := p.Run()
 			if got := p.ProcessState.ExitCode(); got != test.status {
 				t.Errorf("exit status %d, want %d: %v", got, test.status, err)
@@ -139,8 +141,8 @@ func exitStatus(t *testing.T, program string) {
 			if !strings.HasPrefix(out.String(), test.out) || (test.out == "") != (out.Len() == 0) {
 				t.Errorf("it said %q, want %q", &out, test.out)
 			}
-			if !strings.HasPrefix(errors.String(), test.error) || (test.error == "") != (errors.Len() == 0) {
-				t.Errorf("it complained %q, want %q", &errors, test.error)
+			if !strings.HasPrefix(complaints.String(), test.error) || (test.error == "") != (complaints.Len() == 0) {
+				t.Errorf("it complained %q, want %q", &complaints, test.error)
 			}
 		})
 	}
@@ -152,6 +154,29 @@ func healthcheck(t *testing.T, program string) {
 	serve(t, c)
 	if out, err := exec.Command(program, "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v, and it said %s; want neither", err, out)
+	}
+}
+
+func consoleGone(t *testing.T, program string) {
+	data := t.TempDir()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := exec.Command(program, "-once", "-interval", "1", "-listen", anyPort, "-data", data)
+	p.Stdout, p.Stderr = w, w
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	w.Close()
+	_, err = r.Read(make([]byte, 1)) // GET /start
+	r.Close()
+	if err := errors.Join(err, p.Wait()); err != nil {
+		t.Errorf("found %v, want exit status 0", err)
+	}
+	if row := sessionRow(t, look(t, data), 1); row.reason.String != "interval elapsed" {
+		t.Errorf("found %+v, want a session that has ended by itself", row)
 	}
 }
 

@@ -23,9 +23,6 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-// bodyTimeout is how long the body of a request to /store may take to arrive.
-const bodyTimeout = 5 * time.Second
-
 // handler returns the HTTP API. The checks are more for /readyz.
 func (s *Service) handler(checks []httpserver.Check) http.Handler {
 	routes := httpserver.Health(append(s.engine.checks(), checks...)...)
@@ -192,21 +189,17 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.Message, *httpserver.Problem) {
-	control := http.NewResponseController(w)
-	// Without a deadline a body that never ends would hold a connection for
-	// ever. Every server that net/http makes has the method.
-	_ = control.SetReadDeadline(time.Now().Add(bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, message.MaxBytes))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
 		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("found more than %d bytes, expected at most that", message.MaxBytes)}
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("the body did not arrive within %s", bodyTimeout)}
+		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("the body did not arrive within %s", httpserver.BodyTimeout)}
 	case err != nil:
 		return message.Message{}, &httpserver.Problem{Status: http.StatusBadRequest, Detail: "reading the body: " + err.Error()}
 	}
-	_ = control.SetReadDeadline(time.Time{})
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // that of the body
 	m, err := message.Decode(body, message.AtStore)
 	var wrong *message.Error
 	if errors.As(err, &wrong) {

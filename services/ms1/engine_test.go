@@ -293,6 +293,20 @@ func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
 	})
 }
 
+func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.link.mu.Lock()
+		b.link.number = 2
+		b.link.mu.Unlock()
+		b.begin(1, 1)
+		time.Sleep(time.Second) // never over if the message were sent again and again
+		if got := len(b.link.frames()); got != 1 {
+			t.Errorf("%d frames, want 1", got)
+		}
+	})
+}
+
 func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
@@ -320,14 +334,57 @@ func TestACommitUnderWayIsNotGivenUp(t *testing.T) {
 		config := usual()
 		config.GiveUpAfterSeconds = 2
 		b := newBench(t, config, never)
-		b.begin(1, 1)
+		b.begin(3, 1)
 		time.Sleep(1900 * time.Millisecond)
 		b.store.hold = make(chan struct{})
-		time.AfterFunc(time.Second, func() { close(b.store.hold) })
+		time.AfterFunc(time.Second, func() {
+			if got := len(b.link.frames()); got != 1 {
+				t.Errorf("%d frames, want no other in the place of the one that is being stored", got)
+			}
+			close(b.store.hold)
+		})
+		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored", got, err)
+		}
+		check(t, b.wait(), figures{generated: 2, stored: 1, lost: 1, reason: IntervalElapsed})
+	})
+}
+
+func TestACommitUnderWayIsNotSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 1)
+		time.Sleep(time.Second)
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(time.Second, func() {
+			b.link.connect(2)
+			synctest.Wait()
+			if got := len(b.link.frames()); got != 1 {
+				t.Errorf("%d frames, want 1", got)
+			}
+			close(b.store.hold)
+		})
 		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
 			t.Errorf("%q, %v, want stored", got, err)
 		}
 		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
+	})
+}
+
+func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
+		m := b.link.frames()[0]
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(3900*time.Millisecond, func() { _, _ = b.back(m) })
+		time.AfterFunc(4500*time.Millisecond, func() { close(b.store.hold) })
+		s, err := b.engine.stop(t.Context()) // the drain is over at 4 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 1, stored: 1, reason: Stopped})
 	})
 }
 
@@ -433,6 +490,24 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 			t.Errorf("row %+v, %v, want it closed", row, err)
 		}
 		b.begin(1, 1)
+	})
+}
+
+func TestASessionWhoseRowWasDeletedMakesWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), 10*time.Millisecond)
+		b.begin(60, 1)
+		time.Sleep(time.Second)
+		b.store.fail(ErrNoSession)
+		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrNoSession) {
+			t.Errorf("stop: %v, want that there is no such session", err)
+		}
+		if said := b.said.String(); strings.Count(said, "NOT RECORDED in the database: no such session") != 1 {
+			t.Errorf("the console does not say so once:\n%s", said)
+		}
+		b.store.fail(nil)
+		b.begin(1, 1) // at once: no row is waited for that is gone
+		checkAllStored(t, b.wait(), 99, 2)
 	})
 }
 

@@ -39,6 +39,8 @@ func newMemoryStore() *memoryStore {
 	return &memoryStore{rows: map[message.Key]message.Message{}}
 }
 
+func (s *memoryStore) System() string { return "memory" }
+
 func (s *memoryStore) Run(ctx context.Context) error { <-ctx.Done(); return nil }
 
 func (s *memoryStore) Ready(context.Context) error {

@@ -178,7 +178,7 @@ func (e *engine) written(r *round, connection uint64) {
 	}
 	r.resendAt = now.Add(r.resendWait)
 	r.resendWait = min(2*r.resendWait, maxResend)
-	if connection != e.connection {
+	if connection < e.connection {
 		e.enqueue(r) // the connection has been replaced since
 	}
 }
@@ -194,7 +194,7 @@ func (e *engine) connected(connection uint64) {
 	}
 	rounds := e.session.rounds
 	for _, stamp := range slices.Sorted(maps.Keys(rounds)) {
-		if r := rounds[stamp]; r.commit == nil && !r.queued && !r.late {
+		if r := rounds[stamp]; r.commit == nil && !r.queued {
 			e.enqueue(r)
 		}
 	}
@@ -241,6 +241,7 @@ func (e *engine) takeBack(ctx context.Context, m message.Message) (Outcome, erro
 	if first {
 		_, span := e.tel.Tracer.Start(ctx, "INSERT messages", trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithAttributes(
+				semconv.DBSystemNameKey.String(e.store.System()),
 				semconv.DBOperationName("INSERT"),
 				semconv.DBCollectionName("messages")))
 		e.committer.add(insert{message: m, span: span, settle: func(err error) { e.settle(r, c, m, err) }})

@@ -2,6 +2,7 @@ package ms1
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -156,7 +157,8 @@ func (e *engine) record(s *session, reason EndReason) {
 		ctx, cancel := e.recordContext(timeout)
 		row, err := e.store.End(ctx, s.row.ID, closing)
 		cancel()
-		over := err == nil || e.stopping()
+		// A row that somebody deleted does not come back.
+		over := err == nil || errors.Is(err, ErrNoSession) || e.stopping()
 
 		e.mu.Lock()
 		s.notYet = err

@@ -105,6 +105,9 @@ var ErrNoSession = errors.New("no such session")
 // error, not ctx's. Calling one again after an error is always safe: the first
 // row of a key wins, and nothing is counted twice.
 type Store interface {
+	// System names what the store is in: db.system.name of OpenTelemetry.
+	System() string
+
 	// Run connects, takes the store for this program alone, brings its schema
 	// up to date and keeps both so until ctx is cancelled, when it closes the
 	// store. It returns early, with an error, only for what repeating cannot

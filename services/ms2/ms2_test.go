@@ -20,7 +20,6 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -32,6 +31,7 @@ import (
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
@@ -46,24 +46,7 @@ type running struct {
 	*Service
 	t    *testing.T
 	stop func() time.Duration // asks it to stop, waits until it has, returns how long that took
-	log  *syncBuffer
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	log  *programtest.Console
 }
 
 // start runs MS2 until the test ends. The functions may change the
@@ -77,7 +60,7 @@ func start(t *testing.T, k topic.Config, change ...any) *running {
 			f(&c)
 		}
 	}
-	r := &running{t: t, log: &syncBuffer{}}
+	r := &running{t: t, log: &programtest.Console{}}
 	log := zerolog.New(r.log)
 	tel, err := telemetry.New(context.Background(), c.Tracing, "ms2", "test", log)
 	if err != nil {
@@ -121,38 +104,9 @@ func (r *running) ready() *running {
 	return r
 }
 
-// metric returns the value of a counter or gauge, summed over its labels, or
-// of the one label value that is named.
 func (r *running) metric(name string, label ...string) float64 {
 	r.t.Helper()
-	families, err := r.telemetry.Metrics.Gather()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	sum, found := 0.0, false
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.Metric {
-			if len(label) == 0 || has(m, label[0]) {
-				sum, found = sum+m.GetCounter().GetValue()+m.GetGauge().GetValue(), true
-			}
-		}
-	}
-	if !found {
-		r.t.Fatalf("there is no metric %s %v", name, label)
-	}
-	return sum
-}
-
-func has(m *dto.Metric, label string) bool {
-	for _, l := range m.Label {
-		if l.GetValue() == label {
-			return true
-		}
-	}
-	return false
+	return topictest.Metric(r.t, r.telemetry.Metrics, name, label...)
 }
 
 // client is a connection to MS2 that reads all the time, as MS1 does.
@@ -325,6 +279,31 @@ func TestRejectedFrames(t *testing.T) {
 			r.dial().send(t, next)                        // the next connection works
 			distinct(t, k, []message.Message{good, next}) // and the message before is not lost
 		})
+	}
+}
+
+// The peer waits for MS2 to end the connection (RFC 6455, 7.1.1).
+func TestAPeerThatHasAnsweredTheCloseIsLetGoAtOnce(t *testing.T) {
+	r := start(t, topictest.Config(t)).ready()
+	fastest := time.Hour
+	for range 5 { // one of them is not slow for reasons of its own
+		ws, _, err := websocket.DefaultDialer.Dial("ws://"+r.Address()+"/ws", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ws.Close()
+		_ = ws.WriteMessage(websocket.TextMessage, []byte("hello"))
+		if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) { // and answers
+			t.Fatalf("found %v, expected 1008", err)
+		}
+		began := time.Now()
+		if n, err := ws.NetConn().Read(make([]byte, 1)); err != io.EOF {
+			t.Fatalf("found %d bytes, %v, expected the end of the connection", n, err)
+		}
+		fastest = min(fastest, time.Since(began))
+	}
+	if fastest > closeTimeout/2 {
+		t.Errorf("it took %s at best", fastest)
 	}
 }
 

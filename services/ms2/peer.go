@@ -43,7 +43,11 @@ func (c closure) Error() string { return fmt.Sprintf("closed with %d: %s", c.cod
 func (s *Service) servePeer(ctx context.Context, ws *websocket.Conn, log zerolog.Logger) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(ctx, func() { _ = ws.NetConn().SetReadDeadline(time.Now()) })()
+	interrupted := make(chan struct{})
+	reading := context.AfterFunc(ctx, func() {
+		defer close(interrupted)
+		_ = ws.NetConn().SetReadDeadline(time.Now())
+	})
 
 	pinging := make(chan struct{})
 	go func() {
@@ -54,7 +58,11 @@ func (s *Service) servePeer(ctx context.Context, ws *websocket.Conn, log zerolog
 			}
 		}
 	}()
-	cancel(s.read(ctx, ws, log))
+	ended := s.read(ctx, ws, log)
+	if !reading() {
+		<-interrupted // lest it cut off the goodbye
+	}
+	cancel(ended)
 	<-pinging
 
 	err := context.Cause(ctx)
@@ -62,9 +70,16 @@ func (s *Service) servePeer(ctx context.Context, ws *websocket.Conn, log zerolog
 		frame := websocket.FormatCloseMessage(reason.code, cut(reason.text))
 		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(closeTimeout))
 		// Closing a socket that has bytes unread resets it, which can take the
-		// close frame away from the peer before it was read.
+		// close frame away from the peer before it was read. So this waits for
+		// the peer's own close frame (RFC 6455, 7.1.1) or, in the middle of a
+		// frame, for its end of the connection.
 		_ = ws.NetConn().SetReadDeadline(time.Now().Add(closeTimeout))
-		_, _ = io.Copy(io.Discard, ws.NetConn())
+		for ended = nil; ended == nil; {
+			_, _, ended = ws.NextReader()
+		}
+		if !errors.As(ended, new(*websocket.CloseError)) {
+			_, _ = io.Copy(io.Discard, ws.NetConn())
+		}
 	}
 	_ = ws.Close()
 	return err

@@ -59,21 +59,34 @@ func (c *committer) fetch(ctx context.Context, number int, offset int64, weight 
 	defer c.mu.Unlock()
 	p := c.partitions[number]
 	if p == nil || offset <= p.last {
-		if p != nil {
-			p.over = true
-			for _, f := range p.open {
-				if f.done {
-					c.free(f.weight)
-				}
-			}
-		}
-		p = &partition{ready: -1, committed: -1}
-		c.partitions[number] = p
+		p = c.pass(number, partition{ready: -1, committed: -1})
 	}
 	f := &fetched{partition: p, offset: offset, weight: weight}
 	p.last = offset
 	p.open = append(p.open, f)
 	return f, nil
+}
+
+// pass puts a new pass of a partition in place of the one before. The caller
+// holds the mutex.
+func (c *committer) pass(number int, next partition) *partition {
+	if p := c.partitions[number]; p != nil {
+		p.over = true
+		for _, f := range p.open {
+			if f.done {
+				c.free(f.weight)
+			}
+		}
+	}
+	c.partitions[number] = &next
+	return &next
+}
+
+// rewind has the partition read from the offset on: the next commit says so.
+func (c *committer) rewind(number int, offset int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pass(number, partition{last: offset - 1, ready: offset - 1, committed: offset - 2})
 }
 
 // done notes that a record needs no more work. It is called once.

@@ -12,8 +12,8 @@ import (
 )
 
 // TestCommitter plays a script: "f0:5" fetches offset 5 of partition 0 (and
-// names it so; fetched again it is "0:5'"), "d0:5" says that it is done, and
-// "c" commits.
+// names it so; fetched again it is "0:5'"), "d0:5" says that it is done, "r0:5"
+// rewinds to it, and "c" commits.
 func TestCommitter(t *testing.T) {
 	for name, c := range map[string]struct {
 		script string
@@ -34,6 +34,8 @@ func TestCommitter(t *testing.T) {
 		"what was done is not taken for done":  {"f0:5 f0:6 d0:6 f0:5 f0:6 d0:5' c", "0:5"},
 		"read again from an earlier offset":    {"f0:5 d0:5 c f0:3 d0:3 c f0:4 d0:4 c", "0:5 0:3 0:4"},
 		"done before, committed after, a pass": {"f0:5 f0:6 d0:5 f0:5 c d0:5' c", "0:5"},
+		"rewound":                              {"f0:5 f0:6 d0:5 c r0:0 d0:6 c c f0:0 f0:1 d0:0 c", "0:5 0:-1 0:0"},
+		"rewound to where it was":              {"f0:5 d0:5 c r0:6 c f0:6 d0:6 c", "0:5 0:5 0:6"},
 		"away and back, further on":            {"f0:5 f0:20 d0:20 c d0:5 c", "0:20"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -41,13 +43,15 @@ func TestCommitter(t *testing.T) {
 			open := map[string]*fetched{}
 			var commits []string
 			for _, step := range strings.Fields(c.script) {
+				var number int
+				var offset int64
+				if _, err := fmt.Sscanf(step[1:], "%d:%d", &number, &offset); err != nil && step != "c" {
+					t.Fatal(err)
+				}
 				switch step[0] {
+				case 'r':
+					k.rewind(number, offset)
 				case 'f':
-					var number int
-					var offset int64
-					if _, err := fmt.Sscanf(step[1:], "%d:%d", &number, &offset); err != nil {
-						t.Fatal(err)
-					}
 					f, err := k.fetch(t.Context(), number, offset, 1)
 					if err != nil {
 						t.Fatal(err)

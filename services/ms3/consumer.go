@@ -191,6 +191,10 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 		if err != nil {
 			return // it was not processed, is not committed, and so will be fetched again
 		}
+		if endsTransaction(m) {
+			c.committer.done(f)
+			continue
+		}
 		c.metrics.fetched.Inc()
 		c.work.Go(func() {
 			if c.process(ctx, work, m, now) {
@@ -198,6 +202,13 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			}
 		})
 	}
+}
+
+// endsTransaction says that m is no record but Kafka's mark of the end of a
+// transaction, which kafka-go hands out like one.
+func endsTransaction(m kafka.Message) bool {
+	key := m.Key
+	return len(key) == 4 && key[0]|key[1]|key[2] == 0 && key[3] <= 1 && len(m.Value) == 6 && m.Value[0] == 0
 }
 
 // commit hands what may be committed to the reader.
@@ -237,14 +248,16 @@ func (c *consumer) close(reader *kafka.Reader, cut func()) {
 // watch looks after the reader, which can stall when a broker was restarted
 // (kafka-go issues 387 and 955). It returns errStalled if the reader is no
 // member of its group, or has fetched nothing though there is something, for
-// the stall time while Kafka answers; else when ctx ends.
+// the stall time while Kafka answers; else when ctx ends. It does so at once
+// if a partition ends before what was read of it, where the reader would wait
+// for ever: then the partition begins anew.
 func (c *consumer) watch(ctx context.Context, clientID string) error {
 	type position struct {
 		offset int64
 		since  time.Time
 	}
 	member := time.Now()
-	positions := map[int]position{}
+	positions, short := map[int]position{}, map[int]int64{}
 	for interval := joinInterval; topic.Pause(ctx, interval); {
 		group, err := c.inspect(ctx, clientID)
 		if ctx.Err() != nil {
@@ -267,6 +280,16 @@ func (c *consumer) watch(ctx context.Context, clientID string) error {
 		if group == nil {
 			continue
 		}
+		anew := false
+		for number, first := range group.short {
+			if _, twice := short[number]; twice { // twice, for it may cost reading all of it again
+				c.committer.rewind(number, first)
+				anew = true
+			}
+		}
+		if short = group.short; anew {
+			return fmt.Errorf("%w: %w", errStalled, err)
+		}
 		for number, p := range group.behind {
 			since := now
 			if before, ok := was[number]; ok && before.offset == p && c.waiting.Load() {
@@ -285,6 +308,7 @@ func (c *consumer) watch(ctx context.Context, clientID string) error {
 type group struct {
 	member bool          // this consumer is one
 	behind map[int]int64 // its partitions that have more records: the offset to fetch next
+	short  map[int]int64 // its partitions that end before that, as those of a topic made anew do: their first offset
 }
 
 // inspect asks the brokers about the group. The error says why the group is
@@ -321,14 +345,6 @@ func (c *consumer) inspect(ctx context.Context, clientID string) (*group, error)
 	case len(mine) == 0:
 		return &g, nil // a spare member
 	}
-	var ask []kafka.OffsetRequest
-	for _, p := range mine {
-		ask = append(ask, kafka.FirstOffsetOf(p), kafka.LastOffsetOf(p))
-	}
-	listed, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{name: ask}})
-	if err != nil {
-		return nil, fmt.Errorf("asking for the offsets of %s: %w", name, err)
-	}
 	committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.config.GroupID, Topics: map[string][]int{name: mine}})
 	if err != nil {
 		return nil, fmt.Errorf("asking for the committed offsets of %s: %w", name, err)
@@ -337,11 +353,25 @@ func (c *consumer) inspect(ctx context.Context, clientID string) (*group, error)
 	for _, p := range committed.Topics[name] {
 		next[p.Partition] = max(p.CommittedOffset, c.committer.next(p.Partition))
 	}
-	g.behind = map[int]int64{}
+	// After what was read, or a partition that grows would seem to be short.
+	var ask []kafka.OffsetRequest
+	for _, p := range mine {
+		ask = append(ask, kafka.FirstOffsetOf(p), kafka.LastOffsetOf(p))
+	}
+	listed, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{name: ask}})
+	if err != nil {
+		return nil, fmt.Errorf("asking for the offsets of %s: %w", name, err)
+	}
+	g.behind, g.short = map[int]int64{}, map[int]int64{}
 	for _, p := range listed.Topics[name] {
-		if n := max(next[p.Partition], p.FirstOffset); p.Error == nil && n < p.LastOffset {
+		switch n := max(next[p.Partition], p.FirstOffset); {
+		case p.Error != nil:
+		case n < p.LastOffset:
 			g.behind[p.Partition] = n
+		case n > p.LastOffset:
+			g.short[p.Partition] = p.FirstOffset
+			err = fmt.Errorf("partition %d of %s ends at offset %d, and was read up to %d", p.Partition, name, p.LastOffset, n)
 		}
 	}
-	return &g, nil
+	return &g, err
 }

@@ -3,6 +3,7 @@ package ms3
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -16,7 +17,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -28,6 +28,7 @@ import (
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
@@ -99,24 +100,7 @@ type running struct {
 	k    topic.Config
 	tel  *telemetry.Telemetry
 	stop func() time.Duration // asks it to stop, waits until it has, returns how long that took
-	log  *syncBuffer
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
+	log  *programtest.Console
 }
 
 // start runs MS3 until the test ends, with a group named after the topic. The
@@ -130,7 +114,7 @@ func start(t *testing.T, k topic.Config, ms1URL string, change ...any) *running 
 			f(&c)
 		}
 	}
-	r := &running{t: t, k: k, log: &syncBuffer{}}
+	r := &running{t: t, k: k, log: &programtest.Console{}}
 	log := zerolog.New(r.log)
 	var err error
 	if r.tel, err = telemetry.New(context.Background(), c.Tracing, "ms3", "test", log); err != nil {
@@ -169,38 +153,9 @@ func start(t *testing.T, k topic.Config, ms1URL string, change ...any) *running 
 	return r
 }
 
-// metric returns the value of a counter or gauge, summed over its labels, or
-// of the one label value that is named.
 func (r *running) metric(name string, label ...string) float64 {
 	r.t.Helper()
-	families, err := r.tel.Metrics.Gather()
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	sum, found := 0.0, false
-	for _, f := range families {
-		if f.GetName() != name {
-			continue
-		}
-		for _, m := range f.Metric {
-			if len(label) == 0 || has(m, label[0]) {
-				sum, found = sum+m.GetCounter().GetValue()+m.GetGauge().GetValue(), true
-			}
-		}
-	}
-	if !found {
-		r.t.Fatalf("there is no metric %s %v", name, label)
-	}
-	return sum
-}
-
-func has(m *dto.Metric, label string) bool {
-	for _, l := range m.Label {
-		if l.GetValue() == label {
-			return true
-		}
-	}
-	return false
+	return topictest.Metric(r.t, r.tel.Metrics, name, label...)
 }
 
 // ask returns status and body of a GET.
@@ -542,6 +497,26 @@ func TestMalformedRecordsBlockNothing(t *testing.T) {
 	}
 	if len(malformed) > 0 {
 		t.Errorf("%d malformed records are no dead letters", len(malformed))
+	}
+}
+
+func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	r := start(t, k, store.URL)
+	_, records := messages(1)
+	mark := []byte{0, 0, 0, 0, 0, 9}
+	source.produce(0,
+		kafka.Message{Key: []byte{0, 0, 0, 0}, Value: mark}, // aborted
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: mark}, // committed
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: records[0].Value},
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: []byte("junk")}, // both of somebody whose keys are numbers
+		kafka.Message{Key: []byte{0, 0, 0, 2}, Value: mark},
+		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: mark}) // nothing after it
+	source.commits(6)
+	if store.got() != 1 || r.metric("tricycle_ms3_records_fetched_total") != 3 || r.metric("tricycle_ms3_dead_letters_total") != 2 {
+		t.Errorf("found %d posted, %v fetched and %v dead letters, expected 1, 3 and 2", store.got(),
+			r.metric("tricycle_ms3_records_fetched_total"), r.metric("tricycle_ms3_dead_letters_total"))
 	}
 }
 
@@ -940,6 +915,30 @@ func TestStalledReaderIsReopened(t *testing.T) {
 	}
 }
 
+func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	r := start(t, k, store.URL)
+	_, records := messages(400)
+	source.spread(records)
+	source.commits(400)
+	// Below the offsets that were read of the old one, nothing would ever be fetched.
+	topictest.Eventually(t, 20*time.Second, "the topic is gone", func() bool {
+		resp, err := source.Client().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{k.Topic}})
+		return err == nil && errors.Is(resp.Errors[k.Topic], kafka.UnknownTopicOrPartition)
+	})
+	_, records = messages(8)
+	source.spread(records)
+	topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 408 })
+	topictest.Eventually(t, 20*time.Second, "ready", func() bool { return r.consumer.ready(t.Context()) == nil })
+	source.commits(8)
+	for _, number := range []int{0, 1, 2, 3} {
+		if next := r.consumer.committer.next(number); next != 2 {
+			t.Errorf("found %d as the next offset of partition %d, expected 2", next, number)
+		}
+	}
+}
+
 func TestASpareMemberIsHealthy(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
@@ -968,7 +967,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 	ms, records := messages(2)
 	const parent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 	records[0].Headers = []kafka.Header{{Key: "traceparent", Value: []byte(parent)}}
-	junk := kafka.Message{Key: []byte("junk"), Value: []byte("junk"), Headers: records[0].Headers}
+	junk := kafka.Message{Key: []byte("junk\xff"), Value: []byte("junk"), Headers: records[0].Headers}
 	source.produce(1, records[0], records[1], junk)
 	source.commits(3)
 	r.stop()
@@ -984,7 +983,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 	for key, want := range map[string][2]string{
 		ms[0].Key().String(): {"0123456789abcdef0123456789abcdef", "0123456789abcdef"},
 		ms[1].Key().String(): {derived.String(), root.String()}, // without a header, from the key
-		"junk":               {"0123456789abcdef0123456789abcdef", "0123456789abcdef"},
+		"junk\uFFFD":         {"0123456789abcdef0123456789abcdef", "0123456789abcdef"},
 	} {
 		s := all[key]
 		if got := [2]string{fmt.Sprintf("%x", s.TraceId), fmt.Sprintf("%x", s.ParentSpanId)}; got != want {
@@ -1013,7 +1012,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 		}
 		store.mu.Unlock()
 	}
-	if s := all["junk"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || topictest.Attribute(s, "error.type") != "malformed" {
+	if s := all["junk\uFFFD"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || topictest.Attribute(s, "error.type") != "malformed" {
 		t.Errorf("found %v for the malformed record", s)
 	}
 }

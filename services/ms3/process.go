@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -44,7 +45,8 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 			semconv.MessagingDestinationPartitionID(strconv.Itoa(m.Partition)),
 			semconv.MessagingConsumerGroupName(c.config.GroupID),
 			semconv.MessagingKafkaOffset(int(m.Offset)),
-			semconv.MessagingKafkaMessageKey(string(m.Key[:min(len(m.Key), 256)])),
+			// One text that is no UTF-8 would cost every span of its export.
+			semconv.MessagingKafkaMessageKey(strings.ToValidUTF8(string(m.Key[:min(len(m.Key), 256)]), "\uFFFD")),
 			semconv.MessagingMessageBodySize(len(m.Value)),
 			semconv.HTTPRequestMethodPost,
 			semconv.URLFull(c.config.MS1.URL),

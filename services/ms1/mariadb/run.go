@@ -36,6 +36,9 @@ type holder struct {
 	host string // address:port, empty if the server does not tell
 }
 
+// System implements [ms1.Store].
+func (s *Store) System() string { return "mariadb" }
+
 // Run implements [ms1.Store].
 func (s *Store) Run(ctx context.Context) error {
 	wait := newBackoff(50*time.Millisecond, time.Second)

@@ -81,6 +81,9 @@ func open(path string, options ...string) (*sql.DB, error) {
 	return db, err
 }
 
+// System implements [ms1.Store].
+func (s *Store) System() string { return "sqlite" }
+
 // Run implements [ms1.Store]. It can be called once.
 func (s *Store) Run(ctx context.Context) error {
 	defer close(s.ended)
