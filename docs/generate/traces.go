@@ -46,6 +46,7 @@ var semconvKeys = map[string]attribute.Key{
 	"DBCollectionName":                semconv.DBCollectionNameKey,
 	"DBOperationBatchSize":            semconv.DBOperationBatchSizeKey,
 	"DBOperationName":                 semconv.DBOperationNameKey,
+	"DBSystemNameKey":                 semconv.DBSystemNameKey,
 	"ErrorTypeKey":                    semconv.ErrorTypeKey,
 	"HTTPRequestMethodKey":            semconv.HTTPRequestMethodKey,
 	"HTTPRequestMethodPost":           semconv.HTTPRequestMethodKey,
