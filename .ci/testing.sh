@@ -120,6 +120,22 @@ tests() {
   printf 'coverage of services and lib: %s %%\n' "$coverage"
 }
 
+# containers PATTERN: the tests of the containers that match, with the images of this tree, which Bazel loads where it works.
+containers() {
+  local image missing=()
+  begin 'images of the services'
+  if ! timeout 120 bazel version; then
+    echo 'no working bazel: the images are those that the engine has'
+  elif ! bazel run --config=ci //:load; then
+    problem 'not loaded'
+  fi
+  while read -r image; do
+    docker image inspect --format "{{index .RepoTags 0}}{{if index .Config.Labels \"tricycle.standin\"}}, a stand-in{{end}}" "$image" || missing+=("$image")
+  done < <(docker compose -f compose/compose.yaml config --images)
+  [ ${#missing[@]} = 0 ] || { problem "there is no image ${missing[*]}"; return 0; }
+  check "the containers: $1" env TRICYCLE_TEST_COMPOSE=1 go test -count=1 -timeout 40m -v -run "$1" ./compose/e2e
+}
+
 # finish: the verdict, and then go test's own closing lines, last, where CI looks for them.
 finish() {
   begin ''
