@@ -193,7 +193,13 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 const maxDiscarded = 16 << 20
 
 func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.Message, *httpserver.Problem) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, message.MaxBytes))
+	// The server's own writer notes that there was more, and then leaves the
+	// client time to read the answer before it closes the connection.
+	own := w
+	if wrapper, ok := w.(*statusWriter); ok {
+		own = wrapper.ResponseWriter
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(own, r.Body, message.MaxBytes))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):

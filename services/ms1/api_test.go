@@ -303,6 +303,15 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 	a.want(a.do("POST", "/store", whole+strings.Repeat(" ", message.MaxBytes-len(whole))), 200)
 }
 
+// A client that will not use its connection again is still sending when it is
+// answered; the answer must not be lost with what it has sent.
+func TestAHugeBodyIsAnsweredBeforeItsConnectionCloses(t *testing.T) {
+	a := newAPI(t)
+	for range 20 {
+		a.want(a.do("POST", "/store", strings.Repeat("x", 10<<20), "Connection", "close"), 413, "4096")
+	}
+}
+
 func TestASlowBodyIsCutOff(t *testing.T) {
 	a := newAPI(t)
 	conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
