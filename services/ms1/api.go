@@ -188,23 +188,14 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// maxDiscarded is how many bytes of a body that is too large are read all the
-// same, so that its sender gets the answer.
-const maxDiscarded = 16 << 20
-
 func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.Message, *httpserver.Problem) {
-	// The server's own writer notes that there was more, and then leaves the
-	// client time to read the answer before it closes the connection.
-	own := w
-	if wrapper, ok := w.(*statusWriter); ok {
-		own = wrapper.ResponseWriter
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(own, r.Body, message.MaxBytes))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, message.MaxBytes))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		// A client that is still sending when the connection is closed may never see the answer.
-		_, _ = io.CopyN(io.Discard, r.Body, maxDiscarded)
+		// A client that is still sending when the connection is closed may
+		// never see the answer; the body's deadline bounds this.
+		_, _ = io.Copy(io.Discard, r.Body)
 		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("found more than %d bytes, expected at most that", message.MaxBytes)}
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("the body did not arrive within %s", httpserver.BodyTimeout)}
