@@ -26,7 +26,7 @@ as() {
     "${user[@]}" env -i PATH="$PATH" HOME="$home" USER="${users[n]}" TZ="${zones[n]}" LANG=C.UTF-8 "$@")
 }
 
-bazel_in() { as "$1" bazel --output_base="$work/out$1" "${@:2}"; }
+bazel_in() { as "$1" bazel --output_base="$work/out$1/base" "${@:2}"; }
 
 clean() {
   bazel_in 0 clean --expunge || true
