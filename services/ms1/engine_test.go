@@ -1,6 +1,7 @@
 package ms1
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 const never = -1
@@ -307,6 +309,51 @@ func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
 	})
 }
 
+func TestWhatCameBackIsNotSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 1)
+		time.Sleep(time.Second)
+		b.link.connect(0)
+		time.Sleep(6 * time.Second) // it waits to be sent again
+		m := b.link.frames()[0]
+		if got, err := b.back(m); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored", got, err)
+		}
+		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
+		b.link.connect(2)
+		synctest.Wait()
+		if got := len(b.link.frames()); got != 1 {
+			t.Errorf("%d frames, want 1", got)
+		}
+	})
+}
+
+func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(500 * time.Millisecond)
+		if _, err := b.store.CloseInterrupted(t.Context(), message.StampOf(time.Now())); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.back(b.link.frames()[0]); got != OutcomeUnknown || err != nil {
+			t.Errorf("%q, %v, want unknown", got, err)
+		}
+		synctest.Wait()
+		if got := len(b.link.frames()); got != 2 {
+			t.Errorf("%d frames, want another message in the place of the one that cannot be stored", got)
+		}
+		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrSessionEnded) {
+			t.Errorf("stop: %v, want that the session is not open", err)
+		}
+		check(t, b.wait(), figures{generated: 2, lost: 2, reason: Stopped})
+		if said := b.said.String(); !strings.Contains(said, "NOT RECORDED in the database: the session is not open") {
+			t.Errorf("the console does not say so:\n%s", said)
+		}
+	})
+}
+
 func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
@@ -371,6 +418,25 @@ func TestACommitUnderWayIsNotSentAgain(t *testing.T) {
 	})
 }
 
+func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
+		m := b.link.frames()[0]
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(1200*time.Millisecond, func() { _, _ = b.back(m) }) // it fails 3 s later
+		s, err := b.engine.stop(t.Context())                               // the drain is over at 4 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
+		if got := topictest.Metric(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
+			t.Errorf("%v given up, want 1", got)
+		}
+	})
+}
+
 func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
@@ -399,6 +465,11 @@ func TestAGivenUpMessageThatComesBackInItsSessionIsStored(t *testing.T) {
 		b.store.fail(errors.New("away"))
 		if _, err := b.back(m); err == nil {
 			t.Error("stored without a database")
+		}
+		b.link.connect(2)
+		synctest.Wait()
+		if got := b.link.frames(); len(got) != 3 || got[2] == m {
+			t.Errorf("found %v sent, want nothing again of what was given up", got)
 		}
 		b.store.fail(nil)
 		if got, err := b.back(m); got != OutcomeStored || err != nil {
@@ -559,6 +630,18 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 		if got := b.status(t.Context()).Session; *got.Stored != 1 || *got.Lost != 1 {
 			t.Errorf("stored %d, lost %d, want 1 and 1", *got.Stored, *got.Lost)
 		}
+	})
+}
+
+func TestAClientThatLeavesDoesNotLeaveHalfASession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		left, leave := context.WithCancel(t.Context())
+		leave()
+		if id, err := b.start(left, 1, 1); id != 1 || err != nil {
+			t.Errorf("start: %d, %v, want session 1", id, err)
+		}
+		b.wait()
 	})
 }
 

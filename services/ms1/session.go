@@ -157,8 +157,11 @@ func (e *engine) record(s *session, reason EndReason) {
 		ctx, cancel := e.recordContext(timeout)
 		row, err := e.store.End(ctx, s.row.ID, closing)
 		cancel()
-		// A row that somebody deleted does not come back.
-		over := err == nil || errors.Is(err, ErrNoSession) || e.stopping()
+		if err == nil && row.Generated == nil {
+			err = ErrSessionEnded // as interrupted, by another program
+		}
+		// A row that somebody deleted or closed does not come back.
+		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded) || e.stopping()
 
 		e.mu.Lock()
 		s.notYet = err
