@@ -354,6 +354,14 @@ func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 	})
 }
 
+func TestARowThatSomebodyHasClosedByHandTakesNothing(t *testing.T) {
+	reason := EndReason("closed by hand")
+	row := Session{ID: 1, StartedAt: 1, EndedAt: 9, EndReason: &reason}
+	if row.AddLate(5) || row.Stored != nil || row.Lost != nil {
+		t.Errorf("found %+v, want it as it was", row)
+	}
+}
+
 func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
