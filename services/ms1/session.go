@@ -3,7 +3,6 @@ package ms1
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
@@ -214,5 +213,4 @@ func (e *engine) finish(s *session) {
 	defer e.mu.Unlock()
 	s.state = Idle
 	s.rounds, s.givenUp = nil, nil
-	e.outbox = slices.DeleteFunc(e.outbox, func(r *round) bool { return r.session == s })
 }
