@@ -195,7 +195,7 @@ func (e *engine) connected(connection uint64) {
 	}
 	rounds := e.session.rounds
 	for _, stamp := range slices.Sorted(maps.Keys(rounds)) {
-		if r := rounds[stamp]; r.commit == nil && !r.queued {
+		if r := rounds[stamp]; !r.queued {
 			e.enqueue(r)
 		}
 	}
