@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
@@ -747,4 +750,50 @@ func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
 			t.Errorf("row %+v, want it interrupted", row)
 		}
 	})
+}
+
+func TestCommitsAreOfOneSession(t *testing.T) {
+	store := newMemoryStore()
+	store.hold = make(chan struct{})
+	for range 2 {
+		if _, err := store.Begin(t.Context(), Opening{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newCommitter(store)
+	var settled sync.WaitGroup
+	for i, session := range []int64{1, 2, 2, 1, 1, 2} {
+		settled.Add(1)
+		c.add(insert{
+			message: message.Message{SessionID: session, Service1: message.Stamp(i + 1)}, span: trace.SpanFromContext(t.Context()),
+			settle: func(err error) {
+				if err != nil {
+					t.Errorf("message %d: %v", i, err)
+				}
+				settled.Done()
+			},
+		})
+	}
+	close(store.hold)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); c.run(ctx) }()
+	settled.Wait()
+	cancel()
+	<-ended
+	if want := []int{1, 2, 2, 1}; !slices.Equal(store.batches, want) {
+		t.Errorf("commits of %v messages, want %v", store.batches, want)
+	}
+	// Whatever comes now has an outcome too.
+	refused := 0
+	for range 100 {
+		c.add(insert{span: trace.SpanFromContext(t.Context()), settle: func(err error) {
+			if errors.Is(err, errStopping) {
+				refused++
+			}
+		}})
+	}
+	if refused != 100 {
+		t.Errorf("%d of 100 messages were refused after the end", refused)
+	}
 }

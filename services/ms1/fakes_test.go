@@ -107,6 +107,9 @@ func (s *memoryStore) Insert(ctx context.Context, id int64, batch []message.Mess
 	}
 	s.batches = append(s.batches, len(batch))
 	for _, m := range batch {
+		if m.SessionID != id {
+			return errors.New("a message of another session")
+		}
 		if _, ok := s.rows[m.Key()]; !ok {
 			s.rows[m.Key()] = m
 		}
