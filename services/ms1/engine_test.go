@@ -1,15 +1,20 @@
 package ms1
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
+
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 const never = -1
@@ -307,6 +312,59 @@ func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
 	})
 }
 
+func TestWhatCameBackIsNotSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(1, 1)
+		time.Sleep(time.Second)
+		b.link.connect(0)
+		time.Sleep(6 * time.Second) // it waits to be sent again
+		m := b.link.frames()[0]
+		if got, err := b.back(m); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored", got, err)
+		}
+		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
+		b.link.connect(2)
+		synctest.Wait()
+		if got := len(b.link.frames()); got != 1 {
+			t.Errorf("%d frames, want 1", got)
+		}
+	})
+}
+
+func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(500 * time.Millisecond)
+		if _, err := b.store.CloseInterrupted(t.Context(), message.StampOf(time.Now())); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := b.back(b.link.frames()[0]); got != OutcomeUnknown || err != nil {
+			t.Errorf("%q, %v, want unknown", got, err)
+		}
+		synctest.Wait()
+		if got := len(b.link.frames()); got != 2 {
+			t.Errorf("%d frames, want another message in the place of the one that cannot be stored", got)
+		}
+		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrSessionEnded) {
+			t.Errorf("stop: %v, want that the session is not open", err)
+		}
+		check(t, b.wait(), figures{generated: 2, lost: 2, reason: Stopped})
+		if said := b.said.String(); !strings.Contains(said, "NOT RECORDED in the database: the session is not open") {
+			t.Errorf("the console does not say so:\n%s", said)
+		}
+	})
+}
+
+func TestARowThatSomebodyHasClosedByHandTakesNothing(t *testing.T) {
+	reason := EndReason("closed by hand")
+	row := Session{ID: 1, StartedAt: 1, EndedAt: 9, EndReason: &reason}
+	if row.AddLate(5) || row.Stored != nil || row.Lost != nil {
+		t.Errorf("found %+v, want it as it was", row)
+	}
+}
+
 func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
@@ -371,6 +429,25 @@ func TestACommitUnderWayIsNotSentAgain(t *testing.T) {
 	})
 }
 
+func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
+		m := b.link.frames()[0]
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(1200*time.Millisecond, func() { _, _ = b.back(m) }) // it fails 3 s later
+		s, err := b.engine.stop(t.Context())                               // the drain is over at 4 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
+		if got := topictest.Metric(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
+			t.Errorf("%v given up, want 1", got)
+		}
+	})
+}
+
 func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
@@ -399,6 +476,11 @@ func TestAGivenUpMessageThatComesBackInItsSessionIsStored(t *testing.T) {
 		b.store.fail(errors.New("away"))
 		if _, err := b.back(m); err == nil {
 			t.Error("stored without a database")
+		}
+		b.link.connect(2)
+		synctest.Wait()
+		if got := b.link.frames(); len(got) != 3 || got[2] == m {
+			t.Errorf("found %v sent, want nothing again of what was given up", got)
 		}
 		b.store.fail(nil)
 		if got, err := b.back(m); got != OutcomeStored || err != nil {
@@ -562,6 +644,18 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 	})
 }
 
+func TestAClientThatLeavesDoesNotLeaveHalfASession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		left, leave := context.WithCancel(t.Context())
+		leave()
+		if id, err := b.start(left, 1, 1); id != 1 || err != nil {
+			t.Errorf("start: %d, %v, want session 1", id, err)
+		}
+		b.wait()
+	})
+}
+
 func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
@@ -656,4 +750,50 @@ func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
 			t.Errorf("row %+v, want it interrupted", row)
 		}
 	})
+}
+
+func TestCommitsAreOfOneSession(t *testing.T) {
+	store := newMemoryStore()
+	store.hold = make(chan struct{})
+	for range 2 {
+		if _, err := store.Begin(t.Context(), Opening{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := newCommitter(store)
+	var settled sync.WaitGroup
+	for i, session := range []int64{1, 2, 2, 1, 1, 2} {
+		settled.Add(1)
+		c.add(insert{
+			message: message.Message{SessionID: session, Service1: message.Stamp(i + 1)}, span: trace.SpanFromContext(t.Context()),
+			settle: func(err error) {
+				if err != nil {
+					t.Errorf("message %d: %v", i, err)
+				}
+				settled.Done()
+			},
+		})
+	}
+	close(store.hold)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); c.run(ctx) }()
+	settled.Wait()
+	cancel()
+	<-ended
+	if want := []int{1, 2, 2, 1}; !slices.Equal(store.batches, want) {
+		t.Errorf("commits of %v messages, want %v", store.batches, want)
+	}
+	// Whatever comes now has an outcome too.
+	refused := 0
+	for range 100 {
+		c.add(insert{span: trace.SpanFromContext(t.Context()), settle: func(err error) {
+			if errors.Is(err, errStopping) {
+				refused++
+			}
+		}})
+	}
+	if refused != 100 {
+		t.Errorf("%d of 100 messages were refused after the end", refused)
+	}
 }

@@ -78,11 +78,11 @@ func (s *memoryStore) CloseInterrupted(_ context.Context, at message.Stamp) ([]S
 	return closed, s.away
 }
 
-func (s *memoryStore) Begin(_ context.Context, o Opening) (int64, error) {
+func (s *memoryStore) Begin(ctx context.Context, o Opening) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.away != nil {
-		return 0, s.away
+	if err := cmp.Or(s.away, ctx.Err()); err != nil {
+		return 0, err
 	}
 	id := int64(len(s.sessions) + 1)
 	s.sessions = append(s.sessions, Session{ID: id, StartedAt: o.StartedAt, IntervalSeconds: o.IntervalSeconds, InFlight: o.InFlight})
@@ -110,6 +110,9 @@ func (s *memoryStore) Insert(ctx context.Context, id int64, batch []message.Mess
 	}
 	s.batches = append(s.batches, len(batch))
 	for _, m := range batch {
+		if m.SessionID != id {
+			return errors.New("a message of another session")
+		}
 		if _, ok := s.rows[m.Key()]; !ok {
 			s.rows[m.Key()] = m
 		}

@@ -135,9 +135,10 @@ func (e *engine) send(ctx context.Context) {
 	for {
 		e.mu.Lock()
 		var r *round
-		if len(e.outbox) > 0 && e.connection > broken {
-			r = e.outbox[0]
-			e.outbox = e.outbox[1:]
+		for r == nil && len(e.outbox) > 0 && e.connection > broken {
+			if r, e.outbox = e.outbox[0], e.outbox[1:]; !r.isUnderWay() { // it came back meanwhile
+				r.queued, r = false, nil
+			}
 		}
 		using := e.connection
 		e.mu.Unlock()
@@ -194,7 +195,7 @@ func (e *engine) connected(connection uint64) {
 	}
 	rounds := e.session.rounds
 	for _, stamp := range slices.Sorted(maps.Keys(rounds)) {
-		if r := rounds[stamp]; r.commit == nil && !r.queued {
+		if r := rounds[stamp]; !r.queued {
 			e.enqueue(r)
 		}
 	}

@@ -3,7 +3,6 @@ package ms1
 import (
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
@@ -157,8 +156,11 @@ func (e *engine) record(s *session, reason EndReason) {
 		ctx, cancel := e.recordContext(timeout)
 		row, err := e.store.End(ctx, s.row.ID, closing)
 		cancel()
-		// A row that somebody deleted does not come back.
-		over := err == nil || errors.Is(err, ErrNoSession) || e.stopping()
+		if err == nil && row.Generated == nil {
+			err = ErrSessionEnded // as interrupted, by another program
+		}
+		// A row that somebody deleted or closed does not come back.
+		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded) || e.stopping()
 
 		e.mu.Lock()
 		s.notYet = err
@@ -211,5 +213,4 @@ func (e *engine) finish(s *session) {
 	defer e.mu.Unlock()
 	s.state = Idle
 	s.rounds, s.givenUp = nil, nil
-	e.outbox = slices.DeleteFunc(e.outbox, func(r *round) bool { return r.session == s })
 }

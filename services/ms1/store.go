@@ -68,9 +68,9 @@ func (s *Session) Finish(c Closing, rows int64) {
 // session have a message with this first stamp, and says whether they do.
 func (s *Session) AddLate(service1 message.Stamp) bool {
 	switch {
-	case s.EndReason == nil || service1 < s.StartedAt:
+	case s.EndReason == nil || s.Stored == nil || service1 < s.StartedAt:
 		return false
-	case *s.EndReason == Interrupted: // its last sends may be later than any time known here
+	case s.Lost == nil: // interrupted: its last sends may be later than any time known here
 	case service1 > s.EndedAt || *s.Lost <= 0:
 		return false
 	default:

@@ -527,7 +527,9 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Err: kerr.NotEnoughReplicas, Count: -1})
 	r := start(t, k, store.URL)
 	good, records := messages(5)
-	source.produce(1, append([]kafka.Message{{Value: []byte("junk")}}, records...)...)
+	junk := kafka.Message{Value: bytes.Repeat([]byte("x"), 40_000), Headers: []kafka.Header{
+		{Key: topic.HeaderOffset, Value: []byte("77")}, {Key: "mine", Value: []byte("1")}}} // it was a dead letter before
+	source.produce(1, append([]kafka.Message{junk}, records...)...)
 	topictest.Eventually(t, 20*time.Second, "the others posted", func() bool { return store.got() == len(good) })
 	topictest.Eventually(t, 20*time.Second, "several tries", func() bool { return fault.Hits() > 3 })
 	if n := source.committed("group." + k.Topic); n != 0 {
@@ -536,9 +538,20 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 	if n := strings.Count(r.log.String(), "a dead letter could not be written"); n != 1 {
 		t.Errorf("found it logged %d times, expected once", n)
 	}
+	// The junk weighs as much as ten messages.
+	topictest.Eventually(t, 10*time.Second, "their weight", func() bool { return r.metric("tricycle_ms3_uncommitted_weight") == 10+5 })
 	fault.Remove()
 	source.commits(6)
-	topictest.Read(t, k, k.DeadLetterTopic, 1)
+	found := map[string]string{}
+	for _, h := range topictest.Read(t, k, k.DeadLetterTopic, 1)[0].Headers {
+		if _, twice := found[h.Key]; twice {
+			t.Errorf("found the header %s twice", h.Key)
+		}
+		found[h.Key] = string(h.Value)
+	}
+	if found[topic.HeaderOffset] != "0" || found["mine"] != "1" {
+		t.Errorf("found %v, expected where it was found now, and the record's own header", found)
+	}
 }
 
 func TestDeadLetterThatIsTooLargeGoesWithoutItsText(t *testing.T) {

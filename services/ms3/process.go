@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -122,7 +123,9 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 	if status != 0 {
 		own.Set(topic.HeaderStatus, strconv.Itoa(status))
 	}
-	letter := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, m.Headers...)}
+	// Not those of a dead letter that was put into the topic again.
+	theirs := slices.DeleteFunc(slices.Clone(m.Headers), func(h kafka.Header) bool { return strings.HasPrefix(h.Key, "tricycle-") })
+	letter := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
 	span := trace.SpanFromContext(work)
 	fail(span, kind, reason)
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
