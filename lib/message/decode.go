@@ -50,7 +50,9 @@ func Decode(data []byte, stage Stage) (Message, error) {
 	// members win, so the object is read token by token.
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
-	if tok, err := dec.Token(); err != nil {
+	if tok, err := dec.Token(); errors.Is(err, io.EOF) {
+		return Message{}, &Error{"message", "nothing", "a JSON object"}
+	} else if err != nil {
 		return Message{}, syntax(err)
 	} else if tok != json.Delim('{') {
 		return Message{}, &Error{"message", kind(tok), "a JSON object"}

@@ -127,8 +127,8 @@ func allRefused() map[string]refused {
 	session := func(value string) string { return strings.Replace(good, ":7,", ":"+value+",", 1) }
 	insert := func(member string) string { return strings.Replace(good, "{", "{"+member+",", 1) }
 	return map[string]refused{
-		"nothing":                          {"", "message", "the end of the text"},
-		"white space":                      {" \n", "message", "the end of the text"},
+		"nothing":                          {"", "message", "found nothing"},
+		"white space":                      {" \n", "message", "found nothing"},
 		"null":                             {"null", "message", "found null"},
 		"a number":                         {"1", "message", "the number 1"},
 		"a string":                         {quoted(ts1), "message", `the string "2026-`},
