@@ -636,7 +636,7 @@ func TestRules(t *testing.T) {
 		"grep 'GET /' tricycle-data/ms4.log":            "found file",
 		"mariadb tricycle -e 'SELECT * FROM sessions'":  "",
 		"mariadb tricycle -e 'SELECT * FROM session'":   "no table session",
-		"bash .ci/full jaeger":                          "",
+		"bash .ci/full all":                             "",
 		"bash .ci/full jeager":                          "no stage jeager",
 		"bash .ci/fully":                                "there is no .ci/fully",
 		"TRICYCLE_TEST_KAFKA=x go test ./lib/topic":     "",
