@@ -132,16 +132,22 @@ func TestScale(t *testing.T) {
 	s := newStack(t)
 	s.up("--scale", "ms3=3", "--scale", "ms2=2")
 	id := s.load(faultSession, faultInFlight)
-	var first string
-	for _, container := range strings.Fields(s.docker(s.compose("ps", "-q", "ms2")...)) {
-		if strings.Contains(s.docker("logs", container), "MS1 has connected") {
-			first = container
-		}
+	connections := func(container string) float64 {
+		return metric(t, "http://"+s.address(container)+":8081/metrics", "tricycle_ms2_connections")
 	}
-	if first == "" {
-		t.Fatal("no MS2 says that MS1 has connected")
+	both := strings.Fields(s.docker(s.compose("ps", "-q", "ms2")...))
+	if len(both) != 2 {
+		t.Fatalf("%d MS2 are running, want 2", len(both))
 	}
-	s.docker("kill", first)
+	active, standby := both[0], both[1]
+	if connections(standby) > 0 {
+		active, standby = standby, active
+	}
+	if connections(active) != 1 || connections(standby) != 0 {
+		t.Fatalf("MS1 has %v and %v connections to the two MS2, want one to one of them", connections(active), connections(standby))
+	}
+	s.docker("kill", active)
+	s.eventually(15*time.Second, "the other MS2 takes over", func() bool { return connections(standby) == 1 })
 	s.noneLost(id, s.end(id))
 
 	members := strings.Fields(s.docker(s.compose("ps", "-q", "ms3")...))
@@ -149,11 +155,16 @@ func TestScale(t *testing.T) {
 		t.Errorf("%d MS3 are running, want 3", len(members))
 	}
 	for _, container := range members {
-		address := strings.Fields(s.docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", container))[0]
-		if n := metric(t, "http://"+address+":8082/metrics", "tricycle_ms3_store_duration_seconds_count"); n == 0 {
+		if n := metric(t, "http://"+s.address(container)+":8082/metrics", "tricycle_ms3_store_duration_seconds_count"); n == 0 {
 			t.Errorf("one of the three MS3 has posted nothing")
 		}
 	}
+}
+
+// address is the container's in the inner network, which its host can reach.
+func (s *stack) address(container string) string {
+	s.t.Helper()
+	return strings.TrimSpace(s.docker("inspect", "-f", `{{(index .NetworkSettings.Networks "`+s.project+`_inner").IPAddress}}`, container))
 }
 
 // metric adds up the values of a counter.
