@@ -1,0 +1,163 @@
+// Package servertest starts real MariaDB and Kafka servers that belong to one
+// test, so that the test may change their settings, kill them or fill their
+// disk. It uses the script .ci/servers, whose path TRICYCLE_TEST_SERVERS names,
+// and skips the test if the variable is not set.
+package servertest
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// Server is a server process of the test's own. It ends with the test.
+type Server struct {
+	Address string // host:port for clients
+	Dir     string // data, log and process id
+
+	t    testing.TB
+	name string
+	args []string // of each start, after the directory
+}
+
+// Database is a MariaDB server with an empty database named tricycle and a
+// user of the same name who has all rights in it.
+type Database struct {
+	*Server
+	User, Password string
+	PasswordFile   string
+	Socket         string // accepts root without a password
+}
+
+// MariaDB starts a server with further command-line options of mariadbd, such
+// as "--autocommit=0".
+func MariaDB(t testing.TB, options ...string) *Database {
+	t.Helper()
+	s := newServer(t, "mariadb", "options", options, strconv.Itoa(freePort(t, 1)))
+	answer := s.Start()
+	c, err := mysql.ParseDSN(answer)
+	if err != nil {
+		t.Fatalf("parse the answer of %s: %v", s.name, err)
+	}
+	s.Address = c.Addr
+	return &Database{Server: s, User: c.User, Password: c.Passwd,
+		PasswordFile: filepath.Join(s.Dir, "password"), Socket: filepath.Join(s.Dir, "socket")}
+}
+
+// SQL runs statements as root in the database tricycle and returns what the
+// client prints: a row per line, tabs between columns, no header.
+func (d *Database) SQL(statements string) string {
+	d.t.Helper()
+	cmd := exec.Command("mariadb", "--no-defaults", "-N", "-B", "-u", "root", "-S", d.Socket, "-e", statements, "tricycle")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		d.t.Fatalf("%s: %v\n%s", statements, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// Kafka starts a broker with further lines of server.properties. Clients are
+// told to connect to advertised, or to the broker itself if that is empty.
+func Kafka(t testing.TB, advertised string, properties ...string) *Server {
+	t.Helper()
+	port := freePort(t, 2)
+	args := []string{strconv.Itoa(port)}
+	if advertised != "" {
+		args = append(args, advertised)
+	}
+	s := newServer(t, "kafka", "properties", properties, args...)
+	s.Address = s.Start()
+	return s
+}
+
+func newServer(t testing.TB, name, file string, lines []string, args ...string) *Server {
+	t.Helper()
+	if os.Getenv("TRICYCLE_TEST_SERVERS") == "" {
+		t.Skip("TRICYCLE_TEST_SERVERS is not set: needs a server of its own")
+	}
+	// Not t.TempDir: a Unix socket's path has at most 107 bytes.
+	dir, err := os.MkdirTemp("", name+"-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{t: t, name: name, Dir: dir, args: args}
+	t.Cleanup(func() {
+		s.Kill()
+		_ = os.RemoveAll(dir)
+	})
+	if len(lines) > 0 {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// Start starts the server after Stop or Kill, with the same data and port,
+// returns when it answers clients, and returns its address as the script
+// prints it.
+func (s *Server) Start() string {
+	s.t.Helper()
+	return s.run("start", s.args...)
+}
+
+// Stop shuts the server down and waits until it has ended.
+func (s *Server) Stop() { s.t.Helper(); s.run("stop") }
+
+// Kill ends the server with SIGKILL.
+func (s *Server) Kill() { s.t.Helper(); s.run("kill") }
+
+// PID returns the process id of the running server.
+func (s *Server) PID() int {
+	s.t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.Dir, "pid"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return pid
+}
+
+func (s *Server) run(action string, args ...string) string {
+	s.t.Helper()
+	cmd := exec.Command(os.Getenv("TRICYCLE_TEST_SERVERS"), append([]string{s.name, action, s.Dir}, args...)...)
+	var out, problems bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &problems
+	if err := cmd.Run(); err != nil {
+		s.t.Fatalf("%s %s: %v\n%s", s.name, action, err, &problems)
+	}
+	return strings.TrimSpace(out.String())
+}
+
+// freePort returns the first of n free neighbouring ports, below the range
+// from which the kernel serves clients.
+func freePort(t testing.TB, n int) int {
+	t.Helper()
+	for range 100 {
+		first := 20_000 + rand.N(10_000)
+		free := true
+		for port := first; port < first+n && free; port++ {
+			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			if free = err == nil; free {
+				_ = l.Close()
+			}
+		}
+		if free {
+			return first
+		}
+	}
+	t.Fatal("no free port")
+	return 0
+}
