@@ -1,0 +1,133 @@
+// Package dial opens TCP connections to names that have several addresses, and
+// does not return to an address that accepts connections and then answers
+// nothing as long as there is another one to try.
+//
+// A program that retries needs no more than to dial by the same [Dialer] each
+// time: the address that failed last is tried last.
+package dial
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// timeout is for one address to accept a connection.
+const timeout = 3 * time.Second
+
+// Dialer dials every address of a name. The zero value is ready to use. A
+// Dialer may be used by several goroutines and must not be copied.
+type Dialer struct {
+	// LookupHost returns the addresses of a host;
+	// [net.DefaultResolver.LookupHost] if it is nil.
+	LookupHost func(ctx context.Context, host string) ([]string, error)
+
+	mu     sync.Mutex
+	failed map[string]time.Time // by IP address and port: the time of the last failure
+}
+
+// DialContext connects to address, one host:port or several that are separated
+// by spaces, all of which serve the same purpose. It tries each IP address of
+// each host for 3 s at most, those without a failure first, then those whose
+// failure is longest ago. A failure is a connection that cannot be opened, one
+// that is closed before the peer has sent a byte, and what [Dialer.Avoid] is
+// told.
+func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	candidates, err := d.candidates(ctx, address)
+	for i, candidate := range candidates {
+		limit := timeout
+		if deadline, ok := ctx.Deadline(); ok { // leave time for the others
+			limit = min(limit, time.Until(deadline)/time.Duration(len(candidates)-i))
+		}
+		c, cause := (&net.Dialer{Timeout: max(limit, 1)}).DialContext(ctx, network, candidate)
+		if cause == nil {
+			return &conn{Conn: c, dialer: d, address: candidate}, nil
+		}
+		d.Avoid(candidate)
+		if err != nil {
+			cause = fmt.Errorf("%w; %w", err, cause)
+		}
+		if err = cause; ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, err
+}
+
+// candidates returns the IP addresses with their ports in the order to try
+// them. The error is of the hosts that could not be resolved, nil if there is
+// none.
+func (d *Dialer) candidates(ctx context.Context, address string) (found []string, err error) {
+	lookup := d.LookupHost
+	if lookup == nil {
+		lookup = net.DefaultResolver.LookupHost
+	}
+	for _, a := range strings.Fields(address) {
+		host, port, cause := net.SplitHostPort(a)
+		if cause == nil {
+			var ips []string
+			if ips, cause = lookup(ctx, host); cause == nil {
+				for _, ip := range ips {
+					found = append(found, net.JoinHostPort(ip, port))
+				}
+				continue
+			}
+		}
+		if err != nil {
+			cause = fmt.Errorf("%w; %w", err, cause)
+		}
+		err = cause
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	slices.SortStableFunc(found, func(a, b string) int { return d.failed[a].Compare(d.failed[b]) })
+	return found, err
+}
+
+// Avoid makes an IP address with port, as [net.Conn.RemoteAddr] has it, the
+// last one to be tried, until the peer there sends a byte on a connection that
+// is opened later.
+func (d *Dialer) Avoid(address string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	const most = 1024 // a name can have ever new addresses
+	if d.failed == nil || len(d.failed) == most {
+		d.failed = map[string]time.Time{}
+	}
+	d.failed[address] = time.Now()
+}
+
+func (d *Dialer) answered(address string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.failed, address)
+}
+
+// conn notes whether the peer sends anything.
+type conn struct {
+	net.Conn
+	dialer   *Dialer
+	address  string
+	answered atomic.Bool
+	closed   atomic.Bool
+}
+
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && !c.answered.Load() && !c.answered.Swap(true) {
+		c.dialer.answered(c.address)
+	}
+	return n, err
+}
+
+func (c *conn) Close() error {
+	if !c.closed.Swap(true) && !c.answered.Load() {
+		c.dialer.Avoid(c.address)
+	}
+	return c.Conn.Close()
+}

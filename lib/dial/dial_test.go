@@ -1,0 +1,167 @@
+package dial_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/dial"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// listen accepts connections at ip, on a free port if port is "0". It sends
+// greeting on each, or nothing if that is empty.
+func listen(t *testing.T, ip, port, greeting string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, port))
+	if err != nil {
+		t.Skipf("needs several loopback addresses: %v", err)
+	}
+	var accepted []net.Conn
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted = append(accepted, c)
+			_, _ = io.WriteString(c, greeting)
+		}
+	}()
+	t.Cleanup(func() {
+		_ = l.Close()
+		<-done
+		for _, c := range accepted {
+			_ = c.Close()
+		}
+	})
+	_, port, _ = net.SplitHostPort(l.Addr().String())
+	return port
+}
+
+func names(hosts map[string][]string) *dial.Dialer {
+	return &dial.Dialer{LookupHost: func(_ context.Context, host string) ([]string, error) {
+		if ips, ok := hosts[host]; ok {
+			return slices.Clone(ips), nil
+		}
+		return nil, errors.New("no such host: " + host)
+	}}
+}
+
+// greeting dials and returns the IP address that was dialed and the first byte
+// received, "" if there was none for a moment.
+func greeting(t *testing.T, d *dial.Dialer, address string) (ip, text string) {
+	t.Helper()
+	c, err := d.DialContext(t.Context(), "tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	b := make([]byte, 1)
+	n, _ := c.Read(b)
+	ip, _, _ = net.SplitHostPort(c.RemoteAddr().String())
+	return ip, string(b[:n])
+}
+
+func TestAnAddressThatAnswersNothingIsTriedLast(t *testing.T) {
+	port := listen(t, "127.0.0.2", "0", "")
+	listen(t, "127.0.0.3", port, "")
+	listen(t, "127.0.0.4", port, "x")
+	d := names(map[string][]string{"name": {"127.0.0.2", "127.0.0.3", "127.0.0.4"}})
+	var got []string
+	for range 5 {
+		ip, text := greeting(t, d, "name:"+port)
+		got = append(got, ip+text)
+	}
+	if want := []string{"127.0.0.2", "127.0.0.3", "127.0.0.4x", "127.0.0.4x", "127.0.0.4x"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestAListIsTriedLikeTheAddressesOfAName(t *testing.T) {
+	mute, good := listen(t, "127.0.0.1", "0", ""), listen(t, "127.0.0.1", "0", "x")
+	d := names(map[string][]string{"a": {"127.0.0.1"}, "b": {"127.0.0.1"}})
+	list := "unknown:1 a:" + mute + " b:" + good
+	if _, text := greeting(t, d, list); text != "" {
+		t.Errorf("got %q, want the mute one first", text)
+	}
+	if _, text := greeting(t, d, list); text != "x" {
+		t.Error("the list was not walked on")
+	}
+}
+
+func TestARefusalIsFollowedByTheNextAddress(t *testing.T) {
+	port := listen(t, "127.0.0.3", "0", "x")
+	d := names(map[string][]string{"name": {"127.0.0.2", "127.0.0.3"}})
+	if ip, text := greeting(t, d, "name:"+port); ip != "127.0.0.3" || text != "x" {
+		t.Errorf("got %s %q, want the second address", ip, text)
+	}
+	_, err := names(map[string][]string{"name": {"127.0.0.2", "127.0.0.4"}}).DialContext(t.Context(), "tcp", "name:"+port)
+	if err == nil || !strings.Contains(err.Error(), "127.0.0.2:") || !strings.Contains(err.Error(), "127.0.0.4:") {
+		t.Errorf("got %v, want the errors of both addresses", err)
+	}
+	if _, err := d.DialContext(t.Context(), "tcp", "other:"+port); err == nil || !strings.Contains(err.Error(), "no such host: other") {
+		t.Errorf("got %v, want the resolver's error", err)
+	}
+	if _, err := d.DialContext(t.Context(), "tcp", "name"); err == nil || !strings.Contains(err.Error(), "missing port") {
+		t.Errorf("got %v, want an error of the address", err)
+	}
+}
+
+func TestAvoid(t *testing.T) {
+	port := listen(t, "127.0.0.2", "0", "x")
+	listen(t, "127.0.0.3", port, "x")
+	d := names(map[string][]string{"name": {"127.0.0.2", "127.0.0.3"}})
+	for _, want := range []string{"127.0.0.2", "127.0.0.3", "127.0.0.2"} {
+		ip, _ := greeting(t, d, "name:"+port)
+		if ip != want {
+			t.Errorf("got %s, want %s", ip, want)
+		}
+		d.Avoid(net.JoinHostPort(ip, port))
+	}
+}
+
+// The usual caller: it knows nothing of addresses and only tries again.
+func TestAnHTTPClientReachesTheSecondAddress(t *testing.T) {
+	port := listen(t, "127.0.0.2", "0", "")
+	l, err := net.Listen("tcp", "127.0.0.3:"+port)
+	if err != nil {
+		t.Skip(err)
+	}
+	server := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.NotFoundHandler()}}
+	server.Start()
+	defer server.Close()
+	d := names(map[string][]string{"ms1": {"127.0.0.2", "127.0.0.3"}})
+	client := &http.Client{Timeout: 300 * time.Millisecond, Transport: &http.Transport{DialContext: d.DialContext}}
+	defer client.CloseIdleConnections()
+	if _, err := client.Get("http://ms1:" + port); err == nil {
+		t.Fatal("the first address answered")
+	}
+	resp, err := client.Get("http://ms1:" + port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+func TestTheEndOfTheContextEndsTheWalk(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if c, err := names(map[string][]string{"n": {"127.0.0.2", "127.0.0.3"}}).DialContext(ctx, "tcp", "n:1"); err == nil {
+		c.Close()
+		t.Error("dialed without a context")
+	}
+}
