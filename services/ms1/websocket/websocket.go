@@ -1,7 +1,8 @@
 // Package websocket is MS1's link to MS2: one WebSocket connection that is
-// dialled again, with backoff and jitter, whenever it is gone. It carries
-// frames one way. Nothing comes back on it but pings, by which each side
-// notices that the other has gone silent.
+// dialled again, with backoff and jitter, whenever it is gone, beginning with
+// the addresses of its name that have not failed lately. It carries frames one
+// way. Nothing comes back on it but pings, by which each side notices that the
+// other has gone silent.
 package websocket
 
 import (
@@ -15,12 +16,16 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"github.com/gorilla/websocket"
 	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/dial"
 )
 
 const (
 	handshakeTimeout = 3 * time.Second
 	firstRetry       = 100 * time.Millisecond
-	longestRetry     = 2 * time.Second
+	// longestRetry is short: every message waits for the connection, and a
+	// dial costs MS2 next to nothing.
+	longestRetry = 500 * time.Millisecond
 	// longestSilence is three of MS2's pings, one every 2 s.
 	longestSilence = 6 * time.Second
 	// pongTimeout is how long a pong may wait for a frame that is being
@@ -38,6 +43,7 @@ type Link struct {
 	url     string
 	log     zerolog.Logger
 	silence time.Duration // a connection without a frame for so long is dead
+	dialer  dial.Dialer
 
 	mu         sync.Mutex
 	conn       *websocket.Conn // nil if there is none
@@ -104,7 +110,11 @@ func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error
 
 // connect dials and reads until the connection is gone. Its error is never nil.
 func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) {
+	remote := "" // address of the connection
 	defer func() {
+		if remote != "" { // whatever was wrong there: another one may do better
+			l.dialer.Avoid(remote)
+		}
 		l.mu.Lock()
 		l.conn, l.trouble = nil, err
 		l.mu.Unlock()
@@ -114,8 +124,9 @@ func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) 
 	dialer := websocket.Dialer{
 		HandshakeTimeout: handshakeTimeout,
 		NetDialContext: func(dialling context.Context, network, address string) (net.Conn, error) {
-			conn, err := new(net.Dialer).DialContext(dialling, network, address)
+			conn, err := l.dialer.DialContext(dialling, network, address)
 			if err == nil {
+				remote = conn.RemoteAddr().String()
 				handshaken = context.AfterFunc(ctx, func() { _ = conn.Close() })
 			}
 			return conn, err

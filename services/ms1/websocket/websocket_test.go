@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -247,6 +248,62 @@ func TestDialsAgain(t *testing.T) {
 	})
 }
 
+// listenAt listens on a loopback address, on the port if it is not 0.
+func listenAt(t *testing.T, ip string, port int) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(port)))
+	if err != nil {
+		t.Skipf("needs several loopback addresses: %v", err)
+	}
+	return l
+}
+
+func TestEveryAddressOfTheNameIsTried(t *testing.T) {
+	falls := upgrade(func(_ *ms2, c *gorilla.Conn) { // silent after it was connected
+		for {
+			if _, _, err := c.ReadMessage(); err != nil {
+				return
+			}
+		}
+	})
+	for name, first := range map[string]serveFunc{"first answers nothing": nil, "first refuses": refuse, "first falls silent": falls} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			serve := func(l net.Listener, f serveFunc) {
+				m := &ms2{}
+				m.Server = &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f(m, w, r) })}}
+				m.Start()
+				t.Cleanup(m.Close)
+			}
+			one := listenAt(t, "127.0.0.2", 0)
+			if first == nil {
+				t.Cleanup(func() { one.Close() })
+			} else {
+				serve(one, first)
+			}
+			port := one.Addr().(*net.TCPAddr).Port
+			second := make(chan struct{}, 100)
+			serve(listenAt(t, "127.0.0.3", port), upgrade(func(m *ms2, c *gorilla.Conn) {
+				second <- struct{}{}
+				read(m, c)
+			}))
+			l := New(fmt.Sprintf("ws://ms2.test:%d/ws", port), zerolog.Nop())
+			l.silence = 500 * time.Millisecond
+			l.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- l.Run(ctx, func(uint64) {}) }()
+			select {
+			case <-second:
+			case <-time.After(20 * time.Second):
+				t.Error("the second address was not tried")
+			}
+			cancel()
+			<-ended
+		})
+	}
+}
+
 func TestReadySaysWhy(t *testing.T) {
 	for name, c := range map[string]struct {
 		serve serveFunc
@@ -291,10 +348,13 @@ func TestWaitsLongerEachTime(t *testing.T) {
 	until(t, "seven dials", func() bool { return len(m.dialled()) >= 7 })
 	stop()
 	at := m.dialled()
-	for i, least := range []time.Duration{50, 100, 200, 400, 800} { // half of 100 ms, doubled each time
+	for i, least := range []time.Duration{50, 100, 200, 250, 250} { // half of 100 ms, doubled each time up to 500 ms
 		if gap := at[i+1].Sub(at[i]); gap < least*time.Millisecond-5*time.Millisecond {
 			t.Errorf("dial %d came after %s, expected at least %d ms", i+2, gap, least)
 		}
+	}
+	if gap := at[4].Sub(at[3]); gap > time.Second {
+		t.Errorf("the longest wait was %s, want at most 750 ms", gap)
 	}
 	if gap := at[6].Sub(at[5]); gap > 700*time.Millisecond {
 		t.Errorf("after a good connection the dial came after %s, expected some 300 ms", gap)
