@@ -149,26 +149,29 @@ func Flags(root, program string) ([]Flag, error) { return flags(newSource(root),
 
 func flags(src *source, program string) (all []Flag, err error) {
 	for _, folder := range []string{"lib/program", "services/" + program + "/cmd/" + program} {
-		err = errors.Join(err, src.functions(folder, func(_, _ string, f *ast.FuncDecl) {
-			ast.Inspect(f, func(n ast.Node) bool {
-				call, _ := n.(*ast.CallExpr)
-				if call == nil {
-					return true
-				}
-				if sel, ok := call.Fun.(*ast.SelectorExpr); ok && src.show(sel.X) == "flags" && len(call.Args) > 2 {
-					name, first := literal(call.Args[0])
-					meaning, _ := literal(call.Args[1])
-					if !first { // flags.IntVar(&v, name, value, usage)
-						name, _ = literal(call.Args[1])
-						meaning, _ = literal(call.Args[3])
-					}
-					if word := strings.SplitN(meaning, "`", 3); len(word) == 3 {
-						name, meaning = name+" "+word[1], strings.ReplaceAll(meaning, "`", "")
-					}
-					all = append(all, Flag{Name: "-" + name, Meaning: meaning})
-				}
+		err = errors.Join(err, src.inspect(folder, func(n ast.Node) bool {
+			call, _ := n.(*ast.CallExpr)
+			if call == nil || len(call.Args) < 3 {
 				return true
-			})
+			}
+			sel, _ := call.Fun.(*ast.SelectorExpr)
+			if sel == nil {
+				return true
+			}
+			if on, _ := sel.X.(*ast.Ident); on == nil || on.Name != "flags" {
+				return true
+			}
+			name, first := literal(call.Args[0])
+			meaning, _ := literal(call.Args[1])
+			if !first { // flags.IntVar(&v, name, value, usage)
+				name, _ = literal(call.Args[1])
+				meaning, _ = literal(call.Args[3])
+			}
+			if word := strings.SplitN(meaning, "`", 3); len(word) == 3 {
+				name, meaning = name+" "+word[1], strings.ReplaceAll(meaning, "`", "")
+			}
+			all = append(all, Flag{Name: "-" + name, Meaning: meaning})
+			return true
 		}))
 	}
 	return all, err
@@ -215,15 +218,13 @@ func configurationPage(src *source, pages map[string]string) error {
 
 // environment returns the OTEL_* variables that a package reads.
 func (s *source) environment(folder string) (names []string, err error) {
-	err = s.functions(folder, func(_, _ string, f *ast.FuncDecl) {
-		ast.Inspect(f, func(n ast.Node) bool {
-			if e, ok := n.(ast.Expr); ok {
-				if text, ok := literal(e); ok && strings.HasPrefix(text, "OTEL_") && !strings.ContainsAny(text, ": ") {
-					names = append(names, text)
-				}
+	err = s.inspect(folder, func(n ast.Node) bool {
+		if e, ok := n.(ast.Expr); ok {
+			if text, ok := literal(e); ok && strings.HasPrefix(text, "OTEL_") && !strings.ContainsAny(text, ": ") {
+				names = append(names, text)
 			}
-			return true
-		})
+		}
+		return true
 	})
 	slices.Sort(names)
 	return slices.Compact(names), err

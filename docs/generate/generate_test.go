@@ -1,7 +1,6 @@
 package generate
 
 import (
-	"context"
 	"maps"
 	"os"
 	"path/filepath"
@@ -9,12 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/getkin/kin-openapi/openapi3"
-	"github.com/rs/zerolog"
 	"gopkg.in/yaml.v3"
-
-	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
 // tree returns the repository. Under Bazel, which gives a test only the files
@@ -77,54 +71,28 @@ func difference(found, expected string) string {
 	return ""
 }
 
-func TestWriteRemovesWhatIsNoPage(t *testing.T) {
+func TestWriteRemovesWhatIsNoLongerGenerated(t *testing.T) {
 	root := t.TempDir()
-	if err := os.CopyFS(filepath.Join(root, "lib"), os.DirFS(filepath.Join(tree(t), "lib"))); err != nil {
+	for _, folder := range []string{"lib", "services"} {
+		if err := os.CopyFS(filepath.Join(root, folder), os.DirFS(filepath.Join(tree(t), folder))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(root, Folder), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.CopyFS(filepath.Join(root, "services"), os.DirFS(filepath.Join(tree(t), "services"))); err != nil {
-		t.Fatal(err)
-	}
-	old := filepath.Join(root, Folder, "go", "old.md")
-	if err := os.MkdirAll(filepath.Dir(old), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(old, nil, 0o644); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string]string{"old.md": newPage("Old", "").text(), "written.md": "# By hand\n"} {
+		if err := os.WriteFile(filepath.Join(root, Folder, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := Write(root); err != nil {
 		t.Fatal(err)
 	}
-	found, err := Read(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, err := Pages(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !maps.Equal(found, want) {
-		t.Errorf("found the pages %v, expected %v", slices.Sorted(maps.Keys(found)), slices.Sorted(maps.Keys(want)))
-	}
-}
-
-func TestDescriptionsAreOpenAPI(t *testing.T) {
-	pages, err := Pages(tree(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, service := range []string{"ms1", "ms2", "ms3"} {
-		api, err := openapi3.NewLoader().LoadFromData([]byte(pages[service+".openapi.yaml"]))
-		if err == nil {
-			err = api.Validate(context.Background())
-		}
-		if err != nil {
-			t.Errorf("%s: %v", service, err)
-			continue
-		}
-		if !api.IsOpenAPI31OrLater() {
-			t.Errorf("%s: found version %s, expected 3.1", service, api.OpenAPI)
-		}
+	if names, err := filepath.Glob(filepath.Join(root, Folder, "*.md")); err != nil || !slices.ContainsFunc(names, func(name string) bool {
+		return filepath.Base(name) == "written.md"
+	}) || slices.ContainsFunc(names, func(name string) bool { return filepath.Base(name) == "old.md" }) {
+		t.Errorf("found %v, %v, expected written.md and not old.md", names, err)
 	}
 }
 
@@ -163,81 +131,5 @@ func TestKeysAreThoseOfTheFiles(t *testing.T) {
 		if !slices.Equal(shipped, described) {
 			t.Errorf("%s: found the keys %v on the page, expected those of compose/config/%s.yaml: %v", program, described, program, shipped)
 		}
-	}
-}
-
-// TestDatabase holds the page of the database against a migrated MariaDB.
-func TestDatabase(t *testing.T) {
-	server := storetest.MariaDB(t)
-	store, err := mariadb.Open(mariadb.Config{Address: server.Address, Name: server.Name, User: server.User, PasswordFile: server.PasswordFile}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- store.Run(ctx) }()
-	if _, err := store.CloseInterrupted(ctx, 1); err != nil { // waits for the tables
-		t.Fatal(err)
-	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-
-	rows, err := server.DB.Query("SELECT table_name, column_name, column_type, is_nullable = 'YES', extra, column_key = 'PRI', column_comment " +
-		"FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name NOT LIKE 'goose%' ORDER BY table_name DESC, ordinal_position")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	var found []Column
-	for rows.Next() {
-		var c Column
-		if err := rows.Scan(&c.Table, &c.Name, &c.Type, &c.Null, &c.Extra, &c.Key, &c.Comment); err != nil {
-			t.Fatal(err)
-		}
-		if i := strings.Index(c.Type, "int("); i >= 0 { // MariaDB shows a display width
-			c.Type = c.Type[:i+len("int")]
-		}
-		found = append(found, c)
-	}
-	described, err := Columns(tree(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(found, described) {
-		t.Errorf("found    %+v\nexpected %+v", found, described)
-	}
-	for _, q := range Queries {
-		if _, err := server.DB.Exec(q.SQL); err != nil {
-			t.Errorf("%s\n%s\n%v", q.Purpose, q.SQL, err)
-		}
-	}
-}
-
-func TestMigrationsThatThePageKnows(t *testing.T) {
-	base := []Column{{Table: "sessions", Name: "id"}, {Table: "messages", Name: "session_id"}}
-	for name, c := range map[string]struct {
-		statement string
-		want      Column
-		err       string
-	}{
-		"a column more":           {"ALTER TABLE sessions ADD COLUMN note VARCHAR(8) DEFAULT NULL COMMENT 'x'", Column{"sessions", "note", "varchar(8)", true, "", false, "x"}, ""},
-		"a column without words":  {"ALTER TABLE sessions ADD COLUMN note VARCHAR(8) DEFAULT NULL", Column{}, "no COMMENT"},
-		"what it does not know":   {"ALTER TABLE sessions DROP COLUMN id", Column{}, "teach"},
-		"a definition unheard of": {"ALTER TABLE sessions ADD COLUMN note JSON CHECK (1) COMMENT 'x'", Column{}, "teach"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, err := apply(slices.Clone(base), c.statement)
-			if c.err != "" {
-				if err == nil || !strings.Contains(err.Error(), c.err) {
-					t.Errorf("found %v, expected an error that says %q", err, c.err)
-				}
-				return
-			}
-			if want := []Column{base[0], c.want, base[1]}; err != nil || !slices.Equal(got, want) {
-				t.Errorf("found %+v, %v, expected %+v", got, err, want)
-			}
-		})
 	}
 }

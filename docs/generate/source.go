@@ -3,7 +3,6 @@ package generate
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/printer"
@@ -13,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -82,114 +82,32 @@ func (s *source) folders() (folders []string, err error) {
 	return folders, err
 }
 
-// fieldComment returns what the code says about a field of a struct.
-func (s *source) fieldComment(t reflect.Type, field string) (string, error) {
-	fields, err := s.structOf(t)
-	if err != nil {
-		return "", err
-	}
-	for _, f := range fields {
-		for _, name := range f.Names {
-			if name.Name == field {
-				return remark(f.Doc, f.Comment), nil
-			}
+// fieldComment returns the comments of a field of a struct of this module.
+func (s *source) fieldComment(t reflect.Type, field string) (comment string, err error) {
+	err = s.inspect(strings.TrimPrefix(t.PkgPath(), module), func(n ast.Node) bool {
+		spec, ok := n.(*ast.TypeSpec)
+		if !ok || spec.Name.Name != t.Name() {
+			return true
 		}
-	}
-	return "", fmt.Errorf("found no field %s in %s", field, t)
+		ast.Inspect(spec, func(n ast.Node) bool {
+			f, ok := n.(*ast.Field)
+			if ok && slices.ContainsFunc(f.Names, func(name *ast.Ident) bool { return name.Name == field }) {
+				comment = remark(f.Doc, f.Comment)
+			}
+			return true
+		})
+		return false
+	})
+	return comment, err
 }
 
-func (s *source) structOf(t reflect.Type) ([]*ast.Field, error) {
-	folder, ours := strings.CutPrefix(t.PkgPath()+"/", module)
-	if !ours {
-		return nil, fmt.Errorf("found type %s, expected one of this module", t)
-	}
-	files, err := s.parse(path.Clean(folder))
-	if err != nil {
-		return nil, err
-	}
-	for _, file := range files {
-		for _, d := range file.Decls {
-			g, _ := d.(*ast.GenDecl)
-			if g == nil {
-				continue
-			}
-			for _, spec := range g.Specs {
-				if ts, ok := spec.(*ast.TypeSpec); ok && ts.Name.Name == t.Name() {
-					if st, ok := ts.Type.(*ast.StructType); ok {
-						return st.Fields.List, nil
-					}
-				}
-			}
-		}
-	}
-	return nil, fmt.Errorf("found no struct %s in %s", t.Name(), folder)
-}
-
-// constant is a string constant and what the code says about it.
-type constant struct{ name, value, comment string }
-
-// constants returns the string constants of a package, of one type ("" for
-// those without one).
-func (s *source) constants(folder, typeName string) ([]constant, error) {
+// inspect calls f for every node of a package, in the order of the code.
+func (s *source) inspect(folder string, f func(ast.Node) bool) error {
 	files, err := s.parse(folder)
-	if err != nil {
-		return nil, err
-	}
-	var found []constant
 	for _, file := range files {
-		for _, d := range file.Decls {
-			g, _ := d.(*ast.GenDecl)
-			if g == nil || g.Tok != token.CONST {
-				continue
-			}
-			for _, spec := range g.Specs {
-				v := spec.(*ast.ValueSpec)
-				if t, _ := v.Type.(*ast.Ident); (t == nil) != (typeName == "") || t != nil && t.Name != typeName {
-					continue
-				}
-				for i, value := range v.Values {
-					if text, ok := literal(value); ok {
-						found = append(found, constant{v.Names[i].Name, text, remark(v.Doc, v.Comment)})
-					}
-				}
-			}
-		}
+		ast.Inspect(file, f)
 	}
-	return found, nil
-}
-
-// functions calls f for every function of a package, named Receiver.name, in
-// the order of the code.
-func (s *source) functions(folder string, f func(file, name string, decl *ast.FuncDecl)) error {
-	files, err := s.parse(folder)
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		for _, d := range file.Decls {
-			if decl, ok := d.(*ast.FuncDecl); ok && decl.Body != nil {
-				name := decl.Name.Name
-				if decl.Recv != nil {
-					receiver := decl.Recv.List[0].Type
-					if star, ok := receiver.(*ast.StarExpr); ok {
-						receiver = star.X
-					}
-					name = s.show(receiver) + "." + name
-				}
-				f(s.fset.Position(file.Package).Filename, name, decl)
-			}
-		}
-	}
-	return nil
-}
-
-// show returns code as gofmt writes it, on one line.
-func (s *source) show(node ast.Node) string {
-	var b bytes.Buffer
-	if err := printer.Fprint(&b, s.fset, node); err != nil {
-		return err.Error()
-	}
-	return strings.Join(strings.Fields(b.String()), " ")
+	return err
 }
 
 // literal returns the value of a string literal.
