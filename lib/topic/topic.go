@@ -28,6 +28,24 @@ const (
 	HeaderStatus    = "tricycle-http-status"      // MS1's answer; absent if MS1 was not asked
 )
 
+const (
+	maxMessageBytes = "max.message.bytes"
+	maxRecordBytes  = 1<<20 + 12 // Kafka's default: 1 MiB and what precedes a batch
+	compressionType = "compression.type"
+	uncompressed    = "uncompressed"
+)
+
+// Limits returns the settings of a topic that exclude a record which is a
+// thousand times as large when a consumer has decompressed it: the broker
+// decompresses what it is sent, and measures the result.
+func Limits() map[string]string {
+	return map[string]string{maxMessageBytes: strconv.Itoa(maxRecordBytes), compressionType: uncompressed}
+}
+
+// MessageBytes is the size of the record batch of one message of the largest
+// session id, with its trace context: what a topic must admit.
+const MessageBytes = 512
+
 // Config is the section 'kafka' of a configuration.
 type Config struct {
 	Brokers            []string `yaml:"brokers"`             // host:port of one or more brokers to begin with
@@ -77,6 +95,9 @@ func (c Config) topics() []kafka.TopicConfig {
 	entries := []kafka.ConfigEntry{
 		{ConfigName: "retention.ms", ConfigValue: strconv.Itoa(c.RetentionHours * 3_600_000)},
 		{ConfigName: "retention.bytes", ConfigValue: strconv.Itoa(c.RetentionMegabytes << 20)},
+	}
+	for name, value := range Limits() {
+		entries = append(entries, kafka.ConfigEntry{ConfigName: name, ConfigValue: value})
 	}
 	var topics []kafka.TopicConfig
 	for _, name := range []string{c.Topic, c.DeadLetterTopic} {

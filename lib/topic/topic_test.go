@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"go.uber.org/goleak"
 
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -91,6 +94,9 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 		if found["retention.ms"] != "7200000" || found["retention.bytes"] != "5242880" {
 			t.Errorf("%s: found retention of %s ms and %s bytes", name, found["retention.ms"], found["retention.bytes"])
 		}
+		if found["compression.type"] != "uncompressed" || found["max.message.bytes"] != "1048588" {
+			t.Errorf("%s: got %s records of at most %s bytes, want a topic that excludes decompression bombs", name, found["compression.type"], found["max.message.bytes"])
+		}
 		if _, err := first.Produce(t.Context(), name, 2, kafka.Message{Value: []byte("x")}); err != nil {
 			t.Errorf("the last partition of %s: %v", name, err)
 		}
@@ -122,6 +128,120 @@ func TestProduceWaitsForEveryReplica(t *testing.T) {
 	} else if got := topic.ErrorType(err); got != "not_enough_replicas" {
 		t.Errorf("found error type %q", got)
 	}
+}
+
+func TestSettingsOfTheTopic(t *testing.T) {
+	t.Run("one message is too large", func(t *testing.T) {
+		c := topictest.Config(t)
+		topictest.Create(t, c, "max.message.bytes", "100", "compression.type", "uncompressed")
+		var log programtest.Console
+		l := topic.NewLink(c, "test", zerolog.New(&log))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- l.Run(ctx) }()
+		want := c.Topic + ": max.message.bytes: must be at least 512, got 100"
+		topictest.Eventually(t, 20*time.Second, "not ready", func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+		topictest.Eventually(t, 5*time.Second, "logged", func() bool { return strings.Contains(log.String(), want) })
+		resp, err := l.Client().AlterConfigs(ctx, &kafka.AlterConfigsRequest{Resources: []kafka.AlterConfigRequestResource{{
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: c.Topic, Configs: []kafka.AlterConfigRequestConfig{{Name: "max.message.bytes", Value: "512"}},
+		}}})
+		if err == nil {
+			for _, err = range resp.Errors {
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		topictest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+		cancel()
+		<-done
+	})
+	t.Run("bombs are admitted", func(t *testing.T) {
+		c := topictest.Config(t)
+		topictest.Create(t, c, "max.message.bytes", "2000000", "compression.type", "producer")
+		var log programtest.Console
+		topictest.Run(t, topic.NewLink(c, "test", zerolog.New(&log)))
+		if got := strings.Count(log.String(), "decompression bombs"); got != 4 {
+			t.Errorf("got %d warnings, want one for each topic and setting:\n%s", got, &log)
+		}
+	})
+	t.Run("they are secret", func(t *testing.T) {
+		cluster, address := topictest.Cluster(t)
+		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Err: kerr.TopicAuthorizationFailed, Count: -1})
+		var log programtest.Console
+		topictest.Run(t, topic.NewLink(topictest.For(t, address), "test", zerolog.New(&log)))
+		if strings.Contains(log.String(), `"level":"warn"`) || !strings.Contains(log.String(), "were not checked") {
+			t.Errorf("got %s", &log)
+		}
+	})
+}
+
+// refuseOne makes the broker refuse requests for offsets of one partition as
+// long as on is true.
+func refuseOne(cluster *kfake.Cluster, partition int32, on *atomic.Bool) {
+	cluster.ControlKey(int16(kmsg.ListOffsets), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		request := r.(*kmsg.ListOffsetsRequest)
+		if p := request.Topics[0].Partitions[0].Partition; !on.Load() || p != partition {
+			return nil, nil, false
+		}
+		resp := request.ResponseKind().(*kmsg.ListOffsetsResponse)
+		topic := kmsg.NewListOffsetsResponseTopic()
+		topic.Topic = request.Topics[0].Topic
+		p := kmsg.NewListOffsetsResponseTopicPartition()
+		p.Partition, p.ErrorCode = partition, kerr.NotLeaderForPartition.Code
+		topic.Partitions = append(topic.Partitions, p)
+		resp.Topics = append(resp.Topics, topic)
+		return resp, nil, true
+	})
+}
+
+func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
+	cluster, address := topictest.Cluster(t)
+	var on atomic.Bool
+	refuseOne(cluster, 1, &on)
+	var log programtest.Console
+	l := topic.NewLink(topictest.For(t, address), "test", zerolog.New(&log))
+	topictest.Run(t, l)
+	client := l.Client()
+	on.Store(true)
+	topictest.Eventually(t, 20*time.Second, "the partition is passed over", func() bool { return l.Route(1) == 2 })
+	topictest.Eventually(t, 20*time.Second, "it is logged", func() bool { return strings.Contains(log.String(), `"partitions":[1]`) })
+	if err := l.Ready(t.Context()); err != nil || l.Client() != client {
+		t.Errorf("got %v, want a link that is ready, and its connections kept", err)
+	}
+	if got := []int{l.Route(0), l.Route(2), l.Route(3), l.Route(5)}; !slices.Equal(got, []int{0, 2, 3, 2}) {
+		t.Errorf("got routes %v", got)
+	}
+	on.Store(false)
+	topictest.Eventually(t, 20*time.Second, "the partition is used", func() bool { return l.Route(1) == 1 })
+}
+
+func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
+	cluster, address := topictest.Cluster(t)
+	var on atomic.Bool
+	on.Store(true)
+	refuseOne(cluster, 1, &on)
+	var log programtest.Console
+	l := topic.NewLink(topictest.For(t, address), "test", zerolog.New(&log))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	topictest.Eventually(t, 20*time.Second, "it waits for a leader", func() bool { return errors.Is(l.Ready(ctx), kafka.NotLeaderForPartition) })
+	on.Store(false)
+	topictest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+	cancel()
+	<-done
+	if strings.Contains(log.String(), `"level":"warn"`) {
+		t.Errorf("got a warning:\n%s", &log)
+	}
+}
+
+func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
+	t.Parallel()
+	c := topictest.Config(t)
+	c.Brokers = append([]string{topictest.Mute(t)}, c.Brokers...)
+	topictest.Run(t, topic.NewLink(c, "test", zerolog.Nop())) // waits until it is ready
 }
 
 func TestErrorType(t *testing.T) {
@@ -167,9 +287,9 @@ func TestLinkIsNotReadyWhileABrokerRefuses(t *testing.T) {
 		err  *kerr.Error
 		want string
 	}{
-		"creating the topics": {kmsg.CreateTopics, kerr.TopicAuthorizationFailed, "creating topic"},
-		"a leader is missing": {kmsg.ListOffsets, kerr.LeaderNotAvailable, "asking for the offsets"},
-		"the topic is secret": {kmsg.Metadata, kerr.TopicAuthorizationFailed, "asking for topic"},
+		"creating the topics": {kmsg.CreateTopics, kerr.TopicAuthorizationFailed, "create topic"},
+		"a leader is missing": {kmsg.ListOffsets, kerr.LeaderNotAvailable, "get the offsets"},
+		"the topic is secret": {kmsg.Metadata, kerr.TopicAuthorizationFailed, "get topic"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cluster, address := topictest.Cluster(t)
@@ -198,7 +318,7 @@ func TestDialedConnectionsEndWithTheirOwner(t *testing.T) {
 	}
 	defer listener.Close()
 	owner, cut := context.WithCancel(t.Context())
-	dial := topic.Dial(owner)
+	dial := topic.NewLink(topic.Defaults(), "test", zerolog.Nop()).Dial(owner)
 	conn, err := dial(t.Context(), "tcp", listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)

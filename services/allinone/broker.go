@@ -39,11 +39,11 @@ func openBroker(folder string, c topic.Config, console io.Writer) (*kfake.Cluste
 		if b.TopicInfo(name) != nil {
 			continue
 		}
-		if err := b.CreateTopic(name, int32(c.Partitions), map[string]string{
-			"retention.ms":    "-1",
-			"retention.bytes": strconv.Itoa(c.RetentionMegabytes << 20),
-			"segment.bytes":   strconv.Itoa(segmentBytes),
-		}); err != nil {
+		settings := topic.Limits()
+		settings["retention.ms"] = "-1"
+		settings["retention.bytes"] = strconv.Itoa(c.RetentionMegabytes << 20)
+		settings["segment.bytes"] = strconv.Itoa(segmentBytes)
+		if err := b.CreateTopic(name, int32(c.Partitions), settings); err != nil {
 			b.Close()
 			return nil, fmt.Errorf("making topic %s: %w", name, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -646,6 +647,150 @@ func TestRefusedProduceIsRepeated(t *testing.T) {
 	r.stop()
 	if s := spans(); len(s) != 1 || len(s[0].Events) != 3 || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
 		t.Errorf("found %v, expected a span with three events", s)
+	}
+}
+
+// onProduce makes f answer requests to produce. It is given the bytes of the
+// records and their partition, and may return the error of the answer.
+func onProduce(cluster *kfake.Cluster, f func(size int, partition int32) *kerr.Error) {
+	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		request := r.(*kmsg.ProduceRequest)
+		asked := request.Topics[0].Partitions[0]
+		fault := f(len(asked.Records), asked.Partition)
+		switch fault {
+		case nil:
+			return nil, nil, false
+		case kerr.UnknownServerError: // closes the connection
+			return nil, errors.New("refused by the test"), true
+		}
+		resp := request.ResponseKind().(*kmsg.ProduceResponse)
+		t := kmsg.NewProduceResponseTopic()
+		t.Topic = request.Topics[0].Topic
+		p := kmsg.NewProduceResponseTopicPartition()
+		p.Partition, p.ErrorCode = asked.Partition, fault.Code
+		t.Partitions = append(t.Partitions, p)
+		resp.Topics = append(resp.Topics, t)
+		return resp, nil, true
+	})
+}
+
+func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
+	for name, limit := range map[string]func(*testing.T) topic.Config{
+		"for the topic": func(t *testing.T) topic.Config { // the real broker's answer, if there is one
+			k := topictest.Config(t)
+			topictest.Create(t, k, "max.message.bytes", "2048")
+			return k
+		},
+		"for the broker": func(t *testing.T) topic.Config {
+			cluster, address := topictest.Cluster(t)
+			onProduce(cluster, func(size int, _ int32) *kerr.Error {
+				if size > 2048 {
+					return kerr.UnknownServerError
+				}
+				return nil
+			})
+			return topictest.For(t, address)
+		},
+		"for the broker's list": func(t *testing.T) topic.Config {
+			cluster, address := topictest.Cluster(t)
+			onProduce(cluster, func(size int, _ int32) *kerr.Error {
+				if size > 2048 {
+					return kerr.RecordListTooLarge
+				}
+				return nil
+			})
+			return topictest.For(t, address)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := limit(t)
+			r := start(t, k).ready()
+			ms := messages(2000)
+			r.dial().send(t, ms...)
+			distinct(t, k, ms)
+			topictest.Eventually(t, 20*time.Second, "acknowledged", func() bool { return r.metric("tricycle_ms2_messages_produced_total") == 2000 })
+			if r.metric("tricycle_ms2_messages_dropped_total") != 0 || r.metric("tricycle_ms2_connections") != 1 {
+				t.Error("messages or the connection were dropped")
+			}
+			// The size is remembered: each lane finds it once.
+			if got := r.metric("tricycle_ms2_produce_retries_total"); got == 0 || got > 40 {
+				t.Errorf("got %v retries, want some for each of four lanes", got)
+			}
+			if err := r.Service.ready(t.Context()); err != nil {
+				t.Errorf("not ready: %v", err)
+			}
+		})
+	}
+}
+
+// A topic whose settings MS2 may not see, and that takes no message.
+func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
+	cluster, address := topictest.Cluster(t)
+	k := topictest.For(t, address)
+	var limited atomic.Bool
+	limited.Store(true)
+	onProduce(cluster, func(int, int32) *kerr.Error {
+		if limited.Load() {
+			return kerr.MessageTooLarge
+		}
+		return nil
+	})
+	r := start(t, k, func(s *Service) { s.queue.stall = 2 * time.Second }).ready()
+	r.dial().send(t, messages(10)...)
+	topictest.Eventually(t, 5*time.Second, "not ready", func() bool {
+		err := r.Service.ready(t.Context())
+		return err != nil && strings.Contains(err.Error(), k.Topic+": max.message.bytes: must be at least 512")
+	})
+	limited.Store(false)
+	topictest.Eventually(t, 20*time.Second, "ready", func() bool { return r.Service.ready(t.Context()) == nil })
+	ms := messages(10)
+	r.dial().send(t, ms...)
+	distinct(t, k, ms)
+}
+
+// The largest message fits into the smallest topic.
+func TestTheLargestMessage(t *testing.T) {
+	k := topictest.Config(t)
+	topictest.Create(t, k, "max.message.bytes", fmt.Sprint(topic.MessageBytes))
+	r := start(t, k).ready()
+	m := messages(1)[0]
+	m.SessionID = math.MaxInt64
+	r.dial().send(t, m)
+	distinct(t, k, []message.Message{m})
+	if got := r.metric("tricycle_ms2_produce_retries_total"); got != 0 {
+		t.Errorf("got %v retries", got)
+	}
+}
+
+// What a partition refuses goes to the others.
+func TestOnePartitionWithoutALeader(t *testing.T) {
+	for name, fault := range map[string]*kerr.Error{
+		"no leader": kerr.NotLeaderForPartition, "too few replicas": kerr.NotEnoughReplicas, "closes the connection": kerr.UnknownServerError,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster, address := topictest.Cluster(t)
+			k := topictest.For(t, address)
+			onProduce(cluster, func(_ int, partition int32) *kerr.Error {
+				if partition == 1 {
+					return fault
+				}
+				return nil
+			})
+			r := start(t, k).ready()
+			ms := messages(4000)
+			r.dial().send(t, ms...)
+			for key, record := range distinct(t, k, ms) {
+				if record.Partition == 1 {
+					t.Errorf("%s: in the partition that refuses", key)
+				}
+			}
+			if r.metric("tricycle_ms2_messages_dropped_total") != 0 || r.metric("tricycle_ms2_connections") != 1 || r.Service.ready(t.Context()) != nil {
+				t.Error("messages, the connection or the readiness were dropped")
+			}
+		})
 	}
 }
 

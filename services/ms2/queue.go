@@ -2,6 +2,7 @@ package ms2
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"sync"
 	"time"
@@ -19,8 +20,9 @@ const (
 	queueLength = 4096 // messages; the largest in_flight of MS1
 	batchLength = 100  // messages in a request
 	retryFirst  = 50 * time.Millisecond
-	retryMost   = time.Second
+	retryMost   = 500 * time.Millisecond
 	stallTime   = 10 * time.Second
+	adaptTime   = 30 * time.Second // after which a lane returns to its partition, or tries larger requests
 )
 
 // entry is a message on its way to Kafka, with the span that ends when Kafka
@@ -33,31 +35,48 @@ type entry struct {
 // queue holds the messages that were read and are not yet acknowledged by
 // Kafka. Each partition has a lane of its own, which sends whatever waits for
 // it, up to a hundred messages, as soon as its last request is answered: no
-// message waits for company.
+// message waits for company. A lane whose partition fails sends to the next
+// one; the order of messages means nothing.
 type queue struct {
 	link    *topic.Link
 	topic   string
 	metrics *metrics
 	log     zerolog.Logger
-	stalled func()        // told when the queue was dropped for lack of progress
-	stall   time.Duration // without progress, after which that happens
+	errors  zerolog.Logger // logs at most once a second
+	stalled func()         // told when the queue was dropped for lack of progress
+	stall   time.Duration  // without progress, after which that happens
 
 	slots   chan struct{} // one taken by each message in the queue
 	stop    chan struct{} // closed when the lanes are to end
 	running sync.WaitGroup
 
 	mu       sync.Mutex
-	lanes    []chan entry // by partition; each could hold the whole queue, so only slots ever block
-	numbers  []int        // 0, 1, 2, …: the partitions, for the balancer
+	lanes    []*lane // by partition
+	numbers  []int   // 0, 1, 2, …: the partitions, for the balancer
 	round    context.Context
 	drop     context.CancelFunc // makes the lanes give up what they hold
 	progress time.Time          // of the last request that Kafka took, or when nothing waited
+	misfit   error              // of a message that alone was too large for the topic
+	misfitAt time.Time
+}
+
+// lane is the messages of one partition.
+type lane struct {
+	number  int
+	entries chan entry // could hold the whole queue, so only slots ever block
+
+	// Only of its goroutine.
+	most      int       // messages in a request: what the topic took last
+	shift     int       // partitions between the lane's own and the one that is written to
+	shrunk    time.Time // when most was changed
+	shiftedAt time.Time
 }
 
 func newQueue(link *topic.Link, name string, m *metrics, log zerolog.Logger, stalled func()) *queue {
 	q := &queue{
 		link: link, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime,
-		slots: make(chan struct{}, queueLength), stop: make(chan struct{}),
+		errors: log.Sample(&zerolog.BurstSampler{Burst: 1, Period: time.Second}),
+		slots:  make(chan struct{}, queueLength), stop: make(chan struct{}),
 	}
 	q.round, q.drop = context.WithCancel(context.Background())
 	return q
@@ -75,13 +94,13 @@ func (q *queue) put(ctx context.Context, e entry) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for i := len(q.lanes); i < max(1, q.link.Partitions()); i++ {
-		lane := make(chan entry, queueLength)
-		q.lanes, q.numbers = append(q.lanes, lane), append(q.numbers, i)
-		q.running.Go(func() { q.runLane(i, lane) })
+		l := &lane{number: i, entries: make(chan entry, queueLength), most: batchLength}
+		q.lanes, q.numbers = append(q.lanes, l), append(q.numbers, i)
+		q.running.Go(func() { q.runLane(l) })
 	}
 	// The partitioner of Kafka's own clients, so that any tool finds a record
 	// where it looks for its key.
-	q.lanes[kafka.Murmur2Balancer{}.Balance(e.record, q.numbers...)] <- e
+	q.lanes[kafka.Murmur2Balancer{}.Balance(e.record, q.numbers...)].entries <- e
 	return nil
 }
 
@@ -146,10 +165,10 @@ func (q *queue) dropAll() {
 	defer q.mu.Unlock()
 	q.drop()
 	q.round, q.drop = context.WithCancel(context.Background())
-	for _, lane := range q.lanes {
+	for _, l := range q.lanes {
 		for empty := false; !empty; {
 			select {
-			case e := <-lane:
+			case e := <-l.entries:
 				q.dropped(e)
 			default:
 				empty = true
@@ -164,65 +183,74 @@ func (q *queue) dropped(e entry) {
 	<-q.slots
 }
 
-// runLane sends what comes through the lane to its partition.
-func (q *queue) runLane(number int, lane <-chan entry) {
+// runLane sends what comes through the lane.
+func (q *queue) runLane(l *lane) {
 	batch := make([]entry, 0, batchLength)
 	for {
 		batch = batch[:0]
 		select {
-		case e := <-lane:
+		case e := <-l.entries:
 			batch = append(batch, e)
 		case <-q.stop:
 			return
 		}
 		for more := true; more && len(batch) < cap(batch); {
 			select {
-			case e := <-lane:
+			case e := <-l.entries:
 				batch = append(batch, e)
 			default:
 				more = false
 			}
 		}
+		if time.Since(l.shiftedAt) > adaptTime {
+			l.shift = 0
+		}
+		if l.most < batchLength && time.Since(l.shrunk) > adaptTime {
+			l.most, l.shrunk = min(2*l.most, batchLength), time.Now()
+		}
 		q.mu.Lock()
 		round := q.round
 		q.mu.Unlock()
-		q.send(round, number, batch)
+		q.send(round, l, batch)
 	}
 }
 
-// send writes the batch to Kafka, as often as it takes until ctx ends, and
-// then drops it.
-func (q *queue) send(ctx context.Context, number int, batch []entry) {
-	records := make([]kafka.Message, len(batch))
-	for i, e := range batch {
-		records[i] = e.record
-	}
-	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
-		// A topic that was deleted and made again may have fewer partitions.
-		partition := number % max(1, q.link.Partitions())
+// send writes the batch to Kafka, in as many requests and as often as it takes
+// until ctx ends, and then drops the rest.
+func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
+	for wait := retryFirst; len(batch) > 0; {
+		part := batch[:min(len(batch), l.most)]
+		records := make([]kafka.Message, len(part))
+		for i, e := range part {
+			records[i] = e.record
+		}
+		partition := q.link.Route(l.number + l.shift)
 		offset, err := q.link.Produce(ctx, q.topic, partition, records...)
 		if err == nil {
-			q.progressed()
-			q.metrics.produced.Add(float64(len(batch)))
-			for i, e := range batch {
-				e.span.SetAttributes(
-					semconv.MessagingDestinationPartitionID(strconv.Itoa(partition)),
-					semconv.MessagingKafkaOffset(int(offset)+i))
-				e.span.End()
-				q.log.Debug().Bytes("key", e.record.Key).Stringer("trace_id", e.span.SpanContext().TraceID()).
-					Int("partition", partition).Int64("offset", offset+int64(i)).Msg("produced")
-				<-q.slots
-			}
-			return
+			q.produced(part, partition, offset)
+			batch, wait = batch[len(part):], retryFirst
+			continue
 		}
 		if ctx.Err() == nil {
 			q.metrics.retries.Inc()
-			if wait == retryFirst {
-				q.log.Warn().Err(err).Int("messages", len(batch)).Msg("kafka did not take messages; they are sent again until it does")
-			}
-			for _, e := range batch {
+			for _, e := range part {
 				e.span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(topic.ErrorType(err))))
 			}
+			tooLarge := topic.TooLarge(err)
+			if len(part) > 1 && (tooLarge || topic.Torn(err)) {
+				l.most, l.shrunk = (len(part)+1)/2, time.Now()
+				if tooLarge {
+					q.log.Debug().Err(err).Int("messages", len(part)).Msg("batch split")
+					continue
+				}
+			}
+			if tooLarge {
+				q.refused(fmt.Errorf("topic %s: max.message.bytes: must be at least %d, one message is larger: %w", q.topic, topic.MessageBytes, err))
+			} else {
+				l.shift, l.shiftedAt = l.shift+1, time.Now()
+			}
+			q.errors.Warn().Err(err).Int("messages", len(part)).Int("partition", partition).
+				Msg("kafka did not take messages; they are sent again until it does")
 		}
 		if !topic.Pause(ctx, wait) {
 			for _, e := range batch {
@@ -230,7 +258,43 @@ func (q *queue) send(ctx context.Context, number int, batch []entry) {
 			}
 			return
 		}
+		wait = min(2*wait, retryMost)
 	}
+}
+
+// produced accounts for messages that Kafka has.
+func (q *queue) produced(entries []entry, partition int, offset int64) {
+	q.progressed()
+	q.refused(nil)
+	q.metrics.produced.Add(float64(len(entries)))
+	for i, e := range entries {
+		e.span.SetAttributes(
+			semconv.MessagingDestinationPartitionID(strconv.Itoa(partition)),
+			semconv.MessagingKafkaOffset(int(offset)+i))
+		e.span.End()
+		q.log.Debug().Bytes("key", e.record.Key).Stringer("trace_id", e.span.SpanContext().TraceID()).
+			Int("partition", partition).Int64("offset", offset+int64(i)).Msg("produced")
+		<-q.slots
+	}
+}
+
+// refused notes why the topic takes no message at all, nil if it took one.
+func (q *queue) refused(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.misfit, q.misfitAt = err, time.Now()
+}
+
+// ready returns nil if the topic takes messages, however small the requests
+// have to be, else the setting that excludes them. It forgets that after the
+// stall time: only another message can tell whether the setting was mended.
+func (q *queue) ready() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if time.Since(q.misfitAt) > q.stall {
+		return nil
+	}
+	return q.misfit
 }
 
 func (e entry) fail(kind, text string) {

@@ -14,6 +14,7 @@
 package ms2
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
@@ -77,7 +78,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 			httpserver.Problem{Status: status, Detail: reason.Error()}.Write(w)
 		},
 	}
-	routes := httpserver.Health(httpserver.Check{Name: "kafka", Probe: s.link.Ready})
+	routes := httpserver.Health(httpserver.Check{Name: "kafka", Probe: s.ready})
 	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: s.serveWebSocket}
 	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	var err error
@@ -128,6 +129,11 @@ func (s *Service) tryAgainLater() {
 	s.open, s.close = context.WithCancelCause(context.Background())
 }
 
+// ready returns nil if Kafka takes messages.
+func (s *Service) ready(ctx context.Context) error {
+	return cmp.Or(s.link.Ready(ctx), s.queue.ready())
+}
+
 func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	open, stopping := s.open, s.stopping
@@ -140,7 +146,7 @@ func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "MS2 is stopping"}.Write(w)
 		return
 	}
-	if err := s.link.Ready(r.Context()); err != nil {
+	if err := s.ready(r.Context()); err != nil {
 		w.Header().Set("Retry-After", "1")
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "kafka is away: " + err.Error()}.Write(w)
 		return

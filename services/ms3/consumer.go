@@ -121,9 +121,9 @@ func (c *consumer) consume(ctx, work context.Context) error {
 }
 
 func (c *consumer) readerConfig(clientID string, wire context.Context) kafka.ReaderConfig {
-	dial := topic.Dial(wire)
+	dial := c.link.Dial(wire)
 	return kafka.ReaderConfig{
-		Brokers: c.config.Kafka.Brokers,
+		Brokers: []string{c.link.Bootstrap()},
 		Topic:   c.config.Kafka.Topic,
 		GroupID: c.config.GroupID,
 		Dialer: &kafka.Dialer{

@@ -67,6 +67,45 @@ func Cluster(t testing.TB, options ...kfake.Opt) (*kfake.Cluster, string) {
 	return nil, ""
 }
 
+// Create creates the topics of c with settings, pairs of names and values, as
+// somebody else than the services would.
+func Create(t testing.TB, c topic.Config, settings ...string) {
+	t.Helper()
+	var entries []kafka.ConfigEntry
+	for i := 0; i < len(settings); i += 2 {
+		entries = append(entries, kafka.ConfigEntry{ConfigName: settings[i], ConfigValue: settings[i+1]})
+	}
+	transport := &kafka.Transport{}
+	defer transport.CloseIdleConnections()
+	client := &kafka.Client{Addr: kafka.TCP(c.Brokers...), Transport: transport}
+	request := &kafka.CreateTopicsRequest{}
+	for _, name := range []string{c.Topic, c.DeadLetterTopic} {
+		request.Topics = append(request.Topics, kafka.TopicConfig{
+			Topic: name, NumPartitions: c.Partitions, ReplicationFactor: 1, ConfigEntries: entries,
+		})
+	}
+	resp, err := client.CreateTopics(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range resp.Errors {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Mute returns an address that accepts connections and answers nothing.
+func Mute(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().String()
+}
+
 // Port returns the port of a host:port.
 func Port(t testing.TB, address string) int {
 	t.Helper()
