@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	_ "golang.org/x/crypto/x509roots/fallback" // https and wss in an image, which has no CA roots of its own
+
 	"github.com/tricycle-relay/tricycle/lib/config"
 )
 
@@ -134,7 +136,9 @@ func askReady[C any](ctx context.Context, ready func(C) (address, path string), 
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	// The program itself: no proxy has a part in it.
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("asking for readiness: %w", err)
 	}

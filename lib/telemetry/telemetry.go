@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"os"
 	"strconv"
@@ -235,9 +236,14 @@ func fromEnvironment(c Config) (Config, error) {
 
 // exporterOptions leaves to the exporter what the environment says.
 func exporterOptions(endpoint string) []otlptracehttp.Option {
-	options := []otlptracehttp.Option{otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
-		Enabled: true, InitialInterval: exportRetry, MaxInterval: exportRetry * 5, MaxElapsedTime: exportTimeout,
-	})}
+	options := []otlptracehttp.Option{
+		otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
+			Enabled: true, InitialInterval: exportRetry, MaxInterval: exportRetry * 5, MaxElapsedTime: exportTimeout,
+		}),
+		// A collector is reached directly, as every other server is, also where a
+		// Docker client sets the proxy variables of its user in each container.
+		otlptracehttp.WithProxy(func(*http.Request) (*url.URL, error) { return nil, nil }),
+	}
 	if os.Getenv("OTEL_EXPORTER_OTLP_TIMEOUT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT") == "" {
 		options = append(options, otlptracehttp.WithTimeout(exportTimeout))
 	}

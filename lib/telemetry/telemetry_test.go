@@ -10,10 +10,13 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -337,6 +340,33 @@ func TestServicesSampleAlike(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNoProxy exports in a process of its own: Go reads the proxy variables
+// once.
+func TestNoProxy(t *testing.T) {
+	const child = "TRICYCLE_PROXY_CHILD"
+	if os.Getenv(child) != "" {
+		c := telemetry.Defaults()
+		c.Endpoint = "http://collector.invalid:4318"
+		tel := start(t, c, zerolog.Nop())
+		_, root := tel.StartRoot(t.Context(), keys(1)[0], "round")
+		root.End()
+		_, _ = shutdown(t, tel, time.Second)
+		return
+	}
+	clean(t)
+	var requests atomic.Int64
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { requests.Add(1) }))
+	defer proxy.Close()
+	again := exec.Command(os.Args[0], "-test.run=^TestNoProxy$")
+	again.Env = append(os.Environ(), child+"=1", "HTTP_PROXY="+proxy.URL, "http_proxy="+proxy.URL)
+	if out, err := again.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if n := requests.Load(); n != 0 {
+		t.Errorf("found %d requests to the proxy, expected none", n)
 	}
 }
 
