@@ -981,6 +981,73 @@ func TestManyConnections(t *testing.T) {
 	distinct(t, k, all)
 }
 
+func TestConnectionsAreLimited(t *testing.T) {
+	k := topictest.Config(t)
+	r := start(t, k).ready()
+	ms := messages(2)
+	ms1 := r.dial()
+	ms1.send(t, ms[0])
+	distinct(t, k, ms[:1])
+	var idle []*client
+	for range 3 * maxPeers { // answer pings and send nothing
+		var ws *client
+		topictest.Eventually(t, 20*time.Second, "a place", func() bool {
+			c, resp, err := websocket.DefaultDialer.Dial("ws://"+r.Address()+"/ws", nil)
+			if err != nil {
+				if resp == nil || resp.StatusCode != 503 {
+					t.Fatalf("got %v, %v, want 503 at worst", resp, err)
+				}
+				return false
+			}
+			ws = &client{Conn: c, ended: make(chan error, 1)}
+			return true
+		})
+		go func() {
+			_, _, err := ws.ReadMessage()
+			ws.Close()
+			ws.ended <- err
+		}()
+		t.Cleanup(func() { ws.Close() })
+		idle = append(idle, ws)
+		if got := r.metric("tricycle_ms2_connections"); got > 2*maxPeers {
+			t.Fatalf("got %v connections", got)
+		}
+	}
+	if closed := idle[0].closed(t); closed.Code != websocket.CloseTryAgainLater || !strings.Contains(closed.Text, "too many connections") {
+		t.Errorf("got %v for the oldest idle connection, want 1013", closed)
+	}
+	topictest.Eventually(t, 10*time.Second, "the others are gone", func() bool { return r.metric("tricycle_ms2_connections") == maxPeers })
+	ms1.send(t, ms[1]) // its connection is kept
+	distinct(t, k, ms)
+	if got := strings.Count(r.log.String(), "MS1 has connected"); got > 20 {
+		t.Errorf("got %d lines for connections, want one a second", got)
+	}
+
+	// When all have sent a message, one more is refused.
+	for _, c := range idle[len(idle)-maxPeers+1:] {
+		c.send(t, messages(1)...)
+	}
+	topictest.Eventually(t, 10*time.Second, "all are read", func() bool {
+		return r.metric("tricycle_ms2_messages_received_total") == float64(maxPeers+1)
+	})
+	if _, resp, err := websocket.DefaultDialer.Dial("ws://"+r.Address()+"/ws", nil); err == nil || resp == nil || resp.StatusCode != 503 {
+		t.Errorf("got %v, %v, want 503", resp, err)
+	}
+}
+
+func TestRepeatedEventsAreLoggedOnceASecond(t *testing.T) {
+	var log bytes.Buffer
+	l := seldom{log: zerolog.New(&log)}
+	for range 1000 {
+		l.event(zerolog.WarnLevel).Msg("bad")
+	}
+	l.last = time.Time{}
+	l.event(zerolog.WarnLevel).Msg("bad")
+	if want := `{"level":"warn","message":"bad"}` + "\n" + `{"level":"warn","skipped":999,"message":"bad"}` + "\n"; log.String() != want {
+		t.Errorf("got %s, want %s", &log, want)
+	}
+}
+
 func TestNewNeedsItsAddress(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -39,10 +39,10 @@ type closure struct {
 func (c closure) Error() string { return fmt.Sprintf("closed with %d: %s", c.code, c.text) }
 
 // servePeer reads messages from a connection until it ends, for a reason that
-// it returns, or until ctx does, with a closure as its cause.
-func (s *Service) servePeer(ctx context.Context, ws *websocket.Conn, log zerolog.Logger) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
+// it returns, or until the context of its place does, with a closure as its
+// cause.
+func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
+	ctx, cancel := place.ctx, place.cancel
 	interrupted := make(chan struct{})
 	reading := context.AfterFunc(ctx, func() {
 		defer close(interrupted)
@@ -58,7 +58,7 @@ func (s *Service) servePeer(ctx context.Context, ws *websocket.Conn, log zerolog
 			}
 		}
 	}()
-	ended := s.read(ctx, ws, log)
+	ended := s.read(place, ws)
 	if !reading() {
 		<-interrupted // lest it cut off the goodbye
 	}
@@ -86,7 +86,8 @@ func (s *Service) servePeer(ctx context.Context, ws *websocket.Conn, log zerolog
 }
 
 // read takes messages from the connection into the queue.
-func (s *Service) read(ctx context.Context, ws *websocket.Conn, log zerolog.Logger) error {
+func (s *Service) read(place *seat, ws *websocket.Conn) error {
+	ctx := place.ctx
 	// The deadline is set before ctx is asked: whoever ends ctx sets a deadline
 	// that has passed, which must not be overwritten.
 	alive := func(string) error {
@@ -105,17 +106,20 @@ func (s *Service) read(ctx context.Context, ws *websocket.Conn, log zerolog.Logg
 		now := message.StampOf(time.Now())
 		switch {
 		case errors.Is(err, websocket.ErrReadLimit): // closed with 1009 by ReadMessage
-			return s.reject(ctx, log, "too_large", closure{websocket.CloseMessageTooBig, fmt.Sprintf("found more than %d bytes", message.MaxBytes)})
+			return s.reject(ctx, "too_large", closure{websocket.CloseMessageTooBig, fmt.Sprintf("found more than %d bytes", message.MaxBytes)})
 		case err != nil:
 			return fmt.Errorf("reading a frame: %w", err)
 		case kind != websocket.TextMessage:
-			return s.reject(ctx, log, "binary", closure{websocket.CloseUnsupportedData, "found a binary frame, expected text"})
+			return s.reject(ctx, "binary", closure{websocket.CloseUnsupportedData, "found a binary frame, expected text"})
 		}
 		m, err := message.Decode(data, message.AtMS2)
 		if err != nil {
-			return s.reject(ctx, log, "malformed", closure{websocket.ClosePolicyViolation, err.Error()})
+			return s.reject(ctx, "malformed", closure{websocket.ClosePolicyViolation, err.Error()})
 		}
 		m.Service2 = now
+		if !place.sent.Load() {
+			place.sent.Store(true)
+		}
 		if err := s.take(ctx, m); err != nil {
 			return err
 		}
@@ -141,14 +145,14 @@ func (s *Service) startSpan(ctx context.Context, attributes ...attribute.KeyValu
 		semconv.MessagingDestinationName(s.topic))...))
 }
 
-// reject counts and logs a frame that is no message, and makes a trace of it:
+// reject counts a frame that is no message, logs some, and makes a trace of it:
 // it was an incoming message too, though nobody knows which.
-func (s *Service) reject(ctx context.Context, log zerolog.Logger, reason string, c closure) error {
+func (s *Service) reject(ctx context.Context, reason string, c closure) error {
 	s.metrics.rejected.WithLabelValues(reason).Inc()
 	_, span := s.startSpan(ctx, semconv.ErrorTypeKey.String(reason))
 	span.SetStatus(codes.Error, c.text)
 	span.End()
-	log.Warn().Str("reason", reason).Str("detail", c.text).Stringer("trace_id", span.SpanContext().TraceID()).Msg("a frame was rejected")
+	s.rejected.event(zerolog.WarnLevel).Str("reason", reason).Str("detail", cut(c.text)).Stringer("trace_id", span.SpanContext().TraceID()).Msg("a frame was rejected")
 	return c
 }
 

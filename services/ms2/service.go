@@ -11,6 +11,9 @@
 // seconds (1013, and the queue is dropped, since MS1 still has everything),
 // and refuses new ones while Kafka is away. When Kafka is merely slow, the
 // queue fills, the peers stop reading, and TCP carries the pressure to MS1.
+//
+// There are at most 64 connections. Each costs a bounded amount of memory, every
+// write to one has a time limit, and one that is silent for six seconds ends.
 package ms2
 
 import (
@@ -18,7 +21,9 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -34,6 +39,10 @@ import (
 
 const (
 	handshakeTimeout = 5 * time.Second
+	// maxPeers is the number of WebSocket connections. MS1 needs one; all of
+	// them cost some 3 MB. One more takes the place of the oldest that has not
+	// sent a message, and is refused if there is none.
+	maxPeers = 64
 	// drainTime is how long after the signal to stop the queue may still be
 	// written to Kafka. The whole exit takes five seconds at most.
 	drainTime = 4 * time.Second
@@ -49,6 +58,9 @@ type Service struct {
 	queue     *queue
 	server    *httpserver.Server
 	upgrader  websocket.Upgrader
+	opened    seldom // log of connections that began
+	ended     seldom // log of connections that ended or were refused
+	rejected  seldom // log of frames that are no message
 
 	// open ends, with the reason for the peers as its cause, when the
 	// connections are to be closed; a new one takes its place then, unless the
@@ -58,6 +70,16 @@ type Service struct {
 	close    context.CancelCauseFunc
 	stopping bool
 	peers    sync.WaitGroup
+	seats    []*seat // of the connections, oldest first
+	closing  int     // connections that were closed for others and still say goodbye
+}
+
+// seat is the place of a connection among those that are allowed.
+type seat struct {
+	sent    atomic.Bool // a message
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	evicted bool
 }
 
 // New returns the service, which listens but does not serve before
@@ -65,7 +87,8 @@ type Service struct {
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
 	s := &Service{
 		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic,
-		link: topic.NewLink(c.Kafka, "tricycle-ms2", log),
+		link:   topic.NewLink(c.Kafka, "tricycle-ms2", log),
+		opened: seldom{log: log}, ended: seldom{log: log}, rejected: seldom{log: log},
 	}
 	s.queue = newQueue(s.link, c.Kafka.Topic, s.metrics, log, s.tryAgainLater)
 	t.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -151,17 +174,81 @@ func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "kafka is away: " + err.Error()}.Write(w)
 		return
 	}
+	place := s.sit(open)
+	if place == nil {
+		w.Header().Set("Retry-After", "1")
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("all %d connections are in use", maxPeers)}.Write(w)
+		s.ended.event(zerolog.WarnLevel).Str("remote", r.RemoteAddr).Msg("too many connections")
+		return
+	}
+	defer s.leave(place)
 	ws, err := s.upgrader.Upgrade(w, r, nil)
 	if err != nil {
-		s.log.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("a WebSocket handshake was refused")
+		s.ended.event(zerolog.WarnLevel).Err(err).Str("remote", r.RemoteAddr).Msg("a WebSocket handshake was refused")
 		return
 	}
 	s.metrics.connections.Inc()
 	defer s.metrics.connections.Dec()
-	log := s.log.With().Str("remote", r.RemoteAddr).Logger()
-	log.Info().Msg("MS1 has connected")
-	err = s.servePeer(open, ws, log)
-	log.Info().AnErr("reason", err).Msg("a connection has ended")
+	s.opened.event(zerolog.InfoLevel).Str("remote", r.RemoteAddr).Msg("MS1 has connected")
+	err = s.servePeer(place, ws)
+	s.ended.event(zerolog.InfoLevel).Str("remote", r.RemoteAddr).AnErr("reason", err).Msg("a connection has ended")
+}
+
+// sit returns a place for a connection, whose context ends with open, or nil
+// if there is none.
+func (s *Service) sit(open context.Context) *seat {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.seats) == maxPeers {
+		i := slices.IndexFunc(s.seats, func(p *seat) bool { return !p.sent.Load() })
+		if i < 0 || s.closing == maxPeers {
+			return nil
+		}
+		s.seats[i].evicted = true
+		s.seats[i].cancel(closure{websocket.CloseTryAgainLater, "too many connections, and this one has sent nothing"})
+		s.seats = slices.Delete(s.seats, i, i+1)
+		s.closing++
+	}
+	p := &seat{}
+	p.ctx, p.cancel = context.WithCancelCause(open)
+	s.seats = append(s.seats, p)
+	return p
+}
+
+func (s *Service) leave(p *seat) {
+	p.cancel(nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.evicted {
+		s.closing--
+		return
+	}
+	s.seats = slices.DeleteFunc(s.seats, func(q *seat) bool { return q == p })
+}
+
+// seldom logs one of its events a second at most, with the number of those
+// before it that were not logged.
+type seldom struct {
+	log     zerolog.Logger
+	mu      sync.Mutex
+	last    time.Time
+	skipped int
+}
+
+// event returns an event to log, or nil, which logs nothing.
+func (l *seldom) event(level zerolog.Level) *zerolog.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if time.Since(l.last) < time.Second {
+		l.skipped++
+		return nil
+	}
+	e := l.log.WithLevel(level)
+	if l.skipped > 0 {
+		e = e.Int("skipped", l.skipped)
+	}
+	l.last, l.skipped = time.Now(), 0
+	return e
 }
 
 // metrics are the figures of MS2.
