@@ -161,10 +161,11 @@ func TestScale(t *testing.T) {
 	}
 }
 
-// address is the container's in the inner network, which its host can reach.
+// address is the container's in the network of the messages, which its host
+// can reach.
 func (s *stack) address(container string) string {
 	s.t.Helper()
-	return strings.TrimSpace(s.docker("inspect", "-f", `{{(index .NetworkSettings.Networks "`+s.project+`_inner").IPAddress}}`, container))
+	return strings.TrimSpace(s.docker("inspect", "-f", `{{(index .NetworkSettings.Networks "`+s.project+`_messages").IPAddress}}`, container))
 }
 
 // metric adds up the values of a counter.

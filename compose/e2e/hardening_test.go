@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -33,6 +35,7 @@ type inspected struct {
 		IpcMode        string
 		UTSMode        string
 		UsernsMode     string
+		Tmpfs          map[string]string
 		RestartPolicy  struct {
 			Name              string
 			MaximumRetryCount int
@@ -77,6 +80,8 @@ func (s *stack) hardened() {
 			"shares a namespace with the host":    slices.Contains([]string{h.NetworkMode, h.PidMode, h.IpcMode, h.UTSMode, h.UsernsMode}, "host"),
 			"restarts for ever":                   h.RestartPolicy.Name != "on-failure" || h.RestartPolicy.MaximumRetryCount != 5,
 			"has a log without end":               h.LogConfig.Type != "json-file" || h.LogConfig.Config["max-size"] == "" || h.LogConfig.Config["max-file"] == "",
+			"has a tmpfs without a size":          slices.ContainsFunc(slices.Collect(maps.Values(h.Tmpfs)), func(options string) bool { return !strings.Contains(options, "size=") }),
+			"would use a proxy":                   slices.ContainsFunc(c.Config.Env, func(v string) bool { return strings.HasPrefix(strings.ToLower(v), "http_proxy=h") }),
 			"has no health check":                 c.Config.Healthcheck == nil || len(c.Config.Healthcheck.Test) == 0,
 			"is not healthy":                      c.State.Health == nil || c.State.Health.Status != "healthy",
 			"has a password in its environment":   slices.ContainsFunc(c.Config.Env, isPassword),
@@ -105,6 +110,32 @@ func (s *stack) hardened() {
 	slices.Sort(services)
 	if want := []string{"jaeger", "kafka", "mariadb", "ms1", "ms2", "ms3"}; !slices.Equal(services, want) {
 		s.t.Errorf("running: %v, want %v", services, want)
+	}
+}
+
+// separated checks that a container reaches its own servers and no others, by
+// their addresses in any network.
+func (s *stack) separated() {
+	s.t.Helper()
+	own := map[string]string{"ms1": "ms2 ms3 mariadb jaeger", "ms2": "ms1 ms3 kafka jaeger", "ms3": "ms1 ms2 kafka jaeger", "mariadb": "ms1", "kafka": "ms2 ms3", "jaeger": "ms1 ms2 ms3"}
+	ports := map[string]string{"ms1": "8080", "ms2": "8081", "ms3": "8082", "mariadb": "3306", "kafka": "9092", "jaeger": "4318"}
+	var probe strings.Builder // prints the servers that answer
+	for server, port := range ports {
+		for _, address := range strings.Fields(s.docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}", s.container(server))) {
+			fmt.Fprintf(&probe, "(timeout 2 bash -c ': </dev/tcp/%s/%s' 2>/dev/null && echo %s) & ", address, port, server)
+		}
+	}
+	probe.WriteString("wait")
+	image := strings.TrimSpace(s.docker("inspect", "-f", "{{.Config.Image}}", s.container("mariadb")))
+	for client, servers := range own {
+		// A program in the client's network; its image has no shell.
+		found := strings.Fields(s.docker("run", "--rm", "--network", "container:"+s.container(client), "--entrypoint", "bash", image, "-c", probe.String()))
+		slices.Sort(found)
+		want := strings.Fields(servers + " " + client)
+		slices.Sort(want)
+		if found = slices.Compact(found); !slices.Equal(found, want) {
+			s.t.Errorf("%s reaches %v, want %v", client, found, want)
+		}
 	}
 }
 

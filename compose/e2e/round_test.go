@@ -15,6 +15,7 @@ import (
 // session, read the summary, stop everything, and look at the rows.
 func TestRound(t *testing.T) {
 	s := newStack(t)
+	s.proxy() // as behind a company's proxy, which has no part in any of it
 	if out, err := s.try("docker", s.compose("--profile", "inspect", "config", "--quiet")...); err != nil || out != "" {
 		t.Fatalf("docker compose config: %v, says %q, want nothing", err, out)
 	}
@@ -37,6 +38,7 @@ func TestRound(t *testing.T) {
 	}
 	s.traced(id)
 	s.hardened()
+	s.separated()
 
 	s.docker(s.compose("down")...)
 	if out := s.docker(s.compose("ps", "-a", "-q")...); out != "" {

@@ -60,6 +60,19 @@ func newStack(t *testing.T) *stack {
 	return s
 }
 
+// proxy gives the Docker client a proxy for its containers, which nobody
+// answers.
+func (s *stack) proxy() {
+	s.t.Helper()
+	folder := s.t.TempDir()
+	const nobody = "http://127.0.0.1:9"
+	text := fmt.Sprintf(`{"proxies": {"default": {"httpProxy": %[1]q, "httpsProxy": %[1]q, "noProxy": "localhost,127.0.0.1"}}}`, nobody)
+	if err := os.WriteFile(filepath.Join(folder, "config.json"), []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+	s.env = append(s.env, "DOCKER_CONFIG="+folder)
+}
+
 // copyFolder copies files through links: under Bazel the folder is made of them.
 func copyFolder(from, to string) error {
 	return filepath.Walk(from, func(path string, _ os.FileInfo, err error) error {
