@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -66,6 +68,28 @@ func TestRound(t *testing.T) {
 	}
 	if rows := s.sql("SELECT COUNT(*) FROM messages"); rows != fmt.Sprint(last.Stored) {
 		t.Errorf("%s rows after the database alone was started, want %d", rows, last.Stored)
+	}
+}
+
+// TestReadme gives a shell the block of the README as one text, as it is pasted.
+func TestReadme(t *testing.T) {
+	s := newStack(t)
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, _ := strings.Cut(string(readme), "compose/secrets.sh\n")
+	if !strings.HasSuffix(before, "```sh\nbazel run //:load\n") { // which is not for this test
+		t.Fatal("README.md has no block that loads the images and generates the passwords")
+	}
+	block, _, _ := strings.Cut("compose/secrets.sh\n"+rest, "```")
+	block = strings.ReplaceAll(block, "http://127.0.0.1:8080", s.ms1)
+	s.env = append(s.env, "COMPOSE_PROJECT_NAME="+s.project)
+	out := s.run("sh", "-ec", "cd "+filepath.Dir(s.folder)+"\n"+block)
+	for _, text := range []string{"total time of the interaction", "messages generated", "interval elapsed", "p99_ms"} {
+		if !strings.Contains(out, text) {
+			t.Errorf("the README's commands print no %q:\n%s", text, out)
+		}
 	}
 }
 
