@@ -8,6 +8,7 @@ package dial
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -35,8 +36,8 @@ type Dialer struct {
 // by spaces, all of which serve the same purpose. It tries each IP address of
 // each host for 3 s at most, those without a failure first, then those whose
 // failure is longest ago. A failure is a connection that cannot be opened, one
-// that is closed before the peer has sent a byte, and what [Dialer.Avoid] is
-// told.
+// that fails, or is closed after a second, before the peer has sent a byte, and
+// what [Dialer.Avoid] is told.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	candidates, err := d.candidates(ctx, address)
 	for i, candidate := range candidates {
@@ -46,9 +47,11 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 		}
 		c, cause := (&net.Dialer{Timeout: max(limit, 1)}).DialContext(ctx, network, candidate)
 		if cause == nil {
-			return &conn{Conn: c, dialer: d, address: candidate}, nil
+			return &conn{Conn: c, dialer: d, address: candidate, opened: time.Now()}, nil
 		}
-		d.Avoid(candidate)
+		if ctx.Err() == nil { // else it is not the address's fault
+			d.Avoid(candidate)
+		}
 		if err != nil {
 			cause = fmt.Errorf("%w; %w", err, cause)
 		}
@@ -108,26 +111,43 @@ func (d *Dialer) answered(address string) {
 	delete(d.failed, address)
 }
 
+// patience is how long a peer may be silent on a connection that its user
+// closes without the peer being to blame.
+const patience = time.Second
+
 // conn notes whether the peer sends anything.
 type conn struct {
 	net.Conn
 	dialer   *Dialer
 	address  string
+	opened   time.Time
 	answered atomic.Bool
-	closed   atomic.Bool
+	failed   atomic.Bool
 }
 
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if n > 0 && !c.answered.Load() && !c.answered.Swap(true) {
-		c.dialer.answered(c.address)
+	switch {
+	case c.answered.Load():
+	case n > 0:
+		if !c.answered.Swap(true) {
+			c.dialer.answered(c.address)
+		}
+	case err != nil && !errors.Is(err, net.ErrClosed):
+		c.fail()
 	}
 	return n, err
 }
 
 func (c *conn) Close() error {
-	if !c.closed.Swap(true) && !c.answered.Load() {
-		c.dialer.Avoid(c.address)
+	if !c.answered.Load() && time.Since(c.opened) > patience {
+		c.fail()
 	}
 	return c.Conn.Close()
+}
+
+func (c *conn) fail() {
+	if !c.failed.Swap(true) {
+		c.dialer.Avoid(c.address)
+	}
 }

@@ -145,7 +145,7 @@ func TestAnHTTPClientReachesTheSecondAddress(t *testing.T) {
 	server.Start()
 	defer server.Close()
 	d := names(map[string][]string{"ms1": {"127.0.0.2", "127.0.0.3"}})
-	client := &http.Client{Timeout: 300 * time.Millisecond, Transport: &http.Transport{DialContext: d.DialContext}}
+	client := &http.Client{Timeout: 1500 * time.Millisecond, Transport: &http.Transport{DialContext: d.DialContext}}
 	defer client.CloseIdleConnections()
 	if _, err := client.Get("http://ms1:" + port); err == nil {
 		t.Fatal("the first address answered")
@@ -155,6 +155,22 @@ func TestAnHTTPClientReachesTheSecondAddress(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+}
+
+// A connection that its user gives up at once says nothing of the peer.
+func TestTheUsersHasteIsNoFailure(t *testing.T) {
+	port := listen(t, "127.0.0.2", "0", "x")
+	listen(t, "127.0.0.3", port, "")
+	d := names(map[string][]string{"name": {"127.0.0.2", "127.0.0.3"}})
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, _ = d.DialContext(cancelled, "tcp", "name:"+port)
+	if c, err := d.DialContext(t.Context(), "tcp", "name:"+port); err == nil {
+		_ = c.Close()
+	}
+	if ip, text := greeting(t, d, "name:"+port); ip != "127.0.0.2" || text != "x" {
+		t.Errorf("got %s %q, want the first address", ip, text)
+	}
 }
 
 func TestTheEndOfTheContextEndsTheWalk(t *testing.T) {

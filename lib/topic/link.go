@@ -83,7 +83,7 @@ func (l *Link) Run(ctx context.Context) error {
 		l.mu.Lock()
 		was := l.err
 		l.mu.Unlock()
-		if err == nil && len(bad) == 0 {
+		if err == nil && len(bad) == 0 || err != nil && !hasNoLeader(err) {
 			trouble = time.Time{}
 		} else if trouble.IsZero() {
 			trouble = time.Now()
@@ -120,15 +120,12 @@ func (l *Link) Run(ctx context.Context) error {
 			said = false
 		}
 		if n := len(bad); err == nil && n != saidBad && (n == 0 || !electing) {
-			event := l.log.Warn()
 			if n == 0 {
-				event = l.log.Info()
+				l.log.Info().Msg("every partition has a leader")
 			}
-			for _, cause := range bad {
-				event = event.AnErr("error", cause)
-				break
+			for _, number := range slices.Sorted(maps.Keys(bad)) {
+				l.log.Warn().Err(bad[number]).Int("partition", number).Msg("partition has no leader")
 			}
-			event.Ints("partitions", slices.Sorted(maps.Keys(bad))).Msg("partitions without a leader")
 			saidBad = n
 		}
 		Pause(ctx, interval)
@@ -336,7 +333,7 @@ func (l *Link) open() {
 		Dial: l.Dial(ctx), DialTimeout: requestTimeout, MetadataTTL: checkInterval, ClientID: l.client, Context: ctx,
 		MetadataTopics: []string{l.config.Topic, l.config.DeadLetterTopic},
 	}
-	l.kafka = &kafka.Client{Addr: bootstrap(l.Bootstrap()), Timeout: requestTimeout, Transport: transport}
+	l.kafka = &kafka.Client{Addr: kafka.TCP(Bootstrap), Timeout: requestTimeout, Transport: transport}
 	l.cut = func() {
 		transport.CloseIdleConnections() // the goroutines of those that nobody uses
 		cancel()                         // the others
@@ -350,16 +347,10 @@ func (l *Link) reopen() {
 	l.open()
 }
 
-// Bootstrap returns the brokers to begin with as one address for [Link.Dial],
-// which walks on from those that do not answer. kafka-go would keep to the
-// first that accepts a connection.
-func (l *Link) Bootstrap() string { return strings.Join(l.config.Brokers, " ") }
-
-// bootstrap is an address of kafka-go that is handed to the dialer as it is.
-type bootstrap string
-
-func (bootstrap) Network() string  { return "tcp" }
-func (b bootstrap) String() string { return string(b) }
+// Bootstrap is an address for kafka-go by which [Link.Dial] dials the brokers
+// to begin with, and walks on from those that do not answer. kafka-go would
+// keep to the first of a list that accepts a connection.
+const Bootstrap = "bootstrap.invalid:9092"
 
 // Dial returns a function that dials connections which are closed when ctx is
 // cancelled. So nothing that waits on one of them outlives its owner.
@@ -368,6 +359,9 @@ func (l *Link) Dial(ctx context.Context) func(ctx context.Context, network, addr
 		dialCtx, cancel := context.WithCancel(dialCtx)
 		defer cancel()
 		defer context.AfterFunc(ctx, cancel)()
+		if address == Bootstrap {
+			address = strings.Join(l.config.Brokers, " ")
+		}
 		c, err := l.dialer.DialContext(dialCtx, network, address)
 		if err != nil {
 			return nil, err

@@ -123,7 +123,7 @@ func (c *consumer) consume(ctx, work context.Context) error {
 func (c *consumer) readerConfig(clientID string, wire context.Context) kafka.ReaderConfig {
 	dial := c.link.Dial(wire)
 	return kafka.ReaderConfig{
-		Brokers: []string{c.link.Bootstrap()},
+		Brokers: []string{topic.Bootstrap},
 		Topic:   c.config.Kafka.Topic,
 		GroupID: c.config.GroupID,
 		Dialer: &kafka.Dialer{

@@ -777,6 +777,14 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 	topictest.Eventually(t, 30*time.Second, "ready again", func() bool { return r.consumer.ready(t.Context()) == nil })
 }
 
+func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
+	t.Parallel()
+	k := topictest.Config(t)
+	k.Brokers = append([]string{topictest.Mute(t)}, k.Brokers...)
+	r := start(t, k, newMS1(t).URL)
+	topictest.Eventually(t, 40*time.Second, "ready", func() bool { status, _ := r.ask("/readyz"); return status == 200 })
+}
+
 func TestKafkaDownAtTheStart(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
