@@ -13,6 +13,7 @@ import (
 
 	"go.opentelemetry.io/otel/propagation"
 
+	"github.com/tricycle-relay/tricycle/lib/dial"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
@@ -38,6 +39,7 @@ func newStore(c Config) (*store, error) {
 	return &store{url: c.MS1.URL, health: health.String(), client: &http.Client{
 		Timeout: storeTimeout,
 		Transport: &http.Transport{
+			DialContext:         new(dial.Dialer).DialContext, // every address of MS1's name
 			MaxIdleConnsPerHost: c.Workers,
 			IdleConnTimeout:     90 * time.Second,
 		},
