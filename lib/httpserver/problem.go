@@ -6,10 +6,14 @@ import (
 	"net/http"
 )
 
-// UnknownMessage is the problem type of MS1's 404 for a message that it never
-// sent. MS3 tells by it that repeating the request is useless; any other 404
-// comes from a stranger at the wrong address.
-const UnknownMessage = "urn:tricycle:problem:unknown-message"
+// Problem types of MS1's answers to a message that can never be stored. MS3
+// gives a message up only for these; a 400, 404 or 413 without them may come
+// from another server at the wrong address.
+const (
+	UnknownMessage   = "urn:tricycle:problem:unknown-message"   // 404: MS1 never sent it
+	MalformedMessage = "urn:tricycle:problem:malformed-message" // 400: it is no valid message
+	MessageTooLarge  = "urn:tricycle:problem:message-too-large" // 413
+)
 
 // ProblemType is the media type of problem details.
 const ProblemType = "application/problem+json"

@@ -196,7 +196,7 @@ func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.M
 		// A client that is still sending when the connection is closed may
 		// never see the answer; the body's deadline bounds this.
 		_, _ = io.Copy(io.Discard, r.Body)
-		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("found more than %d bytes, expected at most that", message.MaxBytes)}
+		return message.Message{}, &httpserver.Problem{Type: httpserver.MessageTooLarge, Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("found more than %d bytes, expected at most that", message.MaxBytes)}
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("the body did not arrive within %s", httpserver.BodyTimeout)}
 	case err != nil:
@@ -206,7 +206,7 @@ func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.M
 	m, err := message.Decode(body, message.AtStore)
 	var wrong *message.Error
 	if errors.As(err, &wrong) {
-		return message.Message{}, &httpserver.Problem{Status: http.StatusBadRequest, Detail: err.Error(), Extensions: map[string]any{"field": wrong.Field}}
+		return message.Message{}, &httpserver.Problem{Type: httpserver.MalformedMessage, Status: http.StatusBadRequest, Detail: err.Error(), Extensions: map[string]any{"field": wrong.Field}}
 	}
 	return m, nil
 }

@@ -1,7 +1,9 @@
 package ms3
 
 import (
+	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -70,10 +72,35 @@ func newMS1(t *testing.T) *ms1 {
 		s.conns[r.RemoteAddr] = true
 		try := len(s.tries[m.Key()])
 		s.mu.Unlock()
-		(*s.answer.Load())(w, r, m, try)
+		answer := &answerWriter{ResponseWriter: w}
+		(*s.answer.Load())(answer, r, m, try)
+		if !answer.written {
+			httpserver.JSON(w, http.StatusOK, map[string]string{"outcome": "stored"})
+		}
 	}))
 	t.Cleanup(s.Close)
 	return s
+}
+
+// answerWriter remembers whether the test has answered by itself.
+type answerWriter struct {
+	http.ResponseWriter
+	written bool
+}
+
+func (w *answerWriter) WriteHeader(status int) {
+	w.written = true
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *answerWriter) Write(text []byte) (int, error) {
+	w.written = true
+	return w.ResponseWriter.Write(text)
+}
+
+func (w *answerWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.written = true
+	return w.ResponseWriter.(http.Hijacker).Hijack()
 }
 
 func (s *ms1) answers(f func(w http.ResponseWriter, r *http.Request, m message.Message, try int)) {
@@ -289,6 +316,27 @@ func TestRepeatedUntilStored(t *testing.T) {
 	status := func(code int) func(http.ResponseWriter, *http.Request) {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 	}
+	body := func(code int, media, text string) func(http.ResponseWriter, *http.Request) {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", media)
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, text)
+		}
+	}
+	endless := func(w http.ResponseWriter, _ *http.Request) {
+		for {
+			if _, err := w.Write(make([]byte, 32<<10)); err != nil {
+				return
+			}
+		}
+	}
+	zeros := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		_, _ = z.Write(make([]byte, 8<<20))
+		_ = z.Close()
+	}
 	torn := func(text string) func(http.ResponseWriter, *http.Request) {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			conn, buffer, err := w.(http.Hijacker).Hijack()
@@ -306,17 +354,29 @@ func TestRepeatedUntilStored(t *testing.T) {
 		log  string
 		kind string
 	}{
-		"500":              {status(500), "MS1 does not take messages", "500"},
-		"503":              {status(503), "MS1 does not take messages", "503"},
-		"200 is the one":   {status(204), "MS1 does not take messages", "204"},
-		"401":              {status(401), "not MS1 or does not let us in", "401"},
-		"a stranger's 404": {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not MS1 or does not let us in", "404"},
-		"another 404":      {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not MS1 or does not let us in", "404"},
-		"405":              {status(405), "not MS1 or does not let us in", "405"},
-		"408":              {status(408), "", "408"},
+		"500":                    {status(500), "MS1 does not take messages", "500"},
+		"503":                    {status(503), "MS1 does not take messages", "503"},
+		"200 is the one":         {status(204), "not from MS1", "204"},
+		"a stranger's empty 200": {status(200), "not from MS1", "200"},
+		"a stranger's JSON":      {body(200, "application/json", `{"status":"ok"}`), "not from MS1", "200"},
+		"outcome as text":        {body(200, "text/html", `{"outcome":"stored"}`), "not from MS1", "200"},
+		"another outcome":        {body(200, "application/json", `{"outcome":"unknown"}`), "not from MS1", "200"},
+		"endless 200":            {endless, "not from MS1", "200"},
+		"gzip 200":               {zeros, "not from MS1", "200"},
+		"nginx's 400":            {body(400, "text/html", "<html><center>The plain HTTP request was sent to HTTPS port</center>"), "not from MS1", "400"},
+		"nginx's 413":            {body(413, "text/html", "<html>413 Request Entity Too Large"), "not from MS1", "413"},
+		"another's problem":      {body(400, httpserver.ProblemType, `{"type":"about:blank","status":400}`), "not from MS1", "400"},
+		"our type as JSON":       {body(400, "application/json", `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "400"},
+		"our type, other status": {body(404, httpserver.ProblemType, `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "404"},
+		"200 torn in the body":   {torn("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"), "MS1 does not answer", "connection"},
+		"401":                    {status(401), "not from MS1", "401"},
+		"a stranger's 404":       {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not from MS1", "404"},
+		"another 404":            {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not from MS1", "404"},
+		"405":                    {status(405), "not from MS1", "405"},
+		"408":                    {status(408), "", "408"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
-		}, "not MS1 or does not let us in", "307"},
+		}, "not from MS1", "307"},
 		"closed at once":     {torn(""), "MS1 does not answer", "connection"},
 		"torn in the status": {torn("HTTP/1.1 20"), "MS1 does not answer", "connection"},
 		"torn in a header":   {torn("HTTP/1.1 200 OK\r\nContent-Len"), "MS1 does not answer", "connection"},
@@ -363,31 +423,13 @@ func TestRepeatedUntilStored(t *testing.T) {
 	}
 }
 
-func TestAnswerTornAfterItsStatusCounts(t *testing.T) {
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
-	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
-		conn, buffer, _ := w.(http.Hijacker).Hijack()
-		_, _ = buffer.WriteString("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort")
-		_ = buffer.Flush()
-		conn.Close()
-	})
-	start(t, k, store.URL)
-	ms, records := messages(1)
-	source.produce(0, records...)
-	source.commits(1)
-	if n := len(store.posted(ms[0].Key())); n != 1 {
-		t.Errorf("posted %d times", n)
-	}
-}
-
 func TestRefusedForGood(t *testing.T) {
 	for name, c := range map[string]struct {
 		answer httpserver.Problem
 		reason string
 	}{
-		"400":     {httpserver.Problem{Status: 400, Detail: "session_id: found x"}, "MS1 answered 400: session_id: found x"},
-		"413":     {httpserver.Problem{Status: 413, Detail: "too long"}, "MS1 answered 413: too long"},
+		"400":     {httpserver.Problem{Type: httpserver.MalformedMessage, Status: 400, Detail: "session_id: found x"}, "MS1 answered 400: session_id: found x"},
+		"413":     {httpserver.Problem{Type: httpserver.MessageTooLarge, Status: 413, Detail: "too long"}, "MS1 answered 413: too long"},
 		"our 404": {httpserver.Problem{Status: 404, Type: httpserver.UnknownMessage, Detail: "never sent"}, "MS1 answered 404: never sent"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -847,6 +889,18 @@ func TestReadiness(t *testing.T) {
 	defer s.client.CloseIdleConnections()
 	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("found %v for a stranger", err)
+	}
+	healthy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})) // 200 to everything
+	defer healthy.Close()
+	if s, err = newStore(Config{MS1: MS1{URL: healthy.URL + "/store"}}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.client.CloseIdleConnections()
+	if a, err := s.post(t.Context(), nil); err != nil || !a.wrong() {
+		t.Errorf("found %v, %v for a stranger's 200", a, err)
+	}
+	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "ms1.url: must be") {
+		t.Errorf("found %v after a stranger's 200, expected it to name ms1.url", err)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,7 +62,7 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 	case !ok:
 		fail(span, "abandoned", "MS3 stopped before MS1 took the message; it is not committed")
 		return false
-	case a.status == http.StatusOK:
+	case a.stored:
 		c.metrics.stored.Inc()
 		c.log.Debug().Stringer("key", msg.Key()).Stringer("trace_id", span.SpanContext().TraceID()).
 			Int("partition", m.Partition).Int64("offset", m.Offset).Msg("stored")
@@ -94,12 +93,12 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 			if work.Err() == nil {
 				c.refusals.Warn().Err(err).Msg("MS1 does not answer; messages are posted again until it does")
 			}
-		case a.status == http.StatusOK || a.final():
+		case a.final():
 			span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
 			return a, true
 		case a.wrong():
 			c.wrongs.Warn().Int("status", a.status).Str("detail", a.detail).Str("url", c.config.MS1.URL).
-				Msg("whoever answers at ms1.url is not MS1 or does not let us in; messages are posted again until that is put right")
+				Msg("answer at ms1.url not from MS1")
 		default:
 			c.refusals.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages; they are posted again until it does")
 		}

@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -20,7 +22,8 @@ import (
 
 const (
 	storeTimeout = 5 * time.Second
-	maxAnswer    = 64 << 10 // bytes of an answer that are read
+	maxAnswer    = 64 << 10         // bytes of an answer that are read
+	strangeTime  = 30 * time.Second // readiness remembers a wrong answer; retries come much sooner
 )
 
 // store is MS1's /store, over connections that are kept alive.
@@ -28,6 +31,8 @@ type store struct {
 	url    string
 	health string
 	client *http.Client
+
+	strange atomic.Pointer[strange]
 }
 
 func newStore(c Config) (*store, error) {
@@ -40,6 +45,7 @@ func newStore(c Config) (*store, error) {
 		Timeout: storeTimeout,
 		Transport: &http.Transport{
 			DialContext:         new(dial.Dialer).DialContext, // every address of MS1's name
+			DisableCompression:  true,                         // MS1 does not compress
 			MaxIdleConnsPerHost: c.Workers,
 			IdleConnTimeout:     90 * time.Second,
 		},
@@ -48,29 +54,36 @@ func newStore(c Config) (*store, error) {
 	}}, nil
 }
 
-// answer is what became of a request to store a message.
+// answer is the result of a request to store a message.
 type answer struct {
 	status  int    // HTTP status
+	stored  bool   // 200 with an outcome of MS1
 	problem string // problem type (RFC 9457), if the answer had one
-	detail  string // of the problem, in words
+	detail  string // of the problem, or of what is wrong with the answer
 }
 
-// final says that the same request would always be answered so.
+// final reports whether the same request would always get the same answer:
+// the message is stored, or MS1 refuses it by one of its own problem types.
 func (a answer) final() bool {
-	switch a.status {
-	case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
-		return true
-	case http.StatusNotFound: // MS1 never sent it; a stranger's 404 has another type or none
-		return a.problem == httpserver.UnknownMessage
+	switch a.problem {
+	case httpserver.MalformedMessage:
+		return a.status == http.StatusBadRequest
+	case httpserver.MessageTooLarge:
+		return a.status == http.StatusRequestEntityTooLarge
+	case httpserver.UnknownMessage:
+		return a.status == http.StatusNotFound
 	}
-	return false
+	return a.stored
 }
 
-// wrong says that whoever answers is not configured to take messages.
-func (a answer) wrong() bool { return a.status >= 300 && a.status < 500 }
+// wrong reports whether the answer is not final and shows a wrong
+// configuration: another server at ms1.url, or an MS1 that refuses access.
+func (a answer) wrong() bool {
+	return !a.final() && a.status < 500 && a.status != http.StatusRequestTimeout
+}
 
-// post sends an encoded message once. An error means that there was no answer;
-// whether the message was stored is unknown then.
+// post sends an encoded message once. An error means that there was no
+// complete answer; whether the message was stored is unknown then.
 func (s *store) post(ctx context.Context, body []byte) (answer, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
 	if err != nil {
@@ -83,19 +96,50 @@ func (s *store) post(ctx context.Context, body []byte) (answer, error) {
 		return answer{}, err
 	}
 	defer resp.Body.Close()
-	a := answer{status: resp.StatusCode}
-	// Read to its end the connection can be used again. An answer torn after
-	// its status still is an answer.
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	var problem struct{ Type, Detail string }
-	if a.status != http.StatusOK && json.Unmarshal(text, &problem) == nil {
-		a.problem, a.detail = problem.Type, problem.Detail
+	// A body that is read to its end lets the connection be used again.
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil && resp.StatusCode == http.StatusOK {
+		return answer{}, fmt.Errorf("read answer: %w", err)
+	}
+	a := parseAnswer(resp.StatusCode, resp.Header.Get("Content-Type"), text)
+	switch {
+	case a.wrong():
+		s.strange.Store(&strange{time.Now(), a})
+	case a.final():
+		s.strange.Store(nil)
 	}
 	return a, nil
 }
 
-// ready returns nil if MS1 is alive.
+func parseAnswer(status int, contentType string, text []byte) answer {
+	a := answer{status: status}
+	media, _, _ := mime.ParseMediaType(contentType)
+	var body struct{ Outcome, Type, Detail string }
+	err := json.Unmarshal(text, &body)
+	switch {
+	case err == nil && status == http.StatusOK && media == "application/json":
+		a.stored = body.Outcome == "stored" || body.Outcome == "repeat"
+	case err == nil && status != http.StatusOK && media == httpserver.ProblemType:
+		a.problem, a.detail = body.Type, body.Detail
+	}
+	if a.detail == "" && a.wrong() {
+		a.detail = fmt.Sprintf("expected an answer of MS1, found %q: %.100q", contentType, text)
+	}
+	return a
+}
+
+// strange is the last answer that showed a wrong configuration.
+type strange struct {
+	at time.Time
+	answer
+}
+
+// ready returns nil if MS1 is alive, and no request to store a message has
+// lately got an answer that is not MS1's.
 func (s *store) ready(ctx context.Context) error {
+	if w := s.strange.Load(); w != nil && time.Since(w.at) < strangeTime {
+		return fmt.Errorf("ms1.url: must be the address of MS1's /store, got status %d from %s", w.status, s.url)
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.health, nil)
 	if err != nil {
 		return err
