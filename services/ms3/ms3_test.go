@@ -611,6 +611,27 @@ func TestDeadLetterThatIsTooLargeGoesWithoutItsText(t *testing.T) {
 	}
 }
 
+func TestDeadLetterThatIsRefusedDoesNotBlock(t *testing.T) {
+	t.Parallel()
+	for _, refusal := range []*kerr.Error{kerr.TopicAuthorizationFailed, kerr.MessageTooLarge, kerr.PolicyViolation} {
+		t.Run(refusal.Message, func(t *testing.T) {
+			t.Parallel()
+			cluster, address := topictest.Cluster(t)
+			k, store := topictest.For(t, address), newMS1(t)
+			source := newMS2(t, k)
+			cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Err: refusal, Count: -1})
+			r := start(t, k, store.URL)
+			_, records := messages(2)
+			records[0].Value = []byte("malformed")
+			source.produce(0, records...)
+			source.commits(2)
+			if r.metric("tricycle_ms3_dead_letters_dropped_total") != 1 || !strings.Contains(r.log.String(), "dead letter dropped") {
+				t.Error("expected one dead letter that is counted and logged as dropped")
+			}
+		})
+	}
+}
+
 func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)

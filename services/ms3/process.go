@@ -23,7 +23,20 @@ import (
 const (
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 2 * time.Second
+
+	permanentTries = 10 // of a dead letter that its topic refuses; about ten seconds
 )
+
+// permanent are the errors by which the topic of dead letters refuses a record
+// and which waiting alone does not cure.
+var permanent = []kafka.Error{
+	kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidTopic, kafka.PolicyViolation, kafka.UnknownTopicOrPartition,
+	kafka.TopicAuthorizationFailed, kafka.ClusterAuthorizationFailed, kafka.UnsupportedForMessageFormat,
+}
+
+func isPermanent(err error) bool {
+	return slices.ContainsFunc(permanent, func(p kafka.Error) bool { return errors.Is(err, p) })
+}
 
 // process does what has to be done about a record that was fetched at the time
 // now, and returns true when it is done. When ctx ends it tries nothing again,
@@ -110,8 +123,10 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 	}
 }
 
-// bury writes a record that can never be stored to the topic of dead letters,
-// as often as it takes.
+// bury writes a record that can never be stored to the topic of dead letters.
+// It retries until that succeeds, unless the topic refuses the record by
+// permanent errors only: then the record is logged and dropped, because it
+// would block its partition indefinitely.
 func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason string, status int) bool {
 	own := topic.Headers{
 		{Key: topic.HeaderReason, Value: []byte(reason)},
@@ -127,6 +142,7 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 	letter := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
 	span := trace.SpanFromContext(work)
 	fail(span, kind, reason)
+	refused := 0 // permanent errors in a row
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
 		// The first partition: any topic has it, and there is no crowd.
 		_, err := c.link.Produce(work, c.config.Kafka.DeadLetterTopic, 0, letter)
@@ -135,6 +151,15 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 		}
 		if errors.Is(err, kafka.MessageSizeTooLarge) { // with our headers it is; then without its own text
 			letter = kafka.Message{Headers: own}
+		}
+		if refused++; !isPermanent(err) {
+			refused = 0
+		}
+		if refused == permanentTries {
+			c.metrics.dropped.Inc()
+			c.log.Error().Err(err).Str("reason", reason).Str("topic", m.Topic).Int("partition", m.Partition).Int64("offset", m.Offset).
+				Stringer("trace_id", span.SpanContext().TraceID()).Msg("dead letter dropped")
+			return true
 		}
 		if work.Err() == nil {
 			c.troubles.Warn().Err(err).Msg("a dead letter could not be written; trying until it is")

@@ -74,9 +74,9 @@ func (s *Service) Run(ctx context.Context) error {
 
 // metrics are the figures of MS3.
 type metrics struct {
-	fetched, stored, retries, reopened prometheus.Counter
-	dead                               *prometheus.CounterVec
-	storeSeconds                       prometheus.Histogram
+	fetched, stored, retries, reopened, dropped prometheus.Counter
+	dead                                        *prometheus.CounterVec
+	storeSeconds                                prometheus.Histogram
 }
 
 func newMetrics(registry prometheus.Registerer, c *committer) *metrics {
@@ -88,6 +88,7 @@ func newMetrics(registry prometheus.Registerer, c *committer) *metrics {
 		stored:   counter("tricycle_ms3_messages_stored_total", "Messages that MS1 has answered with 200."),
 		retries:  counter("tricycle_ms3_store_retries_total", "Requests to MS1 that failed and were repeated."),
 		reopened: counter("tricycle_ms3_reader_reopened_total", "Times that a stalled reader was replaced."),
+		dropped:  counter("tricycle_ms3_dead_letters_dropped_total", "Records that can never be stored and that the topic of dead letters refused; the log has their offsets."),
 		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tricycle_ms3_dead_letters_total", Help: "Records that can never be stored, by reason: malformed or refused.",
 		}, []string{"reason"}),
@@ -99,7 +100,7 @@ func newMetrics(registry prometheus.Registerer, c *committer) *metrics {
 	for _, reason := range []string{"malformed", "refused"} {
 		m.dead.WithLabelValues(reason) // so that each is there, as 0, from the start
 	}
-	registry.MustRegister(m.fetched, m.stored, m.retries, m.reopened, m.dead, m.storeSeconds,
+	registry.MustRegister(m.fetched, m.stored, m.retries, m.reopened, m.dropped, m.dead, m.storeSeconds,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "tricycle_ms3_uncommitted_weight", Help: "Records fetched that cannot be committed yet; one counts once for each 4 KiB begun.",
 		}, func() float64 { return float64(len(c.room)) }))
