@@ -174,7 +174,7 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	// MS3 may hang up; the commit goes on.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), commitTimeout)
 	defer cancel()
-	outcome, err := s.engine.takeBack(ctx, m)
+	outcome, err := takeBack(ctx, s.engine, m)
 	switch {
 	case err != nil:
 		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(ctx).TraceID()).Err(err).Stringer("key", m.Key()).Msg("message not stored yet")

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
@@ -74,11 +75,12 @@ type engine struct {
 	quit      chan struct{} // closed when the program stops
 	quitAt    time.Time     // when that was; set before
 	outboxed  chan struct{} // something to send, or a connection to send it on
+	late      chan struct{} // holds a token for each look for a late message
 
 	mu         sync.Mutex
 	starting   chan struct{} // closed when a /start under way has its outcome
 	session    *session      // under way, or the last one
-	outbox     []*round      // to be sent; a round is in it at most once
+	newest     int64         // no session has a higher number
 	connection uint64        // the newest of the link
 	recovered  bool          // no session of a crashed program is open in the database
 }
@@ -89,6 +91,7 @@ func newEngine(c InteractionConfig, store Store, l link, now func() time.Time, l
 		committer: newCommitter(store),
 		quit:      make(chan struct{}),
 		outboxed:  make(chan struct{}, 1),
+		late:      make(chan struct{}, maxLate),
 	}
 	e.meters = newMeters(tel.Metrics, e)
 	return e
@@ -99,7 +102,7 @@ func (e *engine) run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { e.committer.run(inner) })
-	wg.Go(func() { e.send(inner) })
+	wg.Go(func() { send(inner, e) })
 	wg.Go(func() { e.recover(ctx) })
 
 	<-ctx.Done()
@@ -186,7 +189,8 @@ func (e *engine) loadLast(ctx context.Context) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.session = &session{row: row, state: Idle, recorded: true}
+	e.session = &session{engine: e, row: row, state: Idle, recorded: true}
+	e.newest = row.ID
 	return nil
 }
 
@@ -277,8 +281,9 @@ func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int) (id i
 	e.mu.Lock()
 	e.starting = nil
 	if err == nil {
-		e.session = s
-		e.sessions.Go(func() { e.interact(s) })
+		e.session, e.newest = s, s.row.ID
+		s.ledger.connected(e.connection)
+		e.sessions.Go(s.interact)
 	}
 	e.mu.Unlock()
 	close(outcome)
@@ -313,23 +318,32 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*ses
 		return nil, &NotReadyError{map[string]error{"database": err}}
 	}
 	s := &session{
+		engine:   e,
 		row:      Session{ID: id, StartedAt: startedAt, IntervalSeconds: intervalSeconds, InFlight: inFlight},
 		interval: time.Duration(intervalSeconds) * time.Second,
 		began:    time.Now(),
 		state:    Running,
-		hops:     meter,
-		last:     startedAt - 1,
-		rounds:   make(map[message.Stamp]*round, inFlight),
-		givenUp:  map[message.Stamp]struct{}{},
-		slots:    make(chan struct{}, inFlight),
+		ledger:   newLedger(id, startedAt, inFlight, e.config),
 		stop:     make(chan EndReason, 1),
-		poke:     make(chan struct{}, 1),
 		ended:    make(chan struct{}),
 	}
-	for range inFlight {
-		s.slots <- struct{}{}
+	s.ledger.hops, s.ledger.meters, s.ledger.outboxed = meter, e.meters, e.outboxed
+	s.ledger.newSpan = func(m message.Message) trace.Span {
+		_, span := e.tel.StartRoot(context.Background(), m.Key(), "round",
+			trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(messageAttributes(m)...))
+		return span
 	}
 	return s, nil
+}
+
+// connected sends again what is under way on connections before this one.
+func (e *engine) connected(connection uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.connection = connection
+	if e.session != nil && e.session.ledger != nil {
+		e.session.ledger.connected(connection)
+	}
 }
 
 // stop ends the session under way and returns its summary once that is

@@ -56,7 +56,7 @@ func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
 		back := b.link.onSend
 		b.link.onSend = func(m message.Message) {
 			b.mu.Lock()
-			most = max(most, len(b.session.rounds))
+			most = max(most, b.session.ledger.account().underWay)
 			b.mu.Unlock()
 			back(m)
 		}
@@ -170,8 +170,8 @@ func TestASessionWithoutConnectionEnds(t *testing.T) {
 		if *s.Generated != *s.Stored+*s.Lost || *s.Lost != 4 {
 			t.Errorf("figures %+v, want the 4 that could not be sent as lost", figuresOf(s))
 		}
-		if len(b.outbox) != 0 {
-			t.Errorf("%d messages still in the outbox", len(b.outbox))
+		if n := len(b.session.ledger.outbox); n != 0 {
+			t.Errorf("%d messages still in the outbox", n)
 		}
 	})
 }
@@ -340,8 +340,8 @@ func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 		if _, err := b.store.CloseInterrupted(t.Context(), message.StampOf(time.Now())); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := b.back(b.link.frames()[0]); got != OutcomeUnknown || err != nil {
-			t.Errorf("%q, %v, want unknown", got, err)
+		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
+			t.Errorf("%q, %v, want stored: it was interrupted", got, err)
 		}
 		synctest.Wait()
 		if got := len(b.link.frames()); got != 2 {
@@ -360,7 +360,7 @@ func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 func TestARowThatSomebodyHasClosedByHandTakesNothing(t *testing.T) {
 	reason := EndReason("closed by hand")
 	row := Session{ID: 1, StartedAt: 1, EndedAt: 9, EndReason: &reason}
-	if row.AddLate(5) || row.Stored != nil || row.Lost != nil {
+	if late(&row, false, 5) != OutcomeUnknown || row.Stored != nil || row.Lost != nil {
 		t.Errorf("found %+v, want it as it was", row)
 	}
 }

@@ -32,6 +32,8 @@ type memoryStore struct {
 	rows     map[message.Key]message.Message
 	away     error         // what every method but Run fails with
 	batches  []int         // size of each commit
+	looks    int           // reads for late messages
+	amends   int           // transactions for late messages
 	hold     chan struct{} // if not nil, Insert waits for it to be closed, or for its context
 }
 
@@ -136,26 +138,29 @@ func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, erro
 	return *row, nil
 }
 
-func (s *memoryStore) StoreLate(_ context.Context, m message.Message) (Late, error) {
+func (s *memoryStore) Look(_ context.Context, key message.Key) (Session, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.away != nil {
-		return Unknown, s.away
+	s.looks++
+	if s.away != nil || key.SessionID > int64(len(s.sessions)) {
+		return Session{}, false, cmp.Or(s.away, ErrNoSession)
 	}
-	if _, ok := s.rows[m.Key()]; ok {
-		return Repeated, nil
+	_, exists := s.rows[key]
+	return s.sessions[key.SessionID-1], exists, nil
+}
+
+func (s *memoryStore) Amend(_ context.Context, m message.Message, decide func(*Session, bool) bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.amends++
+	if s.away != nil || m.SessionID > int64(len(s.sessions)) {
+		return cmp.Or(s.away, ErrNoSession)
 	}
-	if m.SessionID > int64(len(s.sessions)) {
-		return Unknown, nil
+	_, exists := s.rows[m.Key()]
+	if decide(&s.sessions[m.SessionID-1], exists) {
+		s.rows[m.Key()] = m
 	}
-	row := &s.sessions[m.SessionID-1]
-	if row.EndReason == nil || row.Lost == nil || *row.Lost == 0 || m.Service1 < row.StartedAt || m.Service1 > row.EndedAt {
-		return Unknown, nil
-	}
-	stored, lost := *row.Stored+1, *row.Lost-1
-	row.Stored, row.Lost = &stored, &lost
-	s.rows[m.Key()] = m
-	return Added, nil
+	return nil
 }
 
 func (s *memoryStore) Session(_ context.Context, id int64) (Session, error) {
@@ -290,7 +295,7 @@ func (b *bench) back(m message.Message) (Outcome, error) {
 	m.Service2, m.Service3, m.End = m.Service1+100, m.Service1+200, message.StampOf(b.wall())
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
-	return b.takeBack(ctx, m)
+	return takeBack(ctx, b.engine, m)
 }
 
 func (b *bench) begin(seconds, inFlight int) int64 {

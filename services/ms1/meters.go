@@ -48,10 +48,10 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 	}, func() float64 {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if e.session == nil {
+		if e.session == nil || e.session.ledger == nil {
 			return 0
 		}
-		return float64(len(e.session.rounds))
+		return float64(e.session.ledger.account().underWay)
 	})
 	registry.MustRegister(m.generated, m.stored, m.late, m.resent, m.duplicates, m.givenUp, m.requests, m.hops, underWay)
 	return m

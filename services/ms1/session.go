@@ -11,28 +11,17 @@ import (
 // session is a session under way, or what is left of the last one. The
 // engine's mutex guards it but for the channels.
 type session struct {
+	engine   *engine
 	row      Session
 	interval time.Duration
 	began    time.Time     // by the monotonic clock
 	total    time.Duration // 0 while under way
 	state    State
-	drained  bool  // nothing is under way any more, but for commits
-	recorded bool  // the figures of the row are the database's
-	notYet   error // why they are not recorded
-	hops     *hopMeter
+	recorded bool    // the figures of the row are the database's
+	notYet   error   // why they are not recorded
+	ledger   *ledger // nil if another process ran it
 
-	last       message.Stamp // of the newest key
-	rounds     map[message.Stamp]*round
-	givenUp    map[message.Stamp]struct{}
-	committing int // rounds in the committer
-	generated  int64
-	stored     int64
-	resent     int64
-	duplicates int64
-
-	slots chan struct{} // a token for each message that may yet be under way
 	stop  chan EndReason
-	poke  chan struct{} // a commit has its outcome
 	ended chan struct{} // closed when the last figures stand, recorded or not
 }
 
@@ -55,16 +44,16 @@ func (s *session) hasEnded() bool {
 }
 
 // interact is the life of a session.
-func (e *engine) interact(s *session) {
-	e.log.Info().Int64("session_id", s.row.ID).Msgf("session %d begins: %s, %d in flight", s.row.ID, s.interval, s.row.InFlight)
-	reason := e.generate(s)
-	e.drain(s, reason)
-	e.record(s, reason)
+func (s *session) interact() {
+	s.engine.log.Info().Int64("session_id", s.row.ID).Msgf("session %d begins: %s, %d in flight", s.row.ID, s.interval, s.row.InFlight)
+	reason := s.generate()
+	s.drain(reason)
+	s.record(reason)
 }
 
 // generate makes messages while slots are free, until the interval is over or
 // the session is stopped.
-func (e *engine) generate(s *session) EndReason {
+func (s *session) generate() EndReason {
 	interval := time.NewTimer(time.Until(s.began.Add(s.interval)))
 	defer interval.Stop()
 	sweep := time.NewTicker(sweepEvery)
@@ -76,7 +65,12 @@ func (e *engine) generate(s *session) EndReason {
 			return reason
 		case <-interval.C:
 			return IntervalElapsed
+		case <-sweep.C:
+			s.sweep(false)
 		default:
+		}
+		if s.ledger.add(message.StampOf(s.engine.now()), time.Now()) {
+			continue
 		}
 		select {
 		case reason := <-s.stop:
@@ -84,9 +78,23 @@ func (e *engine) generate(s *session) EndReason {
 		case <-interval.C:
 			return IntervalElapsed
 		case <-sweep.C:
-			e.sweep(s, false)
-		case <-s.slots:
-			e.makeRound(s)
+			s.sweep(false)
+		case <-s.ledger.changed:
+		}
+	}
+}
+
+// sweep has the deadlines looked at.
+func (s *session) sweep(last bool) {
+	s.sayLost(s.ledger.sweep(time.Now(), last)...)
+}
+
+// sayLost logs messages that were given up.
+func (s *session) sayLost(gone ...*entry) {
+	for _, e := range gone {
+		if e != nil {
+			s.engine.log.Debug().Stringer("trace_id", e.span.SpanContext().TraceID()).Stringer("key", e.message.Key()).
+				Str("reason", e.reason).Msg("message given up")
 		}
 	}
 }
@@ -94,7 +102,8 @@ func (e *engine) generate(s *session) EndReason {
 // drain waits until every message came back or was given up. When the
 // interval is over each message has its full time; a stop ends all of them
 // after the drain time.
-func (e *engine) drain(s *session, reason EndReason) {
+func (s *session) drain(reason EndReason) {
+	e := s.engine
 	e.mu.Lock()
 	s.state = Draining
 	e.mu.Unlock()
@@ -105,55 +114,47 @@ func (e *engine) drain(s *session, reason EndReason) {
 	}
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
-	// Every slot is free again when as many tokens as there are were taken.
-	for back := 0; back < s.row.InFlight && (deadline.IsZero() || time.Now().Before(deadline)); {
+	for s.ledger.account().underWay > 0 && (deadline.IsZero() || time.Now().Before(deadline)) {
 		select {
-		case <-s.slots:
-			back++
+		case <-s.ledger.changed:
 		case <-s.stop:
 			if deadline.IsZero() {
 				deadline = time.Now().Add(drainTime)
 			}
 		case <-sweep.C:
-			e.sweep(s, false)
+			s.sweep(false)
 		}
 	}
-	e.sweep(s, true)
-	e.mu.Lock()
-	s.drained = true
-	e.mu.Unlock()
+	s.sweep(true)
 }
 
 // record writes the last figures of a drained session into its row, says them
 // and makes way for the next session. If the database is away it says so and
 // tries again until it is back or the program stops.
-func (e *engine) record(s *session, reason EndReason) {
+func (s *session) record(reason EndReason) {
+	e := s.engine
 	settled := time.NewTimer(settleTimeout)
 	defer settled.Stop()
-	for waiting := true; waiting; {
-		e.mu.Lock()
-		waiting = s.committing > 0
-		e.mu.Unlock()
-		if waiting {
-			select {
-			case <-s.poke:
-			case <-settled.C:
-				waiting = false // End waits for them, or shuts them out
-			}
+	for waiting := true; waiting && s.ledger.account().commits > 0; {
+		select {
+		case <-s.ledger.changed:
+		case <-settled.C:
+			waiting = false // End waits for them, or shuts them out
 		}
 	}
 
+	account := s.ledger.account()
 	e.mu.Lock()
 	s.total = time.Since(s.began)
 	closing := Closing{
-		EndedAt: max(message.StampOf(e.now()), s.last), Generated: s.generated,
-		Resent: s.resent, Duplicates: s.duplicates, Reason: reason,
+		EndedAt: max(message.StampOf(e.now()), account.newest), Generated: account.generated,
+		Resent: account.resent, Duplicates: account.duplicates, Reason: reason,
 	}
 	s.row.EndedAt, s.row.EndReason = closing.EndedAt, &closing.Reason
 	e.mu.Unlock()
 
 	for try, timeout := 1, recordTimeout; ; try, timeout = try+1, min(2*timeout, longestRecord) {
-		ctx, cancel := e.recordContext(timeout)
+		ctx, cancel := recordContext(e, timeout)
 		row, err := e.store.End(ctx, s.row.ID, closing)
 		cancel()
 		if err == nil && row.Generated == nil {
@@ -170,10 +171,12 @@ func (e *engine) record(s *session, reason EndReason) {
 		summary := s.summary()
 		e.mu.Unlock()
 		if try == 1 || over {
-			e.say(summary, err)
+			say(e.log, summary, err)
 		}
 		if over {
-			e.finish(s)
+			e.mu.Lock()
+			s.state = Idle
+			e.mu.Unlock()
 		}
 		if try == 1 {
 			close(s.ended)
@@ -190,7 +193,7 @@ func (e *engine) record(s *session, reason EndReason) {
 
 // recordContext ends after the timeout. While the program runs, asking it to
 // stop leaves what is left of the time for that, and half a second at least.
-func (e *engine) recordContext(timeout time.Duration) (context.Context, context.CancelFunc) {
+func recordContext(e *engine, timeout time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	go func() {
 		select {
@@ -205,12 +208,4 @@ func (e *engine) recordContext(timeout time.Duration) (context.Context, context.
 		}
 	}()
 	return ctx, cancel
-}
-
-// finish forgets the messages of a session and makes way for the next.
-func (e *engine) finish(s *session) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	s.state = Idle
-	s.rounds, s.givenUp = nil, nil
 }

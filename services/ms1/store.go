@@ -3,6 +3,7 @@ package ms1
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 )
@@ -64,31 +65,72 @@ func (s *Session) Finish(c Closing, rows int64) {
 	}
 }
 
-// AddLate counts one more row if the rules of [Store.StoreLate] let the
-// session have a message with this first stamp, and says whether they do.
-func (s *Session) AddLate(service1 message.Stamp) bool {
+// maxSkew is how far a clock that was set may put the first stamp of an
+// interrupted session behind the time it was closed at.
+const maxSkew = 24 * time.Hour
+
+// Outcome is what became of a message that came back.
+type Outcome string
+
+// The outcomes of a message on /store.
+const (
+	OutcomeStored  Outcome = "stored"  // it has a row now
+	OutcomeRepeat  Outcome = "repeat"  // it had a row before
+	OutcomeUnknown Outcome = "unknown" // it was never sent, as far as the store can tell
+)
+
+// late decides on a message that no session under way waits for, by the row of
+// its session and whether it has one itself. To store it is to count it in the
+// session's row.
+//
+// A session that has ended with lost messages takes a first stamp that lies
+// within it, both ends included, and counts one lost message less. One that
+// was interrupted takes what is not before its start and not more than a day
+// after it was closed: how many it lost is unknown. No other takes any.
+func late(row *Session, exists bool, service1 message.Stamp) Outcome {
 	switch {
-	case s.EndReason == nil || s.Stored == nil || service1 < s.StartedAt:
-		return false
-	case s.Lost == nil: // interrupted: its last sends may be later than any time known here
-	case service1 > s.EndedAt || *s.Lost <= 0:
-		return false
+	case exists:
+		return OutcomeRepeat
+	case row.EndReason == nil || row.Stored == nil || service1 < row.StartedAt:
+		return OutcomeUnknown
+	case row.Lost == nil:
+		if service1.Time().After(row.EndedAt.Time().Add(maxSkew)) {
+			return OutcomeUnknown
+		}
+	case service1 > row.EndedAt || *row.Lost <= 0:
+		return OutcomeUnknown
 	default:
-		*s.Lost--
+		left := *row.Lost - 1
+		row.Lost = &left
 	}
-	*s.Stored++
-	return true
+	stored := *row.Stored + 1
+	row.Stored = &stored
+	return OutcomeStored
 }
 
-// Late is what became of a message that no session under way waits for.
-type Late int
-
-// The outcomes of [Store.StoreLate].
-const (
-	Unknown  Late = iota // never sent, as far as the store can tell; nothing was stored
-	Repeated             // its row exists; nothing was changed
-	Added                // its row was added
-)
+// StoreLate decides on a message that no session under way waits for, and
+// stores it if it should. Repeats and the messages of a stranger cost one read
+// without a lock, and no transaction.
+func StoreLate(ctx context.Context, s Store, m message.Message) (Outcome, error) {
+	row, exists, err := s.Look(ctx, m.Key())
+	outcome := OutcomeUnknown
+	if err == nil {
+		outcome = late(&row, exists, m.Service1)
+	}
+	if err == nil && outcome == OutcomeStored {
+		err = s.Amend(ctx, m, func(row *Session, exists bool) bool {
+			outcome = late(row, exists, m.Service1)
+			return outcome == OutcomeStored
+		})
+	}
+	switch {
+	case errors.Is(err, ErrNoSession):
+		return OutcomeUnknown, nil
+	case err != nil:
+		return "", err
+	}
+	return outcome, nil
+}
 
 // ErrSessionEnded is the error of [Store.Insert] for a session that is not open.
 var ErrSessionEnded = errors.New("the session is not open in the database")
@@ -140,13 +182,16 @@ type Store interface {
 	// ended already it changes nothing. It returns the row, or ErrNoSession.
 	End(ctx context.Context, sessionID int64, c Closing) (Session, error)
 
-	// StoreLate decides, in one transaction, on a message that no session
-	// under way waits for. Its row exists: Repeated. Its session has ended
-	// with lost > 0 and its first stamp lies within the session (both ends
-	// included): it is stored and moves one from lost to stored. Its session
-	// was interrupted and its first stamp is not before the session's start:
-	// it is stored and counted in stored. Anything else: Unknown.
-	StoreLate(ctx context.Context, m message.Message) (Late, error)
+	// Look returns the row of a message's session and whether the message has
+	// a row, in one read without a lock, or ErrNoSession.
+	Look(ctx context.Context, key message.Key) (row Session, exists bool, err error)
+
+	// Amend runs decide in a transaction that holds the row of the message's
+	// session, with that row and whether the message has one. If it returns
+	// true, the message is added and the session's row becomes what decide
+	// made of it; else nothing changes. A transaction that is repeated calls
+	// decide again. Without such a session it returns ErrNoSession.
+	Amend(ctx context.Context, m message.Message, decide func(row *Session, exists bool) (add bool)) error
 
 	// Session returns the row of a session, or ErrNoSession.
 	Session(ctx context.Context, id int64) (Session, error)

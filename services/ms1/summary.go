@@ -29,17 +29,19 @@ type Status struct {
 // the engine's mutex.
 func (s *session) summary() Summary {
 	sum := Summary{Session: s.row}
-	if s.hops != nil {
-		sum.Hops = s.hops.hops()
-		total := s.total
-		if total == 0 {
-			total = time.Since(s.began)
-		}
-		seconds := total.Seconds()
-		sum.TotalSeconds = &seconds
+	if s.ledger == nil {
+		return sum
 	}
+	account := s.ledger.account()
+	sum.Hops = account.hops
+	total := s.total
+	if total == 0 {
+		total = time.Since(s.began)
+	}
+	seconds := total.Seconds()
+	sum.TotalSeconds = &seconds
 	if !s.recorded {
-		generated, stored, resent, duplicates := s.generated, s.stored, s.resent, s.duplicates
+		generated, stored, resent, duplicates := account.generated, account.stored, account.resent, account.duplicates
 		lost := generated - stored
 		sum.Generated, sum.Stored, sum.Resent, sum.Duplicates, sum.Lost = &generated, &stored, &resent, &duplicates, &lost
 	}
@@ -82,8 +84,8 @@ func (e *engine) sessionRow(ctx context.Context, id int64) (Session, error) {
 
 // say puts the end of a session on the console and into the log, at every
 // level.
-func (e *engine) say(s Summary, notRecorded error) {
-	line := func() *zerolog.Event { return e.log.Log().Int64("session_id", s.ID) }
+func say(log zerolog.Logger, s Summary, notRecorded error) {
+	line := func() *zerolog.Event { return log.Log().Int64("session_id", s.ID) }
 	reason := string(*s.EndReason)
 	if notRecorded != nil {
 		reason += "; NOT RECORDED in the database: " + notRecorded.Error()

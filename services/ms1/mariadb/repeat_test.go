@@ -382,8 +382,20 @@ func TestCloseInterrupted(t *testing.T) {
 	})
 }
 
+var sessionColumns = []string{"id", "started_at", "ended_at", "interval_seconds", "in_flight", "generated", "stored", "resent", "duplicates", "lost", "end_reason"}
+
 func TestStoreLate(t *testing.T) {
 	m := msg(2)
+	expectLook := func(mock sqlmock.Sqlmock, row []driver.Value, n int) {
+		rows := sqlmock.NewRows(sessionColumns)
+		if row != nil {
+			rows.AddRow(row...)
+		}
+		mock.ExpectQuery(`FROM sessions WHERE id = \?$`).WithArgs(7).WillReturnRows(rows)
+		if row != nil {
+			expectCount(mock, n)
+		}
+	}
 	expectAdded := func(mock sqlmock.Sqlmock) {
 		expectTransaction(mock)
 		expectLocked(mock, endedRow())
@@ -396,49 +408,49 @@ func TestStoreLate(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		script func(sqlmock.Sqlmock)
-		want   ms1.Late
+		want   ms1.Outcome
 		err    error
 	}{
 		{"added", func(mock sqlmock.Sqlmock) {
+			expectLook(mock, endedRow(), 0)
 			expectAdded(mock)
 			expectCommit(mock)
-		}, ms1.Added, nil},
+		}, ms1.OutcomeStored, nil},
 		{"the answer to the commit was lost: not counted twice", func(mock sqlmock.Sqlmock) {
+			expectLook(mock, endedRow(), 0)
 			expectAdded(mock)
 			expectCommit(mock).WillReturnError(mysql.ErrInvalidConn)
 			expectTransaction(mock)
 			expectLocked(mock, endedRow())
 			expectCount(mock, 1)
 			expectCommit(mock)
-		}, ms1.Repeated, nil},
-		{"session under way", func(mock sqlmock.Sqlmock) {
-			expectTransaction(mock)
-			expectLocked(mock, openRow())
-			expectCount(mock, 0)
-			expectCommit(mock)
-		}, ms1.Unknown, nil},
-		{"unknown session", func(mock sqlmock.Sqlmock) {
-			expectTransaction(mock)
-			expectLocked(mock, nil)
-		}, ms1.Unknown, nil},
+		}, ms1.OutcomeRepeat, nil},
+		{"session under way: no transaction", func(mock sqlmock.Sqlmock) {
+			expectLook(mock, openRow(), 0)
+		}, ms1.OutcomeUnknown, nil},
+		{"unknown session: no transaction", func(mock sqlmock.Sqlmock) {
+			expectLook(mock, nil, 0)
+		}, ms1.OutcomeUnknown, nil},
 		{"refused", func(mock sqlmock.Sqlmock) {
+			expectLook(mock, endedRow(), 0)
 			expectTransaction(mock)
 			expectLocked(mock, endedRow())
 			expectCount(mock, 0)
 			mock.ExpectExec("^INSERT INTO messages").WillReturnError(badValue)
-		}, ms1.Unknown, badValue},
-		{"deadlock on the look", func(mock sqlmock.Sqlmock) {
+		}, "", badValue},
+		{"deadlock on the locked look", func(mock sqlmock.Sqlmock) {
+			expectLook(mock, endedRow(), 0)
 			expectTransaction(mock)
 			expectLocked(mock, endedRow())
 			mock.ExpectQuery("^SELECT COUNT").WillReturnError(deadlock)
 			expectAdded(mock)
 			expectCommit(mock)
-		}, ms1.Added, nil},
+		}, ms1.OutcomeStored, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, mock, ctx := linked(t)
 			c.script(mock)
-			if got, err := s.StoreLate(ctx, m); got != c.want || !errors.Is(err, c.err) {
+			if got, err := ms1.StoreLate(ctx, s, m); got != c.want || !errors.Is(err, c.err) {
 				t.Errorf("found %v, %v, expected %v, %v", got, err, c.want, c.err)
 			}
 		})
@@ -447,7 +459,7 @@ func TestStoreLate(t *testing.T) {
 
 func TestReadingSessions(t *testing.T) {
 	s, mock, ctx := linked(t)
-	columns := []string{"id", "started_at", "ended_at", "interval_seconds", "in_flight", "generated", "stored", "resent", "duplicates", "lost", "end_reason"}
+	columns := sessionColumns
 	mock.ExpectQuery(`FROM sessions WHERE id = \?$`).WithArgs(7).WillReturnRows(sqlmock.NewRows(columns).AddRow(openRow()...))
 	row, err := s.Session(ctx, 7)
 	if want := (ms1.Session{ID: 7, StartedAt: t0, IntervalSeconds: 30, InFlight: 1}); err != nil || row != want {

@@ -172,36 +172,42 @@ func (s *Store) CloseInterrupted(ctx context.Context, at message.Stamp) (closed 
 	return closed, err
 }
 
-// StoreLate implements [ms1.Store].
-func (s *Store) StoreLate(ctx context.Context, m message.Message) (late ms1.Late, err error) {
-	err = s.change(ctx, "storing late message "+m.Key().String(), m.SessionID, func(ctx context.Context, tx *sql.Conn, row ms1.Session) error {
-		late = ms1.Unknown
-		var n int
-		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM messages WHERE session_id = ? AND service1_timestamp = ?",
-			m.SessionID, m.Service1.Time()).Scan(&n); err != nil {
+// Look implements [ms1.Store].
+func (s *Store) Look(ctx context.Context, key message.Key) (row ms1.Session, exists bool, err error) {
+	err = s.repeat(ctx, "looking for message "+key.String(), func(ctx context.Context, db *sql.DB) (err error) {
+		if row, err = scanSession(db.QueryRowContext(ctx, selectSession+"WHERE id = ?", key.SessionID)); err != nil {
 			return err
 		}
-		if n > 0 {
-			late = ms1.Repeated
-			return nil
+		exists, err = hasRow(ctx, db, key)
+		return err
+	})
+	return row, exists, err
+}
+
+// querier is a database or a connection.
+type querier interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+func hasRow(ctx context.Context, q querier, key message.Key) (exists bool, err error) {
+	err = q.QueryRowContext(ctx, "SELECT COUNT(*) FROM messages WHERE session_id = ? AND service1_timestamp = ?",
+		key.SessionID, key.Service1.Time()).Scan(&exists)
+	return exists, err
+}
+
+// Amend implements [ms1.Store].
+func (s *Store) Amend(ctx context.Context, m message.Message, decide func(row *ms1.Session, exists bool) bool) error {
+	return s.change(ctx, "storing late message "+m.Key().String(), m.SessionID, func(ctx context.Context, tx *sql.Conn, row ms1.Session) error {
+		exists, err := hasRow(ctx, tx, m.Key())
+		if err != nil || !decide(&row, exists) {
+			return err
 		}
-		if !row.AddLate(m.Service1) {
-			return nil
-		}
-		late = ms1.Added
 		if _, err := tx.ExecContext(ctx, insertMessage+"VALUES (?, ?, ?, ?, ?)",
 			m.SessionID, m.Service1.Time(), m.Service2.Time(), m.Service3.Time(), m.End.Time()); err != nil {
 			return err
 		}
 		return writeSession(ctx, tx, row)
 	})
-	if err != nil {
-		late = ms1.Unknown
-		if errors.Is(err, ms1.ErrNoSession) {
-			err = nil
-		}
-	}
-	return late, err
 }
 
 // change runs f in a transaction that holds the session's row for itself.

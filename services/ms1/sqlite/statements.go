@@ -161,38 +161,37 @@ func finish(ctx context.Context, tx *sql.Tx, row *ms1.Session, c ms1.Closing) er
 	return writeSession(ctx, tx, *row)
 }
 
-// StoreLate implements [ms1.Store].
-func (s *Store) StoreLate(ctx context.Context, m message.Message) (late ms1.Late, err error) {
-	err = s.change(ctx, "storing late message "+m.Key().String(), func(tx *sql.Tx) error {
-		late = ms1.Unknown
-		row, err := session(ctx, tx, "WHERE id = ?", m.SessionID)
-		if errors.Is(err, ms1.ErrNoSession) {
-			return nil
-		} else if err != nil {
+// Look implements [ms1.Store].
+func (s *Store) Look(ctx context.Context, key message.Key) (row ms1.Session, exists bool, err error) {
+	err = s.repeat(ctx, "looking for message "+key.String(), func() (err error) {
+		row, exists, err = look(ctx, s.db, key)
+		return err
+	})
+	return row, exists, err
+}
+
+func look(ctx context.Context, q querier, key message.Key) (row ms1.Session, exists bool, err error) {
+	if row, err = session(ctx, q, "WHERE id = ?", key.SessionID); err != nil {
+		return row, false, err
+	}
+	err = q.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM messages WHERE session_id = ? AND service1_timestamp = ?)",
+		key.SessionID, key.Service1.String()).Scan(&exists)
+	return row, exists, err
+}
+
+// Amend implements [ms1.Store].
+func (s *Store) Amend(ctx context.Context, m message.Message, decide func(row *ms1.Session, exists bool) bool) error {
+	return s.change(ctx, "storing late message "+m.Key().String(), func(tx *sql.Tx) error {
+		row, exists, err := look(ctx, tx, m.Key())
+		if err != nil || !decide(&row, exists) {
 			return err
 		}
-		n, err := count(ctx, tx, "session_id = ? AND service1_timestamp = ?", m.SessionID, m.Service1.String())
-		if err != nil {
-			return err
-		}
-		if n > 0 {
-			late = ms1.Repeated
-			return nil
-		}
-		if !row.AddLate(m.Service1) {
-			return nil
-		}
-		late = ms1.Added
 		if _, err := tx.ExecContext(ctx, insertMessage+"VALUES (?, ?, ?, ?, ?)",
 			m.SessionID, m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String()); err != nil {
 			return err
 		}
 		return writeSession(ctx, tx, row)
 	})
-	if err != nil {
-		return ms1.Unknown, err
-	}
-	return late, nil
 }
 
 func count(ctx context.Context, tx *sql.Tx, where string, args ...any) (n int64, err error) {

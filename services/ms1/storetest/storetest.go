@@ -489,22 +489,23 @@ func late(t *testing.T, d Database) {
 		name    string
 		closing *ms1.Closing // nil: the session runs
 		message int
-		want    ms1.Late
+		want    ms1.Outcome
 		figures string
 	}{
-		{"running session, a row", nil, 1, ms1.Repeated, "generated - stored - resent - duplicates - lost - open"},
-		{"running session, no row", nil, 2, ms1.Unknown, "generated - stored - resent - duplicates - lost - open"},
-		{"ended with losses, a row", lost(2), 1, ms1.Repeated, "generated 4 stored 2 resent 5 duplicates 6 lost 2 interval elapsed"},
-		{"ended with losses, no row", lost(2), 2, ms1.Added, "generated 4 stored 3 resent 5 duplicates 6 lost 1 interval elapsed"},
-		{"ended with losses, at its end", lost(1), ended, ms1.Added, "generated 3 stored 3 resent 5 duplicates 6 lost 0 interval elapsed"},
-		{"ended with losses, after its end", lost(1), ended + 1, ms1.Unknown, "generated 3 stored 2 resent 5 duplicates 6 lost 1 interval elapsed"},
-		{"ended with losses, before its start", lost(1), -1, ms1.Unknown, "generated 3 stored 2 resent 5 duplicates 6 lost 1 interval elapsed"},
-		{"ended without loss, a row", lost(0), 0, ms1.Repeated, "generated 2 stored 2 resent 5 duplicates 6 lost 0 interval elapsed"},
-		{"ended without loss, no row", lost(0), 2, ms1.Unknown, "generated 2 stored 2 resent 5 duplicates 6 lost 0 interval elapsed"},
-		{"interrupted, a row", cut, 0, ms1.Repeated, "generated - stored 2 resent - duplicates - lost - interrupted"},
-		{"interrupted, no row", cut, 2, ms1.Added, "generated - stored 3 resent - duplicates - lost - interrupted"},
-		{"interrupted, after its end", cut, ended + 1, ms1.Added, "generated - stored 3 resent - duplicates - lost - interrupted"},
-		{"interrupted, before its start", cut, -1, ms1.Unknown, "generated - stored 2 resent - duplicates - lost - interrupted"},
+		{"running session, a row", nil, 1, ms1.OutcomeRepeat, "generated - stored - resent - duplicates - lost - open"},
+		{"running session, no row", nil, 2, ms1.OutcomeUnknown, "generated - stored - resent - duplicates - lost - open"},
+		{"ended with losses, a row", lost(2), 1, ms1.OutcomeRepeat, "generated 4 stored 2 resent 5 duplicates 6 lost 2 interval elapsed"},
+		{"ended with losses, no row", lost(2), 2, ms1.OutcomeStored, "generated 4 stored 3 resent 5 duplicates 6 lost 1 interval elapsed"},
+		{"ended with losses, at its end", lost(1), ended, ms1.OutcomeStored, "generated 3 stored 3 resent 5 duplicates 6 lost 0 interval elapsed"},
+		{"ended with losses, after its end", lost(1), ended + 1, ms1.OutcomeUnknown, "generated 3 stored 2 resent 5 duplicates 6 lost 1 interval elapsed"},
+		{"ended with losses, before its start", lost(1), -1, ms1.OutcomeUnknown, "generated 3 stored 2 resent 5 duplicates 6 lost 1 interval elapsed"},
+		{"ended without loss, a row", lost(0), 0, ms1.OutcomeRepeat, "generated 2 stored 2 resent 5 duplicates 6 lost 0 interval elapsed"},
+		{"ended without loss, no row", lost(0), 2, ms1.OutcomeUnknown, "generated 2 stored 2 resent 5 duplicates 6 lost 0 interval elapsed"},
+		{"interrupted, a row", cut, 0, ms1.OutcomeRepeat, "generated - stored 2 resent - duplicates - lost - interrupted"},
+		{"interrupted, no row", cut, 2, ms1.OutcomeStored, "generated - stored 3 resent - duplicates - lost - interrupted"},
+		{"interrupted, after its end", cut, ended + 1, ms1.OutcomeStored, "generated - stored 3 resent - duplicates - lost - interrupted"},
+		{"interrupted, a day after its end", cut, ended + 25*3600*1e6, ms1.OutcomeUnknown, "generated - stored 2 resent - duplicates - lost - interrupted"},
+		{"interrupted, before its start", cut, -1, ms1.OutcomeUnknown, "generated - stored 2 resent - duplicates - lost - interrupted"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			id := begin(t, ctx, s)
@@ -517,14 +518,14 @@ func late(t *testing.T, d Database) {
 			}
 			m := Message(id, c.message)
 			m.End += 777 // a repeat changes no stamp
-			got, err := s.StoreLate(ctx, m)
+			got, err := ms1.StoreLate(ctx, s, m)
 			if err != nil || got != c.want {
 				t.Errorf("found %v, %v, expected %v", got, err, c.want)
 			}
-			if c.want == ms1.Added {
+			if c.want == ms1.OutcomeStored {
 				rows = append(rows, m)
-				if again, err := s.StoreLate(ctx, m); err != nil || again != ms1.Repeated {
-					t.Errorf("once more: found %v, %v, expected %v", again, err, ms1.Repeated)
+				if again, err := ms1.StoreLate(ctx, s, m); err != nil || again != ms1.OutcomeRepeat {
+					t.Errorf("once more: found %v, %v, expected %v", again, err, ms1.OutcomeRepeat)
 				}
 			}
 			d.wantRows(t, id, rows...)
@@ -532,8 +533,8 @@ func late(t *testing.T, d Database) {
 		})
 	}
 	t.Run("unknown session", func(t *testing.T) {
-		if got, err := s.StoreLate(ctx, Message(1_000_000, 0)); err != nil || got != ms1.Unknown {
-			t.Errorf("found %v, %v, expected %v", got, err, ms1.Unknown)
+		if got, err := ms1.StoreLate(ctx, s, Message(1_000_000, 0)); err != nil || got != ms1.OutcomeUnknown {
+			t.Errorf("found %v, %v, expected %v", got, err, ms1.OutcomeUnknown)
 		}
 	})
 	t.Run("session's very first microsecond", func(t *testing.T) {
@@ -541,8 +542,8 @@ func late(t *testing.T, d Database) {
 		if _, err := s.End(ctx, id, *lost(0)); err != nil { // generated 2, stored 0
 			t.Fatal(err)
 		}
-		if got, err := s.StoreLate(ctx, Message(id, 0)); err != nil || got != ms1.Added {
-			t.Errorf("found %v, %v, expected %v", got, err, ms1.Added)
+		if got, err := ms1.StoreLate(ctx, s, Message(id, 0)); err != nil || got != ms1.OutcomeStored {
+			t.Errorf("found %v, %v, expected %v", got, err, ms1.OutcomeStored)
 		}
 	})
 }
@@ -553,11 +554,11 @@ func lateInParallel(t *testing.T, d Database) {
 	if _, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.Stopped}); err != nil {
 		t.Fatal(err)
 	}
-	var outcomes [3]atomic.Int64
+	outcomes := map[ms1.Outcome]*atomic.Int64{"": {}, ms1.OutcomeUnknown: {}, ms1.OutcomeStored: {}, ms1.OutcomeRepeat: {}}
 	var all sync.WaitGroup
 	for range 100 {
 		all.Go(func() {
-			got, err := s.StoreLate(ctx, Message(id, 1))
+			got, err := ms1.StoreLate(ctx, s, Message(id, 1))
 			if err != nil {
 				t.Errorf("StoreLate: %v", err)
 			}
@@ -565,7 +566,7 @@ func lateInParallel(t *testing.T, d Database) {
 		})
 	}
 	all.Wait()
-	if added, repeated := outcomes[ms1.Added].Load(), outcomes[ms1.Repeated].Load(); added != 1 || repeated != 99 {
+	if added, repeated := outcomes[ms1.OutcomeStored].Load(), outcomes[ms1.OutcomeRepeat].Load(); added != 1 || repeated != 99 {
 		t.Errorf("found %d added and %d repeated, expected 1 and 99", added, repeated)
 	}
 	d.wantRows(t, id, Message(id, 1))
@@ -654,7 +655,7 @@ func each(ctx context.Context, s ms1.Store, id int64) map[string]error {
 	_, errs["Begin"] = s.Begin(ctx, ms1.Opening{StartedAt: t0, IntervalSeconds: 1, InFlight: 1})
 	errs["Insert"] = s.Insert(ctx, id, messages(id, 0, 1))
 	_, errs["End"] = s.End(ctx, id, ms1.Closing{EndedAt: t0, Reason: ms1.Stopped})
-	_, errs["StoreLate"] = s.StoreLate(ctx, Message(id, 0))
+	_, errs["StoreLate"] = ms1.StoreLate(ctx, s, Message(id, 0))
 	_, errs["Session"] = s.Session(ctx, id)
 	_, errs["LastSession"] = s.LastSession(ctx)
 	return errs

@@ -1,0 +1,384 @@
+package ms1
+
+import (
+	"errors"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+const firstStamp = message.Stamp(1_000_000)
+
+// countedSpan counts its ends.
+type countedSpan struct {
+	noop.Span
+	ends int
+}
+
+func (s *countedSpan) End(...trace.SpanEndOption) { s.ends++ }
+
+// book is a ledger with a clock and the spans that it made.
+type book struct {
+	*ledger
+	now   time.Time
+	spans []*countedSpan
+}
+
+func newBook(t *testing.T, slots int) *book {
+	t.Helper()
+	b := &book{ledger: newLedger(1, firstStamp, slots, usual()), now: time.Unix(1, 0)}
+	hops, err := newHopMeter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.hops, b.meters, b.outboxed = hops, newMeters(prometheus.NewRegistry(), &engine{}), make(chan struct{}, 1)
+	b.newSpan = func(message.Message) trace.Span {
+		b.spans = append(b.spans, &countedSpan{})
+		return b.spans[len(b.spans)-1]
+	}
+	b.ledger.connected(1)
+	return b
+}
+
+// consistent checks what must be true between any two transitions.
+func (b *book) consistent(t *testing.T) {
+	t.Helper()
+	holders, gone, commits, inOutbox := 0, int64(0), 0, map[*entry]int{}
+	for _, e := range b.outbox {
+		inOutbox[e]++
+	}
+	for key, e := range b.entries {
+		if e.message.Service1 != key {
+			t.Fatalf("entry %s under key %s", e.message.Service1, key)
+		}
+		if e.late {
+			gone++
+		} else {
+			holders++
+		}
+		if (e.state == committing) != (e.commit != nil) {
+			t.Fatalf("state %d with commit %v", e.state, e.commit)
+		}
+		if e.state == committing {
+			commits++
+		}
+		if want := e.state == queued; (inOutbox[e] == 1) != want || inOutbox[e] > 1 {
+			t.Fatalf("state %d is %d times in the outbox", e.state, inOutbox[e])
+		}
+		delete(inOutbox, e)
+	}
+	if len(inOutbox) > 0 {
+		t.Fatalf("%d in the outbox without an entry", len(inOutbox))
+	}
+	if b.generated != b.stored+gone+b.forgotten+int64(holders) {
+		t.Fatalf("generated %d, stored %d, lost %d+%d, under way %d", b.generated, b.stored, gone, b.forgotten, holders)
+	}
+	if holders != b.busy || commits != b.commits {
+		t.Fatalf("%d hold slots of %d busy ones; %d commits, counted %d", holders, b.busy, commits, b.commits)
+	}
+	ended := 0
+	for _, s := range b.spans {
+		if s.ends > 1 {
+			t.Fatalf("a span ended %d times", s.ends)
+		}
+		ended += s.ends
+	}
+	if ended != len(b.spans)-holders {
+		t.Fatalf("%d of %d spans ended with %d under way", ended, len(b.spans), holders)
+	}
+	if len(b.ledger.lost) > maxLost || len(b.recent.ring) > maxRecent || len(b.recent.set) != len(b.recent.ring) {
+		t.Fatalf("%d lost and %d stored messages are remembered", len(b.ledger.lost), len(b.recent.ring))
+	}
+}
+
+func (b *book) add1(t *testing.T) *entry {
+	t.Helper()
+	if !b.add(0, b.now) {
+		t.Fatal("no free slot")
+	}
+	return b.entries[b.newest]
+}
+
+func (b *book) write(t *testing.T) *entry {
+	t.Helper()
+	e, connection := b.next(0)
+	if e == nil {
+		t.Fatal("nothing to send")
+	}
+	b.written(e, connection, nil, b.now)
+	return e
+}
+
+var errDisk = errors.New("disk full")
+
+// Every state, and what each transition makes of it.
+func TestLedgerTransitions(t *testing.T) {
+	into := map[state]func(t *testing.T, b *book) *entry{
+		queued: func(t *testing.T, b *book) *entry { return b.add1(t) },
+		writing: func(t *testing.T, b *book) *entry {
+			b.add1(t)
+			e, _ := b.next(0)
+			return e
+		},
+		inFlight: func(t *testing.T, b *book) *entry { b.add1(t); return b.write(t) },
+		committing: func(t *testing.T, b *book) *entry {
+			b.add1(t)
+			e := b.write(t)
+			b.arrive(e.message.Service1, b.now)
+			return e
+		},
+		lost: func(t *testing.T, b *book) *entry {
+			b.add1(t)
+			e := b.write(t)
+			b.now = b.now.Add(time.Minute)
+			b.sweep(b.now, false)
+			return e
+		},
+	}
+	const gone = state(-1)
+	arrive := func(b *book, e *entry) { b.arrive(e.message.Service1, b.now) }
+	transitions := map[string]struct {
+		do   func(b *book, e *entry)
+		want map[state]state
+	}{
+		"arrive": {arrive, map[state]state{queued: committing, writing: committing, inFlight: committing, committing: committing, lost: committing}},
+		"arrive and commit": {func(b *book, e *entry) { arrive(b, e); b.settle(e, e.message, nil) },
+			map[state]state{queued: gone, writing: gone, inFlight: gone, committing: gone, lost: gone}},
+		"arrive and fail": {func(b *book, e *entry) { arrive(b, e); b.settle(e, e.message, errDisk) },
+			map[state]state{queued: inFlight, writing: inFlight, inFlight: inFlight, committing: inFlight, lost: lost}},
+		"arrive and find the session ended": {func(b *book, e *entry) { arrive(b, e); b.settle(e, e.message, ErrSessionEnded) },
+			map[state]state{queued: lost, writing: lost, inFlight: lost, committing: lost, lost: lost}},
+		"last sweep": {func(b *book, _ *entry) { b.sweep(b.now, true) },
+			map[state]state{queued: lost, writing: lost, inFlight: lost, committing: committing, lost: lost}},
+		"last sweep, then a commit fails": {func(b *book, e *entry) { arrive(b, e); b.sweep(b.now, true); b.settle(e, e.message, errDisk) },
+			map[state]state{queued: lost, writing: lost, inFlight: lost, committing: lost, lost: lost}},
+		"sweep": {func(b *book, _ *entry) { b.sweep(b.now, false) },
+			map[state]state{queued: queued, writing: writing, inFlight: inFlight, committing: committing, lost: lost}},
+		"sweep after the resend time": {func(b *book, _ *entry) { b.sweep(b.now.Add(6*time.Second), false) },
+			map[state]state{queued: queued, writing: writing, inFlight: queued, committing: committing, lost: lost}},
+		"sweep after the full time": {func(b *book, _ *entry) { b.sweep(b.now.Add(time.Minute), false) },
+			map[state]state{queued: lost, writing: lost, inFlight: lost, committing: committing, lost: lost}},
+		"connected": {func(b *book, _ *entry) { b.ledger.connected(2) },
+			map[state]state{queued: queued, writing: writing, inFlight: queued, committing: committing, lost: lost}},
+		"written": {func(b *book, e *entry) { b.written(e, 1, nil, b.now) },
+			map[state]state{writing: inFlight, committing: committing, lost: lost}},
+		"written on an old connection": {func(b *book, e *entry) { b.ledger.connected(2); b.written(e, 1, nil, b.now) },
+			map[state]state{writing: queued, committing: committing, lost: lost}},
+		"not written": {func(b *book, e *entry) { b.written(e, 1, errDisk, b.now) },
+			map[state]state{writing: queued, committing: committing, lost: lost}},
+	}
+	for name, transition := range transitions {
+		for from, want := range transition.want {
+			b := newBook(t, 1)
+			e := into[from](t, b)
+			if e.state != from {
+				t.Fatalf("state %d, expected %d", e.state, from)
+			}
+			transition.do(b, e)
+			got := e.state
+			if b.entries[e.message.Service1] == nil {
+				got = gone
+			}
+			if got != want {
+				t.Errorf("%s in state %d: found state %d, expected %d", name, from, got, want)
+			}
+			b.consistent(t)
+		}
+	}
+}
+
+// Any order of transitions keeps the account right.
+func TestLedgerInAnyOrder(t *testing.T) {
+	length := 500 * time.Millisecond
+	if d, err := time.ParseDuration(os.Getenv("TRICYCLE_TEST_PROPERTY")); err == nil {
+		length = d
+	}
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for end := time.Now().Add(length); time.Now().Before(end); {
+		b := newBook(t, 1+random.IntN(8))
+		var pending []*entry // commits
+		var write *entry
+		connection, using := uint64(1), uint64(1)
+		for range 300 {
+			b.now = b.now.Add(time.Duration(random.Int64N(int64(4 * time.Second))))
+			switch random.IntN(9) {
+			case 0, 1:
+				b.add(0, b.now)
+			case 2:
+				if write == nil {
+					write, using = b.next(0)
+				}
+			case 3:
+				if write != nil {
+					var err error
+					if random.IntN(4) == 0 {
+						err = errDisk
+					}
+					b.written(write, using, err, b.now)
+					write = nil
+				}
+			case 4, 5:
+				key := firstStamp + message.Stamp(random.Int64N(b.generated+2)) - 1
+				if what, e, _ := b.arrive(key, b.now); what == claimStore {
+					pending = append(pending, e)
+				} else if what == claimAsk {
+					b.recall(key)
+				}
+			case 6:
+				if len(pending) > 0 {
+					i := random.IntN(len(pending))
+					e := pending[i]
+					pending = append(pending[:i], pending[i+1:]...)
+					b.settle(e, e.message, []error{nil, nil, errDisk, ErrSessionEnded}[random.IntN(4)])
+				}
+			case 7:
+				b.sweep(b.now, random.IntN(100) == 0)
+			case 8:
+				connection++
+				b.ledger.connected(connection)
+			}
+			b.consistent(t)
+		}
+		b.sweep(b.now, true)
+		for _, e := range pending {
+			b.settle(e, e.message, errDisk)
+		}
+		b.consistent(t)
+		if b.busy != 0 {
+			t.Fatalf("%d slots are busy after the end", b.busy)
+		}
+	}
+}
+
+// A commit that fails while the session is being closed is a loss, whether it
+// fails before or after.
+func TestACommitThatFailsBehindTheFiguresIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		time.Sleep(500 * time.Millisecond)
+		m := b.link.frames()[0]
+		b.store.hold = make(chan struct{})
+		time.AfterFunc(3*time.Second, func() { _, _ = b.back(m) })
+		s, err := b.engine.stop(t.Context()) // closes at 4 s, records at 5 s; the commit fails at 6 s
+		if err != nil {
+			t.Fatal(err)
+		}
+		check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
+		time.Sleep(3 * time.Second)
+		if got := topictest.Metric(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
+			t.Errorf("%v given up, want 1", got)
+		}
+	})
+}
+
+// 4,096 messages in a queue whose head moves all the time wait; nothing says
+// that any of them is lost.
+func TestWhatWaitsInALongQueueIsNotSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		queue := make(chan message.Message, 2*MaxInFlight)
+		b.link.onSend = func(m message.Message) { queue <- m }
+		done := make(chan struct{})
+		defer close(done)
+		go func() {
+			for {
+				select {
+				case m := <-queue:
+					_, _ = b.back(m)
+					time.Sleep(2600 * time.Microsecond) // 384 a second
+				case <-done:
+					return
+				}
+			}
+		}()
+		b.begin(60, MaxInFlight)
+		s := b.wait()
+		if *s.Resent != 0 || *s.Lost != 0 || *s.Stored < 20_000 {
+			t.Errorf("figures %+v, want nothing sent again and nothing lost", figuresOf(s))
+		}
+	})
+}
+
+// A broken way that breaks no connection: copies go out, but few at a time.
+func TestFewCopiesAreUnderWay(t *testing.T) {
+	b := newBook(t, MaxInFlight)
+	for range MaxInFlight {
+		b.add1(t)
+		b.write(t)
+	}
+	b.sweep(b.now.Add(6*time.Second), false)
+	if got := len(b.outbox); got != maxCopies {
+		t.Errorf("%d copies queued, want %d", got, maxCopies)
+	}
+	b.consistent(t)
+}
+
+func TestRepeatsCostNoTransaction(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), time.Millisecond)
+		id := b.begin(2, 1)
+		time.Sleep(time.Second)
+		m := b.link.frames()[0]
+		for range 1000 {
+			if got, err := b.back(m); got != OutcomeRepeat || err != nil {
+				t.Fatalf("%q, %v, want a repeat", got, err)
+			}
+		}
+		if b.store.looks+b.store.amends > 0 {
+			t.Errorf("%d reads, %d transactions, want none", b.store.looks, b.store.amends)
+		}
+		b.wait()
+		// A stranger's: of no session, of one to come, of one that is over.
+		for range 100 {
+			for _, m := range []message.Message{{SessionID: id + 1, Service1: m.Service1}, {SessionID: id, Service1: m.Service1 - 1}} {
+				if got, err := b.back(m); got != OutcomeUnknown || err != nil {
+					t.Fatalf("%q, %v, want unknown", got, err)
+				}
+			}
+		}
+		if b.store.amends > 0 || b.store.looks != 100 {
+			t.Errorf("%d reads, %d transactions, want 100 and none", b.store.looks, b.store.amends)
+		}
+	})
+}
+
+// What is lost in a long session is not all remembered, and stored all the
+// same if it comes back.
+func TestLostMessagesAreBounded(t *testing.T) {
+	b := newBook(t, 64)
+	for range 4 * maxLost / 64 {
+		for range 64 {
+			b.add1(t)
+			b.write(t)
+		}
+		b.now = b.now.Add(time.Hour)
+		b.sweep(b.now, false)
+	}
+	if n := len(b.entries); n > maxLost {
+		t.Errorf("%d entries", n)
+	}
+	if what, _, _ := b.arrive(firstStamp, b.now); what != claimAsk || !b.recall(firstStamp) {
+		t.Errorf("claim %d, want the forgotten message back", what)
+	}
+	what, e, _ := b.arrive(firstStamp, b.now)
+	if what != claimStore {
+		t.Fatalf("claim %d, want to store it", what)
+	}
+	b.settle(e, e.message, nil)
+	if b.stored != 1 || b.free != 64 {
+		t.Errorf("stored %d with %d free slots, want 1 and 64", b.stored, b.free)
+	}
+	b.consistent(t)
+}
