@@ -157,6 +157,11 @@ func TestGivenUpMessagesMakeRoomForOthers(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(130, 2)
 		check(t, b.wait(), figures{generated: 6, lost: 6, resent: 24, reason: IntervalElapsed})
+		for _, m := range b.link.frames() {
+			if key := m.Key().String(); !strings.Contains(b.said.String(), key) {
+				t.Errorf("the log does not name the lost message %s", key)
+			}
+		}
 	})
 }
 

@@ -3,7 +3,10 @@ package ms1
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 )
@@ -17,9 +20,10 @@ type session struct {
 	began    time.Time     // by the monotonic clock
 	total    time.Duration // 0 while under way
 	state    State
-	recorded bool    // the figures of the row are the database's
-	notYet   error   // why they are not recorded
-	ledger   *ledger // nil if another process ran it
+	recorded bool         // the figures of the row are the database's
+	notYet   error        // why they are not recorded
+	said     atomic.Int64 // lost messages that were logged
+	ledger   *ledger      // nil if another process ran it
 
 	stop  chan EndReason
 	ended chan struct{} // closed when the last figures stand, recorded or not
@@ -89,11 +93,19 @@ func (s *session) sweep(last bool) {
 	s.sayLost(s.ledger.sweep(time.Now(), last)...)
 }
 
+// maxSaid lost messages of a session are logged at level warn, the others at
+// debug.
+const maxSaid = 100
+
 // sayLost logs messages that were given up.
 func (s *session) sayLost(gone ...*entry) {
 	for _, e := range gone {
 		if e != nil {
-			s.engine.log.Debug().Stringer("trace_id", e.span.SpanContext().TraceID()).Stringer("key", e.message.Key()).
+			level := zerolog.WarnLevel
+			if s.said.Add(1) > maxSaid {
+				level = zerolog.DebugLevel
+			}
+			s.engine.log.WithLevel(level).Stringer("trace_id", e.span.SpanContext().TraceID()).Stringer("key", e.message.Key()).
 				Str("reason", e.reason).Msg("message given up")
 		}
 	}
