@@ -204,7 +204,7 @@ func InRange[T cmp.Ordered](key string, value, low, high T) error {
 // there, for a port of the system's choice, and 1 where it dials.
 func HostPort(key, address string, low int) error {
 	host, port, err := net.SplitHostPort(address)
-	if err == nil && (host != "" || low == 0) {
+	if err == nil && (host != "" || low == 0) && !strings.Contains(host, "@") {
 		// Not net.LookupPort: a service's name is known on one machine and not
 		// in an image, and no port at all would mean 0.
 		n, err := strconv.ParseUint(port, 10, 16)
@@ -212,17 +212,28 @@ func HostPort(key, address string, low int) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s: found %q, expected host:port with a port from %d to 65535", key, address, low)
+	return fmt.Errorf("%s: found %q, expected host:port with a port from %d to 65535", key, redacted(address), low)
+}
+
+// redacted hides what may be a user and a password in an address or a URL.
+func redacted(address string) string {
+	if at := strings.LastIndex(address, "@"); at >= 0 {
+		return "…" + address[at:]
+	}
+	return address
 }
 
 // URL returns an error if value is not an absolute URL with a host and one of
-// the schemes.
+// the schemes. A user or a password is refused: a URL ends up in logs.
 func URL(key, value string, schemes ...string) error {
 	u, err := url.Parse(value)
+	if err == nil && u.User != nil {
+		return fmt.Errorf("%s: must be a URL without user and password, got %q", key, redacted(value))
+	}
 	if err == nil && u.Hostname() != "" && slices.Contains(schemes, u.Scheme) && (u.Port() == "" || HostPort(key, u.Host, 1) == nil) {
 		return nil
 	}
-	return fmt.Errorf("%s: found %q, expected a URL such as %s://host:port", key, value, schemes[0])
+	return fmt.Errorf("%s: found %q, expected a URL such as %s://host:port", key, redacted(value), schemes[0])
 }
 
 // Secret returns what the file holds, without the line end at its end. An

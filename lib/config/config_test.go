@@ -304,7 +304,6 @@ func TestURL(t *testing.T) {
 		"https://localhost:8080/path":  true,
 		"HTTP://localhost":             true,
 		"http://[::1]:80":              true,
-		"http://user:secret@host:80/":  true,
 		"ws://localhost":               false,
 		"localhost:8080":               false,
 		"http://":                      false,
@@ -321,7 +320,6 @@ func TestURL(t *testing.T) {
 		"http://localhost/%zz":         false,
 		" http://localhost":            false,
 		"http://localhost\n":           false,
-		"mailto:someone@example.org":   false,
 		"unix:///var/run/traces.sock":  false,
 		"http://localhost:8080:9090/x": false,
 	} {
@@ -372,4 +370,22 @@ func TestSecret(t *testing.T) {
 			t.Errorf("found %v, expected key and path in it", err)
 		}
 	})
+}
+
+func TestCredentialsAreRefusedAndNotRepeated(t *testing.T) {
+	for value, want := range map[string]string{
+		"http://user:hunter2@host/": `key: must be a URL without user and password, got "…@host/"`,
+		"http://user@host:1":        `key: must be a URL without user and password, got "…@host:1"`,
+		"ftp://user:hunter2@host":   `key: must be a URL without user and password, got "…@host"`,
+		"http://u:hunter2%zz@host":  `key: found "…@host", expected a URL such as http://host:port`,
+		"user:hunter2@host:80":      `key: found "…@host:80", expected a URL such as http://host:port`,
+	} {
+		expect(t, config.URL("key", value, "http"), want)
+	}
+	for value, want := range map[string]string{
+		"user:hunter2@tcp(db:3306)/name": `key: found "…@tcp(db:3306)/name", expected host:port with a port from 1 to 65535`,
+		"hunter2@db:3306":                `key: found "…@db:3306", expected host:port with a port from 1 to 65535`,
+	} {
+		expect(t, config.HostPort("key", value, 1), want)
+	}
 }

@@ -3,7 +3,8 @@
 //
 // A line of the file has time (RFC 3339, UTC, microseconds), level, service
 // and message, and whatever the event adds; trace_id where it belongs to a
-// trace. What must be said at every level (the request that starts a session,
+// trace. A string is cut after 256 bytes, and what a terminal would act on or
+// not show is escaped. What must be said at every level (the request that starts a session,
 // the summary that ends it) is logged by [zerolog.Logger.Log], which has none.
 package logging
 
@@ -67,7 +68,7 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, io.Closer
 		file := &timberjack.Logger{Filename: c.File, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles}
 		out, closer = zerolog.MultiLevelWriter(out, file), file
 	}
-	log := zerolog.New(out).Level(level).Hook(stampHook{}).With().Str("service", service).Logger()
+	log := zerolog.New(cleaner{out}).Level(level).Hook(stampHook{}).With().Str("service", service).Logger()
 	return log, closer, nil
 }
 
@@ -95,8 +96,12 @@ func readable(console io.Writer) io.Writer {
 			if event[zerolog.LevelFieldName] == nil { // said at every level
 				event[zerolog.LevelFieldName] = "log"
 			}
+			if message, ok := event[zerolog.MessageFieldName].(string); ok {
+				event[zerolog.MessageFieldName] = Visible(message)
+			}
 			return nil
 		},
+		FormatFieldValue: func(value any) string { return Visible(fmt.Sprintf("%s", value)) }, // strings are quoted before
 	}
 }
 

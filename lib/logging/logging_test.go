@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -111,8 +113,7 @@ func TestLines(t *testing.T) {
 
 	found := strings.Split(console.String(), "\n")
 	for i, want := range []string{
-		`^\d\d:\d\d:\d\d\.\d{3} INF ms9 a line$`,
-		`^of two count=3 trace_id=abc$`,
+		`^\d\d:\d\d:\d\d\.\d{3} INF ms9 a line\\nof two count=3 trace_id=abc$`,
 		`^\d\d:\d\d:\d\d\.\d{3} ERR ms9 it failed error=boom$`,
 		`^\d\d:\d\d:\d\d\.\d{3} LOG ms9 said at every level$`,
 	} {
@@ -232,10 +233,10 @@ func TestRotation(t *testing.T) {
 	folder := t.TempDir()
 	c := logging.Config{Level: "info", File: filepath.Join(folder, "ms9.log"), MaxSizeMegabytes: 1, MaxFiles: 2}
 	log, _, closeLog := open(t, c)
-	line := strings.Repeat("x", 100_000)
+	numbers := slices.Repeat([]int{12345}, 16_666)
 	const written = 55 // 5.5 MB: the file and at least four before it
 	for range written {
-		log.Info().Msg(line)
+		log.Info().Ints("numbers", numbers).Msg("a long line")
 	}
 	closeLog() // waits for the goroutine that removes old files
 
@@ -257,4 +258,87 @@ func TestRotation(t *testing.T) {
 	if !slices.Contains(left, c.File) {
 		t.Errorf("found %q, expected %s among them", left, c.File)
 	}
+}
+
+func TestLongStringsAreCut(t *testing.T) {
+	c := logging.Defaults()
+	c.File = filepath.Join(t.TempDir(), "ms9.log")
+	log, console, closeLog := open(t, c)
+	long := strings.Repeat("x", 15_000)
+	log.Log().Str("query", long).Err(errors.New(long)).Strs("list", []string{long, "b"}).
+		Interface("object", map[string]string{"inner": long}).Str("after", "c").Msg(long)
+	log.Log().Str("quotes", strings.Repeat(`"`, 128)).Str("letters", strings.Repeat("я", 200)).Msg(strings.Repeat("x", 256))
+	closeLog()
+	cut := long[:256] + "…"
+	events := lines(t, c.File)
+	for i, want := range []map[string]any{
+		{"query": cut, "error": cut, "list": []any{cut, "b"}, "object": map[string]any{"inner": cut}, "after": "c", "message": cut},
+		{"quotes": strings.Repeat(`"`, 128), "letters": strings.Repeat("я", 128) + "…", "message": long[:256]},
+	} {
+		delete(events[i], "time")
+		want["service"] = "ms9"
+		if found, expected := encode(t, events[i]), encode(t, want); found != expected {
+			t.Errorf("found %s, expected %s", found, expected)
+		}
+	}
+	if console.Len() > 3000 {
+		t.Errorf("found %d bytes on the console, expected no long string", console.Len())
+	}
+}
+
+func TestWhatATerminalActsOnIsEscaped(t *testing.T) {
+	c := logging.Defaults()
+	c.File = filepath.Join(t.TempDir(), "ms9.log")
+	log, console, closeLog := open(t, c)
+	const nasty = "\x1b[31m\u009b31m\u202egpj\u2066\u200b\U000e0041\u2028\x07\x7f\r\nнорма"
+	log.Warn().Str("field", nasty).Err(errors.New(nasty)).Strs("list", []string{nasty}).
+		Interface("object", map[string]string{nasty: nasty}).Msg(nasty)
+	closeLog()
+	text, err := os.ReadFile(c.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, text := range map[string]string{"file": string(text), "console": console.String()} {
+		for i, r := range strings.TrimSuffix(text, "\n") {
+			if !strconv.IsPrint(r) {
+				t.Errorf("%s: found %U at %d of %q", where, r, i, text)
+			}
+		}
+		if strings.Count(text, "норма") != 6 || !strings.Contains(text, `\u202egpj`) {
+			t.Errorf("%s: found %q, expected readable letters and escapes", where, text)
+		}
+	}
+	event := lines(t, c.File)[0]
+	if event["message"] != nasty || event["field"] != nasty {
+		t.Errorf("found %q, expected that a program reads what was logged", event)
+	}
+}
+
+func TestRepeatedEventsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		base := zerolog.New(&out)
+		limited := logging.Limit(base)
+		for range 100 {
+			limited.Warn().Msg("refused")
+		}
+		base.Info().Msg("another event")
+		time.Sleep(time.Second)
+		derived := limited.With().Str("remote", "a").Logger() // shares the limit
+		derived.Warn().Msg("refused")
+		limited.Warn().Msg("refused")
+		time.Sleep(time.Hour)
+		limited.Log().Msg("refused")
+		time.Sleep(time.Second)
+		limited.Warn().Msg("refused")
+		const want = `{"level":"warn","message":"refused"}
+{"level":"info","message":"another event"}
+{"level":"warn","remote":"a","suppressed":99,"message":"refused"}
+{"suppressed":1,"message":"refused"}
+{"level":"warn","message":"refused"}
+`
+		if out.String() != want {
+			t.Errorf("found\n%s\nexpected\n%s", &out, want)
+		}
+	})
 }
