@@ -38,8 +38,18 @@ func (e *Error) Error() string {
 
 // Decode reads a message that must be at the given stage: its first stamps
 // are set, the others null. Members may come in any order and with JSON's
-// white space between them. Every error is an [*Error].
+// white space between them. Every error is an [*Error]. A message as
+// [Message.Encode] writes it is decoded without allocation; the verdict on any
+// other is that of the general decoder.
 func Decode(data []byte, stage Stage) (Message, error) {
+	if m, ok := decodeCanonical(data, stage); ok {
+		return m, nil
+	}
+	return decodeAny(data, stage)
+}
+
+// decodeAny is the general decoder.
+func decodeAny(data []byte, stage Stage) (Message, error) {
 	if len(data) > MaxBytes {
 		return Message{}, &Error{"message", fmt.Sprintf("%d bytes", len(data)), fmt.Sprintf("at most %d", MaxBytes)}
 	}

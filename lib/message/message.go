@@ -56,7 +56,7 @@ func (s Stamp) String() string {
 	if s == 0 {
 		return "null"
 	}
-	return s.Time().Format(Layout)
+	return string(s.append(make([]byte, 0, len(Layout))))
 }
 
 // Sub returns s-t. It is negative if s is before t, as clocks of two machines
@@ -83,7 +83,17 @@ type Key struct {
 // String returns the key as "session_id/service1_timestamp", the latter as on
 // the wire. It is the key of the Kafka record too.
 func (k Key) String() string {
-	return strconv.FormatInt(k.SessionID, 10) + "/" + k.Service1.String()
+	return string(k.Append(make([]byte, 0, 48)))
+}
+
+// Append appends what [Key.String] returns to b and returns the extended
+// buffer.
+func (k Key) Append(b []byte) []byte {
+	b = append(strconv.AppendInt(b, k.SessionID, 10), '/')
+	if k.Service1 == 0 {
+		return append(b, "null"...)
+	}
+	return k.Service1.append(b)
 }
 
 // Message is one message on its round.
@@ -99,20 +109,24 @@ type Message struct {
 func (m Message) Key() Key { return Key{SessionID: m.SessionID, Service1: m.Service1} }
 
 // Encode returns the message as on the wire. It is the inverse of [Decode].
-func (m Message) Encode() []byte {
-	b := make([]byte, 0, 256)
+func (m Message) Encode() []byte { return m.Append(make([]byte, 0, encodedBytes)) }
+
+// encodedBytes is room for any message with valid stamps.
+const encodedBytes = 256
+
+// Append appends what [Message.Encode] returns to b and returns the extended
+// buffer. It does not allocate if b has room for 256 bytes.
+func (m Message) Append(b []byte) []byte {
 	b = append(b, `{"session_id":`...)
 	b = strconv.AppendInt(b, m.SessionID, 10)
 	for i, s := range [...]Stamp{m.Service1, m.Service2, m.Service3, m.End} {
-		b = append(b, `,"`...)
-		b = append(b, fields[i+1]...)
-		b = append(b, `":`...)
+		b = append(b, separators[i+1]...)
 		if s == 0 {
 			b = append(b, "null"...)
 			continue
 		}
 		b = append(b, '"')
-		b = s.Time().AppendFormat(b, Layout)
+		b = s.append(b)
 		b = append(b, '"')
 	}
 	return append(b, '}')
