@@ -2,9 +2,10 @@
 //
 // [Store.Run] owns the way to the server, a 'link': one connection that holds
 // the lock 'one program per database', and a pool beside it for the work. The
-// lock's connection is pinged every second. When it dies, everything of that
-// link is given up at once, statements under way included, and a new link is
-// made; the methods of the store wait for it and repeat what they were doing.
+// lock's connection asks every second whether the server accepts writes. When
+// it does not, or a statement is refused because the server is read-only, the
+// whole link ends at once, statements in flight included, and the store dials
+// again, another address first. Its methods wait for that and retry.
 // So a link that fell silent is noticed in seconds, and no dead connection
 // outlives it in the pool.
 //
@@ -29,6 +30,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/dial"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -59,7 +61,10 @@ type Store struct {
 	config    Config
 	log       zerolog.Logger
 	open      func() *sql.DB // a pool without connections yet
+	dialer    dial.Dialer
 	pingEvery time.Duration
+	probe     func(context.Context, *sql.Conn) error // an error if no row could be committed
+	avoid     func()                                 // has the address of the last link tried last
 
 	mu     sync.Mutex
 	link   *link // nil while the database cannot be used
@@ -70,7 +75,8 @@ type Store struct {
 
 // link is what Run has when the database can be used.
 type link struct {
-	ctx context.Context // cancelled with the reason when the lock is lost
+	ctx context.Context         // cancelled with the reason when the lock is lost
+	end context.CancelCauseFunc // does that
 	db  *sql.DB
 }
 
@@ -92,29 +98,38 @@ func Open(c Config, log zerolog.Logger) (*Store, error) {
 	// sql.Tx, whose Commit has none, is used here.
 	m.Timeout, m.WriteTimeout = dialTimeout, answerTimeout
 	m.Logger = driverLog{log}
-	m.Params = map[string]string{
-		"time_zone": "'+00:00'",
-		"sql_mode":  "'STRICT_TRANS_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ZERO_DATE,NO_ZERO_IN_DATE,NO_ENGINE_SUBSTITUTION'",
-		// A statement that waits longer than its caller would pile up on the
-		// server. The second is for the locks of ALTER TABLE.
-		"innodb_lock_wait_timeout": "2",
-		"lock_wait_timeout":        "2",
-	}
-	connector, err := mysql.NewConnector(m)
-	if err != nil {
+	if _, err := mysql.NewConnector(m); err != nil {
 		return nil, fmt.Errorf("database: %w", err)
 	}
-	return newStore(c, log, func() *sql.DB {
-		db := sql.OpenDB(connector)
+	now := &connector{}
+	var store *Store
+	store = newStore(c, log, func() *sql.DB {
+		now, _ = newConnector(m, &store.dialer) // m was tried above
+		db := sql.OpenDB(now)
 		db.SetMaxOpenConns(maxOpen)
 		db.SetMaxIdleConns(maxOpen)
 		db.SetConnMaxLifetime(maxLifetime)
 		return db
-	}), nil
+	})
+	store.probe = func(ctx context.Context, conn *sql.Conn) error {
+		return conn.Raw(func(raw any) error { return now.check(ctx, raw.(driver.Conn), writable) })
+	}
+	store.avoid = func() {
+		now.mu.Lock()
+		defer now.mu.Unlock()
+		if now.remote != "" {
+			store.dialer.Avoid(now.remote)
+		}
+	}
+	return store, nil
 }
 
 func newStore(c Config, log zerolog.Logger, open func() *sql.DB) *Store {
-	return &Store{config: c, log: log, open: open, pingEvery: time.Second, why: errStarting}
+	return &Store{
+		config: c, log: log, open: open, pingEvery: time.Second, why: errStarting,
+		probe: func(ctx context.Context, conn *sql.Conn) error { return conn.PingContext(ctx) },
+		avoid: func() {},
+	}
 }
 
 // driverLog takes what the driver would print to stderr: details of errors
@@ -209,6 +224,9 @@ func (l *link) try(ctx context.Context, timeout time.Duration, f func(context.Co
 	switch {
 	case err == nil || final(err):
 		return err
+	case endsLink(err):
+		l.end(plain(err))
+		return plain(err)
 	case l.ctx.Err() != nil:
 		return context.Cause(l.ctx)
 	case ctx.Err() != nil:
@@ -247,12 +265,7 @@ func transact(ctx context.Context, db *sql.DB, f func(tx *sql.Conn) error) error
 		return err
 	}
 	defer tx.Close()
-	// Not in the DSN: the variable's old name is deprecated in 11.8, and 10.11
-	// does not know the new one.
-	_, err = tx.ExecContext(ctx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-	if err == nil {
-		_, err = tx.ExecContext(ctx, "START TRANSACTION")
-	}
+	_, err = tx.ExecContext(ctx, "START TRANSACTION")
 	if err == nil {
 		err = f(tx)
 	}

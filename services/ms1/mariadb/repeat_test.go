@@ -69,7 +69,8 @@ func linked(t *testing.T) (*Store, sqlmock.Sqlmock, context.Context) {
 	t.Helper()
 	db, mock := mocked(t, false)
 	s := newStore(Defaults(), zerolog.Nop(), nil)
-	s.set(&link{ctx: t.Context(), db: db}, false, nil)
+	alive, end := context.WithCancelCause(t.Context())
+	s.set(&link{ctx: alive, end: end, db: db}, false, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	t.Cleanup(cancel)
 	return s, mock, ctx
@@ -80,7 +81,6 @@ const insertPattern = `^INSERT INTO messages .+ FROM sessions s JOIN new WHERE s
 func expectInsert(mock sqlmock.Sqlmock) *sqlmock.ExpectedExec { return mock.ExpectExec(insertPattern) }
 
 func expectTransaction(mock sqlmock.Sqlmock) {
-	mock.ExpectExec("^SET TRANSACTION ISOLATION LEVEL REPEATABLE READ$").WillReturnResult(sqlmock.NewResult(0, 0))
 	mock.ExpectExec("^START TRANSACTION$").WillReturnResult(sqlmock.NewResult(0, 0))
 }
 
@@ -322,7 +322,7 @@ func TestEnd(t *testing.T) {
 			expectCommit(mock)
 		}},
 		{"no connection at first", func(mock sqlmock.Sqlmock) {
-			mock.ExpectExec("^SET TRANSACTION").WillReturnError(mysql.ErrInvalidConn)
+			mock.ExpectExec("^START TRANSACTION").WillReturnError(mysql.ErrInvalidConn)
 			expectTransaction(mock)
 			expectLocked(mock, endedRow())
 			expectCommit(mock)

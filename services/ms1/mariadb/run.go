@@ -56,6 +56,7 @@ func (s *Store) Run(ctx context.Context) error {
 			s.set(nil, true, err)
 			return err
 		}
+		s.avoid()
 		s.set(nil, false, err)
 		if err.Error() != said {
 			said = err.Error()
@@ -95,7 +96,7 @@ func (s *Store) hold(ctx context.Context, up func()) error {
 		return s.failed("bringing up to date the schema of", err)
 	}
 	up()
-	s.set(&link{ctx: linked, db: db}, false, nil)
+	s.set(&link{ctx: linked, end: lost, db: db}, false, nil)
 	s.log.Info().Str("address", s.config.Address).Str("database", s.config.Name).Msg("the database is ready")
 	<-linked.Done()
 	err = s.failed("watching", context.Cause(linked))
@@ -160,7 +161,7 @@ func (s *Store) watch(ctx context.Context, conn *sql.Conn) error {
 		case <-tick.C:
 		}
 		limited, cancel := context.WithTimeout(ctx, answerTimeout)
-		err := conn.PingContext(limited)
+		err := s.probe(limited, conn)
 		silent := limited.Err() != nil
 		cancel()
 		switch {

@@ -127,9 +127,10 @@ func (s *Store) stored(ctx context.Context, db *sql.DB, sessionID int64, batch [
 	return err
 }
 
-// End implements [ms1.Store].
+// End implements [ms1.Store]. It counts over a new connection, so that rows
+// which the writing connections have not committed are not counted.
 func (s *Store) End(ctx context.Context, sessionID int64, c ms1.Closing) (row ms1.Session, err error) {
-	err = s.change(ctx, fmt.Sprintf("ending session %d", sessionID), sessionID, func(ctx context.Context, tx *sql.Conn, found ms1.Session) error {
+	err = s.change(ctx, fmt.Sprintf("ending session %d", sessionID), sessionID, true, func(ctx context.Context, tx *sql.Conn, found ms1.Session) error {
 		if row = found; row.EndedAt != 0 {
 			return nil
 		}
@@ -197,7 +198,7 @@ func hasRow(ctx context.Context, q querier, key message.Key) (exists bool, err e
 
 // Amend implements [ms1.Store].
 func (s *Store) Amend(ctx context.Context, m message.Message, decide func(row *ms1.Session, exists bool) bool) error {
-	return s.change(ctx, "storing late message "+m.Key().String(), m.SessionID, func(ctx context.Context, tx *sql.Conn, row ms1.Session) error {
+	return s.change(ctx, "storing late message "+m.Key().String(), m.SessionID, false, func(ctx context.Context, tx *sql.Conn, row ms1.Session) error {
 		exists, err := hasRow(ctx, tx, m.Key())
 		if err != nil || !decide(&row, exists) {
 			return err
@@ -210,9 +211,14 @@ func (s *Store) Amend(ctx context.Context, m message.Message, decide func(row *m
 	})
 }
 
-// change runs f in a transaction that holds the session's row for itself.
-func (s *Store) change(ctx context.Context, doing string, id int64, f func(ctx context.Context, tx *sql.Conn, row ms1.Session) error) error {
+// change runs f in a transaction that holds the session's row for itself, over
+// a new connection if fresh is set.
+func (s *Store) change(ctx context.Context, doing string, id int64, fresh bool, f func(ctx context.Context, tx *sql.Conn, row ms1.Session) error) error {
 	return s.repeat(ctx, doing, func(ctx context.Context, db *sql.DB) error {
+		if fresh {
+			db.SetMaxIdleConns(0) // closes them; no connection more is needed for that
+			db.SetMaxIdleConns(maxOpen)
+		}
 		return transact(ctx, db, func(tx *sql.Conn) error {
 			row, err := scanSession(tx.QueryRowContext(ctx, selectSession+"WHERE id = ? FOR UPDATE", id))
 			if err != nil {

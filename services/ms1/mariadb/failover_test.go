@@ -1,0 +1,193 @@
+package mariadb
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+)
+
+// relay passes connections on to a server that can be exchanged. Those that
+// are open stay with the server they were opened to.
+type relay struct {
+	net.Listener
+	mu     sync.Mutex
+	target string // empty: answer nothing
+}
+
+func newRelay(t *testing.T, address, target string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &relay{Listener: l, target: target}
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(context.Background())
+	wg.Go(func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { r.pass(ctx, client) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); cancel(); wg.Wait() })
+	return r
+}
+
+func (r *relay) pass(ctx context.Context, client net.Conn) {
+	defer client.Close()
+	defer context.AfterFunc(ctx, func() { client.Close() })()
+	r.mu.Lock()
+	target := r.target
+	r.mu.Unlock()
+	if target == "" {
+		_, _ = io.Copy(io.Discard, client)
+		return
+	}
+	server, err := net.Dial("tcp", target)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	go func() { _, _ = io.Copy(server, client); server.Close() }()
+	_, _ = io.Copy(client, server)
+}
+
+func (r *relay) lead(target string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.target = target
+}
+
+func session(t *testing.T, ctx context.Context, s *Store) int64 {
+	t.Helper()
+	id, err := s.Begin(ctx, ms1.Opening{StartedAt: storetest.Message(0, 0).Service1, IntervalSeconds: 60, InFlight: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// TestPlannedFailover makes the primary read-only while it stays alive, then
+// moves the name to the new one.
+func TestPlannedFailover(t *testing.T) {
+	t.Parallel()
+	old, next := servertest.MariaDB(t), servertest.MariaDB(t)
+	shareAccount(old, next)
+	for name, moved := range map[string]bool{"name moved": true, "second address": false} {
+		t.Run(name, func(t *testing.T) {
+			old.SQL("SET GLOBAL read_only=0")
+			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
+			defer cancel()
+			first := newRelay(t, "127.0.0.2:0", old.Address)
+			address := first.Addr().String()
+			if !moved {
+				_, port, _ := net.SplitHostPort(address)
+				newRelay(t, "127.0.0.3:"+port, next.Address)
+				address = "database.test:" + port
+			}
+			s := openAt(t, old, address)
+			s.dialer.LookupHost = func(_ context.Context, host string) ([]string, error) {
+				if host != "database.test" {
+					return []string{host}, nil
+				}
+				return []string{"127.0.0.2", "127.0.0.3"}, nil
+			}
+			storetest.Start(t, s)
+			id := session(t, ctx, s)
+			if err := insert(ctx, s, id, 0); err != nil {
+				t.Fatal(err)
+			}
+			// What replication would have brought.
+			other, stop := serve(t, next, next.Address)
+			ready(t, other)
+			stop()
+			next.SQL("REPLACE INTO sessions (id, started_at, interval_seconds, in_flight) SELECT " +
+				strconv.FormatInt(id, 10) + ", '2026-11-25 10:15:30', 60, 1")
+
+			old.SQL("SET GLOBAL read_only=1")
+			done := make(chan error, 1)
+			go func() { done <- s.Insert(ctx, id, []message.Message{storetest.Message(id, 1)}) }()
+			if moved {
+				storetest.Eventually(t, "the store is not ready", func() error {
+					err := s.Ready(ctx)
+					switch {
+					case err == nil:
+						return errors.New("it is ready")
+					case !strings.Contains(err.Error(), "read_only: must be OFF, got ON"):
+						return err
+					}
+					return nil
+				})
+				first.lead(next.Address)
+			}
+			began := time.Now()
+			if err := <-done; err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Ready(ctx); err != nil {
+				t.Errorf("not ready at the new primary: %v", err)
+			}
+			if took := time.Since(began); took > 15*time.Second {
+				t.Errorf("took %s", took)
+			}
+			if got := next.SQL("SELECT COUNT(*) FROM messages WHERE session_id = " + strconv.FormatInt(id, 10)); got != "1" {
+				t.Errorf("the new primary has %s rows of the session, want 1", got)
+			}
+		})
+	}
+}
+
+// TestMuteAddress has a name whose first address accepts and never answers.
+func TestMuteAddress(t *testing.T) {
+	t.Parallel()
+	d := servertest.MariaDB(t)
+	mute := newRelay(t, "127.0.0.2:0", "")
+	_, port, _ := net.SplitHostPort(mute.Addr().String())
+	newRelay(t, "127.0.0.3:"+port, d.Address)
+	s := openAt(t, d, "database.test:"+port)
+	s.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
+	storetest.Start(t, s) // waits until it is ready
+}
+
+// TestNameMovesAlone moves the name while the old server still takes rows: no
+// connection of the pool may lead to another server than the lock's.
+func TestNameMovesAlone(t *testing.T) {
+	t.Parallel()
+	old, next := servertest.MariaDB(t), servertest.MariaDB(t)
+	shareAccount(old, next)
+	r := newRelay(t, "127.0.0.2:0", old.Address)
+	s := openAt(t, old, r.Addr().String())
+	storetest.Start(t, s)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	session(t, ctx, s)
+	r.lead(next.Address)
+	l, _, _ := s.current()
+	l.db.SetMaxIdleConns(0) // the next statement dials
+	session(t, ctx, s)
+	if held := next.SQL("SELECT IS_USED_LOCK('tricycle/tricycle') IS NOT NULL"); held != "1" {
+		t.Error("the new server has a session and nobody holds its lock")
+	}
+}
+
+// shareAccount gives the user of a server the password of another one.
+func shareAccount(from, to *servertest.Database) {
+	for _, host := range []string{"%", "localhost"} {
+		to.SQL("ALTER USER tricycle@'" + host + "' IDENTIFIED BY '" + from.Password + "'")
+	}
+	to.Password, to.PasswordFile = from.Password, from.PasswordFile
+}
