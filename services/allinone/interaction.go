@@ -110,6 +110,9 @@ func (t *trio) summarise(s ms1.Summary) error {
 	t.screen.say("")
 	t.say("The rows", t.rows(s.ID))
 	t.say("The log", filepath.Join(t.config.Data, "ms1.log"))
+	if s.Error != "" {
+		return fmt.Errorf("session %d: %s", s.ID, s.Error)
+	}
 	if *s.Lost > 0 {
 		return fmt.Errorf("%d of the %d messages of session %d were lost", *s.Lost, *s.Generated, s.ID)
 	}

@@ -81,6 +81,7 @@ type engine struct {
 	starting   chan struct{} // closed when a /start under way has its outcome
 	session    *session      // under way, or the last one
 	newest     int64         // no session has a higher number
+	fault      error         // of the last session whose figures are not recorded or not right
 	connection uint64        // the newest of the link
 	recovered  bool          // no session of a crashed program is open in the database
 }
@@ -97,7 +98,8 @@ func newEngine(c InteractionConfig, store Store, l link, now func() time.Time, l
 	return e
 }
 
-// run serves sessions until ctx is cancelled, then drains the one under way.
+// run serves sessions until ctx is cancelled, then drains the one in flight. It
+// returns an error if a session's figures were not recorded or rows are missing.
 func (e *engine) run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
@@ -122,7 +124,7 @@ func (e *engine) run(ctx context.Context) error {
 	e.sessions.Wait()
 	cancel()
 	wg.Wait()
-	return nil
+	return e.fault
 }
 
 func (e *engine) stopping() bool {
@@ -234,6 +236,14 @@ func (e *NotRecordedError) Error() string {
 }
 
 func (e *NotRecordedError) Unwrap() error { return e.Err }
+
+// MissingRowsError is the error of a session with fewer rows than messages
+// whose storing was acknowledged.
+type MissingRowsError struct{ Acknowledged, Rows int64 }
+
+func (e *MissingRowsError) Error() string {
+	return fmt.Sprintf("count rows: expected at least %d acknowledged, found %d", e.Acknowledged, e.Rows)
+}
 
 // checks are what a session needs.
 func (e *engine) checks() []httpserver.Check {

@@ -614,12 +614,34 @@ func TestShutdownEndsTheSession(t *testing.T) {
 				if said := b.said.String(); !strings.Contains(said, "(shutdown") || strings.Contains(said, "NOT RECORDED") != (away != nil) {
 					t.Errorf("the console says:\n%s", said)
 				}
+				if (b.ended != nil) != (away != nil) {
+					t.Errorf("the engine ended with %v", b.ended)
+				}
 				if _, err := b.start(t.Context(), 1, 1); err == nil {
 					t.Error("a stopped MS1 starts a session")
 				}
 			})
 		})
 	}
+}
+
+func TestAcknowledgedRowsThatAreMissing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), 10*time.Millisecond)
+		b.begin(1, 1)
+		time.Sleep(500 * time.Millisecond)
+		b.store.forget()
+		summary := b.wait()
+		for what, text := range map[string]string{"status": summary.Error, "console": b.said.String()} {
+			if !strings.Contains(text, "count rows: expected at least") {
+				t.Errorf("%s does not report it: %s", what, text)
+			}
+		}
+		b.stop()
+		if missing := new(MissingRowsError); !errors.As(b.ended, &missing) || missing.Rows >= missing.Acknowledged {
+			t.Errorf("the engine ended with %v, want a MissingRowsError", b.ended)
+		}
+	})
 }
 
 func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {

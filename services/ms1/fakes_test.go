@@ -57,6 +57,13 @@ func (s *memoryStore) fail(err error) {
 	s.away = err
 }
 
+// forget loses the rows that were acknowledged.
+func (s *memoryStore) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.rows)
+}
+
 func (s *memoryStore) count(id int64) (n int64) {
 	for key := range s.rows {
 		if key.SessionID == id {
@@ -253,6 +260,7 @@ type bench struct {
 	store *memoryStore
 	link  *fakeLink
 	stop  func() // SIGTERM, and wait
+	ended error  // of the engine, after stop
 	wall  func() time.Time
 	said  *programtest.Console
 }
@@ -282,7 +290,7 @@ func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *benc
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = b.engine.run(ctx) }()
+	go func() { defer close(done); b.ended = b.engine.run(ctx) }()
 	b.stop = func() { cancel(); <-done }
 	t.Cleanup(b.stop)
 	b.link.connect(1)

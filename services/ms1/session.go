@@ -3,6 +3,7 @@ package ms1
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +23,7 @@ type session struct {
 	state    State
 	recorded bool         // the figures of the row are the database's
 	notYet   error        // why they are not recorded
+	fault    error        // notYet, or that rows are missing
 	said     atomic.Int64 // lost messages that were logged
 	ledger   *ledger      // nil if another process ran it
 
@@ -176,9 +178,15 @@ func (s *session) record(reason EndReason) {
 		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded) || e.stopping()
 
 		e.mu.Lock()
-		s.notYet = err
+		s.notYet, s.fault = err, err
 		if err == nil {
 			s.row, s.recorded = row, true
+			if acknowledged := s.ledger.account().stored; *row.Stored < acknowledged {
+				s.fault = &MissingRowsError{Acknowledged: acknowledged, Rows: *row.Stored}
+			}
+		}
+		if over && s.fault != nil {
+			e.fault = fmt.Errorf("session %d: %w", s.row.ID, s.fault)
 		}
 		summary := s.summary()
 		e.mu.Unlock()

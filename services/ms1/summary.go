@@ -15,8 +15,9 @@ const statusTimeout = time.Second
 // Summary is a session with what only the process knows that ran it.
 type Summary struct {
 	Session
-	TotalSeconds *float64 `json:"total_seconds"` // by the monotonic clock, drain included; nil if another process ran it
-	Hops         *Hops    `json:"hops"`          // nil while nothing is stored, or if another process ran it
+	TotalSeconds *float64 `json:"total_seconds"`   // by the monotonic clock, drain included; nil if another process ran it
+	Hops         *Hops    `json:"hops"`            // nil while nothing is stored, or if another process ran it
+	Error        string   `json:"error,omitempty"` // why the figures are not recorded, or that rows are missing
 }
 
 // Status is what GET /status answers.
@@ -40,6 +41,9 @@ func (s *session) summary() Summary {
 	}
 	seconds := total.Seconds()
 	sum.TotalSeconds = &seconds
+	if s.fault != nil {
+		sum.Error = s.fault.Error()
+	}
 	if !s.recorded {
 		generated, stored, resent, duplicates := account.generated, account.stored, account.resent, account.duplicates
 		lost := generated - stored
@@ -89,6 +93,9 @@ func say(log zerolog.Logger, s Summary, notRecorded error) {
 	reason := string(*s.EndReason)
 	if notRecorded != nil {
 		reason += "; NOT RECORDED in the database: " + notRecorded.Error()
+	}
+	if notRecorded == nil && s.Error != "" {
+		reason += "; ERROR: " + s.Error
 	}
 	line().Interface("session", s).Msgf("session %d ended (%s)", s.ID, reason)
 	line().Msgf("session %d: total time of the interaction: %.3f s", s.ID, *s.TotalSeconds)
