@@ -1,14 +1,24 @@
 -- What people look for first. `docker compose -f compose/compose.yaml run --rm inspect` prints it; any client can run it.
+-- It reads at most the 20,000 newest messages, however many there are.
 
--- Sessions: the figures of the summary, and the rows that there are.
+-- Sessions: the figures of the summary, and the rows among the newest messages.
+WITH newest AS (
+  SELECT session_id FROM messages ORDER BY session_id DESC, service1_timestamp DESC LIMIT 20000
+), counted AS (
+  SELECT session_id, COUNT(*) AS n FROM newest GROUP BY session_id
+), bound AS (
+  SELECT COUNT(*) = 20000 AS reached, MIN(session_id) AS oldest FROM newest
+)
 SELECT s.id, s.started_at, s.ended_at, s.in_flight, s.generated, s.stored, s.resent, s.duplicates, s.lost, s.end_reason,
-       COUNT(m.session_id) AS 'rows'
-FROM sessions s LEFT JOIN messages m ON m.session_id = s.id
-GROUP BY s.id ORDER BY s.id DESC LIMIT 10;
+       CASE WHEN b.reached AND s.id < b.oldest THEN 'not counted'
+            WHEN b.reached AND s.id = b.oldest THEN CONCAT(c.n, ' or more')
+            ELSE COALESCE(c.n, 0) END AS 'rows'
+FROM (SELECT * FROM sessions ORDER BY id DESC LIMIT 10) s CROSS JOIN bound b LEFT JOIN counted c ON c.session_id = s.id
+ORDER BY s.id DESC;
 
--- The hops of the last session. A negative one comes from two clocks that disagree.
+-- The hops of the last session's newest messages. A negative one comes from two clocks that disagree.
 WITH last AS (
-  SELECT * FROM messages WHERE session_id = (SELECT MAX(id) FROM sessions)
+  SELECT * FROM messages WHERE session_id = (SELECT MAX(id) FROM sessions) ORDER BY service1_timestamp DESC LIMIT 20000
 ), hops AS (
   SELECT 1 AS n, 'ms1 to ms2' AS hop, TIMESTAMPDIFF(MICROSECOND, service1_timestamp, service2_timestamp) AS us FROM last
   UNION ALL SELECT 2, 'ms2 to ms3', TIMESTAMPDIFF(MICROSECOND, service2_timestamp, service3_timestamp) FROM last
@@ -24,8 +34,10 @@ SELECT hop,
        MAX(us) / 1000 AS max_ms
 FROM ranked GROUP BY n, hop ORDER BY n;
 
--- The slowest messages of the last session, and their traces in Jaeger.
+-- The slowest of the last session's newest messages, and their traces in Jaeger.
+WITH last AS (
+  SELECT * FROM messages WHERE session_id = (SELECT MAX(id) FROM sessions) ORDER BY service1_timestamp DESC LIMIT 20000
+)
 SELECT session_id, service1_timestamp, service2_timestamp, service3_timestamp, end_timestamp,
        LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/', DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 32) AS trace_id
-FROM messages WHERE session_id = (SELECT MAX(id) FROM sessions)
-ORDER BY TIMESTAMPDIFF(MICROSECOND, service1_timestamp, end_timestamp) DESC LIMIT 10;
+FROM last ORDER BY TIMESTAMPDIFF(MICROSECOND, service1_timestamp, end_timestamp) DESC LIMIT 10;
