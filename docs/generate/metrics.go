@@ -85,7 +85,8 @@ func gather(service string) (_ []*dto.MetricFamily, err error) {
 
 func metricsPage(_ *source, pages map[string]string) error {
 	p := newPage("Metrics", "Each service answers `GET /metrics` in Prometheus' text format. Beside these there are `go_…` and `process_…`, "+
-		"which\nevery program with Prometheus' client has. All are there, as 0, from the start.")
+		"which\nevery program with Prometheus' client has, and `tricycle_log_lines_dropped_total`: lines of the log that the `output` `console` or `file`\n"+
+		"did not take. All are there, as 0, from the start.")
 	for _, service := range slices.Sorted(maps.Keys(services)) {
 		families, err := gather(service)
 		if err != nil {

@@ -64,12 +64,13 @@ func Visible(text string) string { return escape(text, "") }
 func escape(text, plain string) string {
 	var b strings.Builder
 	for i, r := range text {
-		switch quoted := strconv.QuoteRune(r); {
+		switch {
 		case r == utf8.RuneError && !strings.HasPrefix(text[i:], string(r)):
 			fmt.Fprintf(&b, `\x%02x`, text[i])
 		case strconv.IsPrint(r) || strings.ContainsRune(plain, r):
 			b.WriteRune(r)
 		default:
+			quoted := strconv.QuoteRune(r)
 			b.WriteString(quoted[1 : len(quoted)-1])
 		}
 	}

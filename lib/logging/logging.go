@@ -9,6 +9,7 @@
 package logging
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -49,27 +50,72 @@ func (c Config) Validate() error {
 		config.InRange("logging.max_files", c.MaxFiles, 1, 1000))
 }
 
+// consoleTime is the layout of the time on the console.
+const consoleTime = "15:04:05.000"
+
+// Log is where a logger of [New] writes to.
+type Log struct {
+	console, file *Output // nil: there is none that counts
+	rotating      io.Closer
+}
+
+// Dropped returns the numbers of lines that did not reach console and file.
+func (l *Log) Dropped() (console, file int) {
+	if l.console != nil {
+		console = l.console.Dropped()
+	}
+	if l.file != nil {
+		file = l.file.Dropped()
+	}
+	return console, file
+}
+
+// Close waits a moment for the last lines and closes the file.
+func (l *Log) Close() error {
+	if l.file == nil {
+		return nil
+	}
+	_ = l.file.Close() // never fails
+	select {
+	case <-l.file.done:
+		return l.rotating.Close()
+	default: // a file that hangs could hang here too
+		return nil
+	}
+}
+
 // New returns the logger of a service, which writes to the file of the
-// configuration and to console, and what closes the file. It fails at once if
-// the file cannot be written.
-func New(c Config, service string, console io.Writer) (zerolog.Logger, io.Closer, error) {
+// configuration and to console, and what closes the file. The file is written
+// by an [Output]; a console that may block has to be one. New fails if the file
+// cannot be written.
+func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, error) {
 	level, err := zerolog.ParseLevel(c.Level)
 	if err != nil {
 		return zerolog.Nop(), nil, fmt.Errorf("logging.level: %w", err)
 	}
-	var out io.Writer = readable(console)
-	var closer io.Closer = io.NopCloser(nil)
-	if c.File != "" {
-		// The rotating writer opens its file at the first line, which is too
-		// late to say that it cannot.
-		if err := touch(c.File); err != nil {
-			return zerolog.Nop(), nil, fmt.Errorf("logging.file: %w", err)
-		}
-		file := &timberjack.Logger{Filename: c.File, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles}
-		out, closer = zerolog.MultiLevelWriter(out, file), file
+	l := &Log{}
+	l.console, _ = console.(*Output)
+	logger := func(out io.Writer) zerolog.Logger {
+		return zerolog.New(cleaner{out}).Level(level).Hook(stampHook{}).With().Str("service", service).Logger()
 	}
-	log := zerolog.New(cleaner{out}).Level(level).Hook(stampHook{}).With().Str("service", service).Logger()
-	return log, closer, nil
+	out := readable(console)
+	if c.File == "" {
+		return logger(out), l, nil
+	}
+	// The rotating writer opens its file at the first line, which is too
+	// late to say that it cannot.
+	if err := touch(c.File); err != nil {
+		return zerolog.Nop(), nil, fmt.Errorf("logging.file: %w", err)
+	}
+	rotating := &timberjack.Logger{Filename: c.File, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles}
+	l.rotating = rotating
+	l.file = newOutput(rotating, func(dropped int) []byte {
+		var line bytes.Buffer
+		log := logger(&line)
+		log.Warn().Int("count", dropped).Msg("log lines were dropped")
+		return line.Bytes()
+	})
+	return logger(zerolog.MultiLevelWriter(out, l.file)), l, nil
 }
 
 // stampHook adds the time. zerolog's own has its format in a global.
@@ -80,15 +126,10 @@ func (stampHook) Run(e *zerolog.Event, _ zerolog.Level, _ string) {
 }
 
 func readable(console io.Writer) io.Writer {
-	colour := false
-	if f, ok := console.(*os.File); ok {
-		info, err := f.Stat()
-		colour = err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("NO_COLOR") == ""
-	}
 	return zerolog.ConsoleWriter{
 		Out:        console,
-		NoColor:    !colour,
-		TimeFormat: "15:04:05.000",
+		NoColor:    !Terminal(console) || os.Getenv("NO_COLOR") != "",
+		TimeFormat: consoleTime,
 		PartsOrder: []string{zerolog.TimestampFieldName, zerolog.LevelFieldName, "service", zerolog.MessageFieldName},
 		// The service stands before the message; a session is said in words.
 		FieldsExclude: []string{"service", "session"},

@@ -9,8 +9,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
+	"os"
 	"os/signal"
 	"runtime"
 	"strings"
@@ -20,6 +22,7 @@ import (
 	_ "golang.org/x/crypto/x509roots/fallback" // https and wss in an image, which has no CA roots of its own
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/logging"
 )
 
 // Version is the version of this build. A release build sets it at link time;
@@ -57,6 +60,13 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	defer stop()
 	context.AfterFunc(ctx, stop)   // a second signal ends the program the hard way
 	signal.Ignore(syscall.SIGPIPE) // a console that is gone is no reason to stop
+
+	out, errs := logging.Console(stdout), logging.Console(stderr)
+	defer out.Close()
+	defer errs.Close()
+	stdout, stderr = out, errs
+	log.SetOutput(errs) // of libraries
+	defer log.SetOutput(os.Stderr)
 
 	var files []string
 	version, healthcheck := false, false

@@ -28,6 +28,7 @@ func TestProgram(t *testing.T) {
 		"killed in the middle of a session": killed,
 		"interrupted by a person":           interrupted,
 		"its console goes away":             consoleGone,
+		"nobody reads its console":          consoleFull,
 		"healthcheck":                       healthcheck,
 		"exit status":                       exitStatus,
 	} {
@@ -177,6 +178,61 @@ func consoleGone(t *testing.T, program string) {
 	}
 	if row := sessionRow(t, look(t, data), 1); row.reason.String != "interval elapsed" {
 		t.Errorf("found %+v, want a session that has ended by itself", row)
+	}
+}
+
+func consoleFull(t *testing.T, program string) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	_ = w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
+	if _, err := w.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("found %v, expected a full pipe", err)
+	}
+	address, data := freeAddress(t), t.TempDir()
+	p := exec.Command(program, "-listen", address, "-data", data)
+	p.Stdout, p.Stderr = w, w
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer p.Process.Kill()
+	url := "http://" + address
+	topictest.Eventually(t, 20*time.Second, "it is ready", func() bool {
+		status, _ := get(t, url+"/readyz")
+		return status == http.StatusOK
+	})
+	for range 3 {
+		began := time.Now()
+		if status, body := get(t, url+"/start"); status != http.StatusAccepted {
+			t.Errorf("/start: %d %v, want 202", status, body)
+		}
+		if status, body := get(t, url+"/stop"); status != http.StatusOK {
+			t.Errorf("/stop: %d %v, want 200", status, body)
+		}
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("a session took %s, want it at once", took)
+		}
+	}
+	began := time.Now()
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.Wait() }()
+	select {
+	case err := <-ended:
+		if err != nil || time.Since(began) > 8*time.Second {
+			t.Errorf("after SIGTERM: %v in %s, want exit status 0 within 8 s", err, time.Since(began))
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("it did not end after SIGTERM")
+	}
+	text, err := os.ReadFile(filepath.Join(data, "ms1.log"))
+	if err != nil || !strings.Contains(string(text), "session 3: messages generated: ") || !strings.Contains(string(text), "ms1 has stopped") {
+		t.Errorf("%v, and the log has no summary of the last session:\n%s", err, text)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -29,12 +30,7 @@ type screen struct {
 }
 
 func newScreen(out io.Writer) *screen {
-	s := &screen{out: out}
-	if f, ok := out.(*os.File); ok {
-		info, err := f.Stat()
-		s.live = err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
-	}
-	return s
+	return &screen{out: out, live: logging.Terminal(out) && os.Getenv("TERM") != "dumb"}
 }
 
 // Write implements [io.Writer] for whole lines.

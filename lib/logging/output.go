@@ -1,0 +1,218 @@
+package logging
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+const (
+	// patience is how long a line waits for an output that takes nothing. The
+	// lines after it do not wait until the output has caught up.
+	patience = 100 * time.Millisecond
+	// maxQueued bounds the lines that wait, in bytes.
+	maxQueued = 4 << 20
+	// closeTimeout bounds the wait for the last lines when a program ends.
+	closeTimeout = 500 * time.Millisecond
+)
+
+// Output is an [io.Writer] for whole lines that never blocks for long: a
+// console that nobody reads or a disk that hangs must not stop a service.
+//
+// Write returns when its line is out. If that takes more than 100 ms, this and
+// the following lines wait in a queue of 4 MiB, which drops its oldest lines
+// when it is full: the last ones still get out. Lines that were dropped, or
+// that the output refused, are counted, and reported as soon as the output
+// takes a line again. Write never returns an error.
+type Output struct {
+	out    io.Writer
+	report func(dropped int) []byte // the line about dropped lines
+	wake   chan struct{}
+	done   chan struct{} // closed when no line will be written any more
+	torn   bool          // the output took a part of its last line
+
+	mu         sync.Mutex
+	lines      []line
+	bytes      int  // of lines
+	stuck      bool // a line has waited in vain
+	closed     bool
+	unreported int // lines dropped since the last report
+	dropped    int // lines dropped since the start
+}
+
+type line struct {
+	text []byte
+	out  chan struct{} // closed when the output has taken or refused it
+}
+
+func newOutput(out io.Writer, report func(dropped int) []byte) *Output {
+	o := &Output{out: out, report: report, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	go o.run()
+	return o
+}
+
+// Console returns an output to a console. What the console would act on or not
+// show is escaped, except line ends and colours. It must be closed.
+func Console(console io.Writer) *Output {
+	return newOutput(person{console}, func(dropped int) []byte {
+		return fmt.Appendf(nil, "%s WRN log lines were dropped count=%d\n", time.Now().Format(consoleTime), dropped)
+	})
+}
+
+// person is the console of an [Output].
+type person struct{ io.Writer }
+
+func (p person) Write(text []byte) (int, error) {
+	if n, err := p.Writer.Write([]byte(escape(string(text), "\n\r\t\x1b"))); err != nil {
+		return n, err
+	}
+	return len(text), nil
+}
+
+// Terminal reports whether w is a terminal or an [Output] to one.
+func Terminal(w io.Writer) bool {
+	if o, ok := w.(*Output); ok {
+		w = o.out
+	}
+	if p, ok := w.(person); ok {
+		w = p.Writer
+	}
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
+
+// Write implements [io.Writer].
+func (o *Output) Write(p []byte) (int, error) {
+	l := line{bytes.Clone(p), make(chan struct{})}
+	o.mu.Lock()
+	if o.closed {
+		o.drop()
+		o.mu.Unlock()
+		return len(p), nil
+	}
+	o.lines = append(o.lines, l)
+	o.bytes += len(l.text)
+	for o.bytes > maxQueued {
+		o.pop()
+		o.drop()
+	}
+	wait := !o.stuck
+	o.mu.Unlock()
+	o.signal()
+	if !wait {
+		return len(p), nil
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-l.out:
+	case <-timer.C:
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		select {
+		case <-l.out:
+		default:
+			o.stuck = true
+		}
+	}
+	return len(p), nil
+}
+
+func (o *Output) signal() {
+	select {
+	case o.wake <- struct{}{}:
+	default:
+	}
+}
+
+// pop takes the oldest line. The caller holds the mutex.
+func (o *Output) pop() line {
+	l := o.lines[0]
+	o.lines[0] = line{}
+	o.lines = o.lines[1:]
+	o.bytes -= len(l.text)
+	return l
+}
+
+// drop counts a line. The caller holds the mutex.
+func (o *Output) drop() {
+	o.unreported++
+	o.dropped++
+}
+
+func (o *Output) run() {
+	defer close(o.done)
+	for range o.wake {
+		for o.writeNext() {
+		}
+		o.mu.Lock()
+		over := o.closed && len(o.lines) == 0
+		o.mu.Unlock()
+		if over {
+			return
+		}
+	}
+}
+
+// writeNext writes the oldest line, and returns false if there is none.
+func (o *Output) writeNext() bool {
+	o.mu.Lock()
+	if len(o.lines) == 0 {
+		o.stuck = false
+		o.mu.Unlock()
+		return false
+	}
+	l, dropped := o.pop(), o.unreported
+	o.mu.Unlock()
+	var text bytes.Buffer
+	if o.torn {
+		text.WriteByte('\n')
+	}
+	if dropped > 0 {
+		text.Write(o.report(dropped))
+	}
+	text.Write(l.text)
+	n, err := o.out.Write(text.Bytes())
+
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err != nil {
+		o.torn = o.torn || n > 0
+		o.drop()
+	} else {
+		o.torn = false
+		o.unreported -= dropped
+	}
+	close(l.out)
+	return true
+}
+
+// Dropped returns the number of lines that did not reach the output.
+func (o *Output) Dropped() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.dropped
+}
+
+// Close waits up to half a second for the lines in the queue. Lines written
+// after it are dropped.
+func (o *Output) Close() error {
+	o.mu.Lock()
+	o.closed = true
+	o.mu.Unlock()
+	o.signal()
+	timer := time.NewTimer(closeTimeout)
+	defer timer.Stop()
+	select {
+	case <-o.done:
+	case <-timer.C:
+	}
+	return nil
+}

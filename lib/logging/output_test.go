@@ -1,0 +1,175 @@
+package logging_test
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/logging"
+)
+
+func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		o := logging.Console(w)
+		began := time.Now()
+		const written = 100_000
+		text := strings.Repeat("x", 80)
+		for n := range written {
+			fmt.Fprintf(o, "%s %d\n", text, n)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("took %s, expected one short wait", took)
+		}
+		dropped := o.Dropped()
+		if dropped == 0 {
+			t.Error("found no line dropped, expected a bounded queue")
+		}
+
+		// The console is read again: the report, then the newest lines.
+		lines := bufio.NewScanner(r)
+		read, reported := 0, 0
+		for lines.Scan() {
+			if found := regexp.MustCompile(`WRN log lines were dropped count=(\d+)$`).FindStringSubmatch(lines.Text()); found != nil {
+				n, _ := strconv.Atoi(found[1])
+				reported += n
+				continue
+			}
+			read++
+			if strings.HasSuffix(lines.Text(), " "+strconv.Itoa(written-1)) {
+				break
+			}
+		}
+		if read+reported != written || reported != dropped {
+			t.Errorf("found %d lines, %d reported and %d counted as dropped, expected %d in all", read, reported, dropped, written)
+		}
+		synctest.Wait()
+		began = time.Now()
+		go func() { _, _ = io.ReadFull(r, make([]byte, 6)) }()
+		fmt.Fprint(o, "again\n")
+		if took := time.Since(began); took > 0 {
+			t.Errorf("took %s, expected a line that is out at once", took)
+		}
+		o.Close()
+	})
+}
+
+func TestTheEndOfAConsoleThatNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, w := io.Pipe()
+		o := logging.Console(w)
+		fmt.Fprint(o, "one\n")
+		fmt.Fprint(o, "two\n")
+		began := time.Now()
+		o.Close()
+		if took := time.Since(began); took == 0 || took > time.Second {
+			t.Errorf("took %s, expected a bounded wait", took)
+		}
+		text := make([]byte, 8)
+		_, err := io.ReadFull(r, text)
+		fmt.Fprint(o, "after the end\n")
+		if err != nil || string(text) != "one\ntwo\n" || o.Dropped() != 1 {
+			t.Errorf("found %q, %v, %d dropped, expected both lines and one dropped", text, err, o.Dropped())
+		}
+	})
+}
+
+func TestABurstLosesNothing(t *testing.T) {
+	var out bytes.Buffer
+	o := logging.Console(&out)
+	const writers, each = 8, 10_000
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for n := range each {
+				fmt.Fprintf(o, "%d %d\n", w, n)
+			}
+		})
+	}
+	wg.Wait()
+	o.Close()
+	var next [writers]int
+	for text := range strings.Lines(out.String()) {
+		var w, n int
+		if _, err := fmt.Sscanf(text, "%d %d\n", &w, &n); err != nil || n != next[w] {
+			t.Fatalf("found %q, %v, expected line %d", text, err, next[w])
+		}
+		next[w]++
+	}
+	if o.Dropped() != 0 || next != [writers]int{each, each, each, each, each, each, each, each} {
+		t.Errorf("found %v lines, %d dropped, expected all", next, o.Dropped())
+	}
+}
+
+// moody is a disk that is full after the third byte of a line.
+type moody struct {
+	bytes.Buffer
+	full bool
+}
+
+func (m *moody) Write(p []byte) (int, error) {
+	if m.full {
+		m.Buffer.Write(p[:3])
+		return 3, errors.New("no space left on device")
+	}
+	return m.Buffer.Write(p)
+}
+
+func TestLinesThatWereRefusedAreReported(t *testing.T) {
+	out := &moody{}
+	o := logging.Console(out)
+	fmt.Fprint(o, "one\n")
+	out.full = true
+	fmt.Fprint(o, "two\n")
+	out.full = false
+	fmt.Fprint(o, "three\n")
+	fmt.Fprint(o, "four\n")
+	o.Close()
+	if want := regexp.MustCompile(`^one\ntwo\n\S+ WRN log lines were dropped count=1\nthree\nfour\n$`); !want.MatchString(out.String()) || o.Dropped() != 1 {
+		t.Errorf("found %q, %d dropped, expected %s", out, o.Dropped(), want)
+	}
+}
+
+func TestAFullDisk(t *testing.T) {
+	const full = "/dev/full"
+	if _, err := os.Stat(full); err != nil {
+		t.Skip(err)
+	}
+	c := logging.Defaults()
+	c.File = full
+	console := logging.Console(&bytes.Buffer{})
+	defer console.Close()
+	log, l, err := logging.New(c, "ms9", console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		log.Info().Msg("hello")
+	}
+	if console, file := l.Dropped(); console != 0 || file != 3 {
+		t.Errorf("found %d and %d lines dropped, expected 0 and 3", console, file)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheConsoleIsEscaped(t *testing.T) {
+	var out bytes.Buffer
+	o := logging.Console(&out)
+	fmt.Fprint(o, "\r\x1b[31mred\x1b[0m\t\u202e\u009b\x07норма\n")
+	o.Close()
+	if want := "\r\x1b[31mred\x1b[0m\t\\u202e\\u009b\\aнорма\n"; out.String() != want {
+		t.Errorf("found %q, expected %q", &out, want)
+	}
+}
