@@ -24,6 +24,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/private"
 )
 
 // Config is the section 'logging' of a configuration.
@@ -107,7 +108,7 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 	if err := touch(c.File); err != nil {
 		return zerolog.Nop(), nil, fmt.Errorf("logging.file: %w", err)
 	}
-	rotating := &timberjack.Logger{Filename: c.File, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles}
+	rotating := &timberjack.Logger{Filename: c.File, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles, FileMode: 0o600}
 	l.rotating = rotating
 	l.file = newOutput(rotating, func(dropped int) []byte {
 		var line bytes.Buffer
@@ -150,7 +151,10 @@ func touch(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err := private.File(path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -31,6 +30,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/private"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
@@ -57,6 +57,8 @@ type trio struct {
 	screen  *screen
 	console io.Writer // of the services' logs
 	client  *http.Client
+
+	embedded *sqlite.Store // set before ms1 is known; nil: a real database
 
 	kafka known[topic.Config]
 	ms1   known[*ms1.Service]
@@ -85,7 +87,7 @@ func (k known[T]) wait(ctx context.Context) (v T, ok bool) {
 // first and drains through the others. The error of a session that has lost
 // messages says how many.
 func Run(ctx context.Context, c Config, console io.Writer) error {
-	if err := os.MkdirAll(c.Data, 0o755); err != nil {
+	if err := private.Directory(c.Data); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
 	// Two brokers on one log would ruin it. The database has a lock of its own.
@@ -200,7 +202,9 @@ func (t *trio) openStore(log zerolog.Logger) (ms1.Store, error) {
 	if t.config.Database.Address != "" {
 		return mariadb.Open(t.config.Database, log)
 	}
-	return sqlite.Open(t.databaseFile(), log)
+	store, err := sqlite.Open(t.databaseFile(), log)
+	t.embedded = store
+	return store, err
 }
 
 func (t *trio) databaseFile() string { return filepath.Join(t.config.Data, "tricycle.db") }

@@ -542,3 +542,86 @@ func sizeOf(t *testing.T, folder string) (bytes int64) {
 	}
 	return bytes
 }
+
+func TestADataDirectoryOfOthersIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(data string) error
+		want  string
+	}{
+		"writable by others": {func(data string) error { return os.Chmod(data, 0o777) }, "making the data folder: "},
+		"of another owner":   {func(data string) error { return os.Chown(data, 65532, 65532) }, "making the data folder: "},
+		"a log is a link":    {func(data string) error { return os.Symlink("../victim", filepath.Join(data, "ms1.log")) }, "ms1: logging.file: "},
+		"the database is":    {func(data string) error { return os.Symlink("../victim", filepath.Join(data, "tricycle.db")) }, "ms1: database: "},
+		"the lock is":        {func(data string) error { return os.Symlink("../victim", filepath.Join(data, "lock")) }, "taking the data folder "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if os.Geteuid() != 0 && name == "of another owner" {
+				t.Skip("needs root to give a directory away")
+			}
+			config := usual(t)
+			config.Once = true
+			mkdir(t, config.Data)
+			if err := c.spoil(config.Data); err != nil {
+				t.Fatal(err)
+			}
+			said := &console{}
+			if err := Run(t.Context(), config, said); err == nil || !strings.HasPrefix(err.Error(), c.want) {
+				t.Errorf("error %v, want %s; it said %s", err, c.want, said)
+			}
+			if _, err := os.Stat(filepath.Join(config.Data, "..", "victim")); err == nil {
+				t.Error("the link was followed")
+			}
+		})
+	}
+}
+
+func TestEverythingInTheDataDirectoryIsTheOwners(t *testing.T) {
+	t.Parallel()
+	c := usual(t)
+	c.Once = true
+	if err := Run(t.Context(), c, &console{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, folder := range []string{"", "broker"} {
+		if info, err := os.Stat(filepath.Join(c.Data, folder)); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v, want mode 700", folder, info, err)
+		}
+	}
+	entries, err := os.ReadDir(c.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err != nil || !e.IsDir() && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v, want mode 600", e.Name(), info, err)
+		}
+	}
+}
+
+func TestOnceIsAboutItsOwnSession(t *testing.T) {
+	t.Parallel()
+	c := usual(t)
+	c.Once = true
+	c.Interaction.IntervalSeconds = 600
+	c.Listen = freeAddress(t)
+	said, stop := start(t, c)
+	said.find(t, `stored [1-9]`)
+	url := "http://" + c.Listen
+	// Another client stops the session and begins its own, which lasts.
+	if status, body := get(t, url+"/stop"); status != http.StatusOK {
+		t.Fatalf("/stop: %d %v", status, body)
+	}
+	_, body := get(t, url+"/start?interval=600") // refused if MS1 stops already
+	groups := said.find(t, `\nsession (\d+) \((.*)\)\n`)
+	if groups[1] != "1" || groups[2] != "stopped" {
+		t.Errorf("it sums up session %s (%s), want session 1 (stopped); the other start: %v", groups[1], groups[2], body)
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	db := look(t, c.Data)
+	if row := sessionRow(t, db, 1); !strings.Contains(said.String(), fmt.Sprintf("messages generated             %d\n", row.generated.Int64)) {
+		t.Errorf("it said\n%s\nwant the figures of %+v", said, row)
+	}
+}

@@ -2,13 +2,16 @@ package allinone
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strconv"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"github.com/tricycle-relay/tricycle/lib/private"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
@@ -31,6 +34,9 @@ const (
 // counts the offsets of an empty one from 0 again after a restart, below those
 // that the consumer group has committed.
 func openBroker(folder string, c topic.Config, console io.Writer) (*kfake.Cluster, error) {
+	if err := errors.Join(private.Directory(folder), os.Chmod(folder, 0o700)); err != nil {
+		return nil, err
+	}
 	b, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.DataDir(folder), kfake.WithLogger(kfake.BasicLogger(console, kfake.LogLevelWarn)))
 	if err != nil {
 		return nil, fmt.Errorf("starting on %s: %w", folder, err)

@@ -2,7 +2,6 @@ package allinone
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -16,6 +15,9 @@ import (
 const (
 	readyTimeout = 30 * time.Second // for -once; longer than the real things take to answer
 	stopTimeout  = 5 * time.Second  // for the answer of /stop, after the drain
+	// databasePatience is how long -once waits for an embedded database that is
+	// gone, or for any that does not record the end of its session.
+	databasePatience = 10 * time.Second
 )
 
 // attend waits until MS1 is ready and says how to use it; with Once it runs a
@@ -64,43 +66,61 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 	case status != http.StatusAccepted:
 		return fmt.Errorf("starting a session: %s", answer.Detail)
 	}
-	for {
-		now := service.Status(ctx)
-		t.screen.progress(*now.Session, now.State == ms1.Idle)
-		if now.State == ms1.Idle {
-			break
+	id := answer.SessionID
+	for missing := time.Duration(0); missing <= databasePatience; {
+		now, err := service.Session(ctx, id)
+		if err == nil {
+			t.screen.progress(seen(now.Session), now.State == ms1.Idle)
+			if now.State == ms1.Idle {
+				return t.summarise(*now.Session)
+			}
+		}
+		if err != nil || now.Session.Error != "" || t.embedded != nil && t.embedded.Ready(ctx) != nil {
+			missing += askEvery
+		} else {
+			missing = 0
 		}
 		if !pause(ctx, askEvery) {
-			return t.breakOff(ctx, service, url)
+			break
 		}
 	}
-	return t.summarise(*service.Status(ctx).Session)
+	return t.breakOff(ctx, service, url, id)
 }
 
 // breakOff ends the session with /stop, which answers when it has drained.
-func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string) error {
+// Figures that are not recorded are MS1's error.
+func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string, id int64) error {
 	drain := time.Duration(t.config.Interaction.DrainSeconds) * time.Second
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain+stopTimeout)
 	defer cancel()
-	var answer struct {
-		Detail string `json:"detail"` // of a problem
-	}
-	status, err := t.get(ctx, url+"/stop", &answer)
-	switch {
-	case err != nil:
+	var answer struct{}
+	if _, err := t.get(ctx, url+"/stop", &answer); err != nil {
 		return fmt.Errorf("stopping the session: %w", err)
-	case status == http.StatusServiceUnavailable: // not recorded, as it says
-		err = errors.New(answer.Detail)
 	}
-	s := *service.Status(ctx).Session
-	t.screen.progress(s, true)
-	return errors.Join(err, t.summarise(s))
+	now, err := service.Session(ctx, id)
+	if err != nil {
+		return err
+	}
+	t.screen.progress(seen(now.Session), true)
+	return t.summarise(*now.Session)
+}
+
+// seen fills in the total time of a session that another one has followed.
+func seen(s *ms1.Summary) ms1.Summary {
+	if s.TotalSeconds == nil {
+		total := s.EndedAt.Time().Sub(s.StartedAt.Time()).Seconds()
+		s.TotalSeconds = &total
+	}
+	return *s
 }
 
 // summarise says what became of a session that has ended. Its error is that
 // messages were lost.
 func (t *trio) summarise(s ms1.Summary) error {
 	t.screen.say("\nsession %d (%s)", s.ID, *s.EndReason)
+	if s.Error != "" {
+		t.screen.say("  ERROR  %s", s.Error)
+	}
 	t.screen.say("  total time of the interaction  %.3f s", *s.TotalSeconds)
 	t.screen.say("  messages generated             %d", *s.Generated)
 	t.screen.say("  stored %d, resent %d, duplicates %d, lost %d", *s.Stored, *s.Resent, *s.Duplicates, *s.Lost)

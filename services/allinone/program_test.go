@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -29,6 +30,8 @@ func TestProgram(t *testing.T) {
 		"interrupted by a person":           interrupted,
 		"its console goes away":             consoleGone,
 		"nobody reads its console":          consoleFull,
+		"its database is deleted":           databaseDeleted,
+		"its database is deleted, once":     databaseDeletedOnce,
 		"healthcheck":                       healthcheck,
 		"exit status":                       exitStatus,
 	} {
@@ -233,6 +236,64 @@ func consoleFull(t *testing.T, program string) {
 	text, err := os.ReadFile(filepath.Join(data, "ms1.log"))
 	if err != nil || !strings.Contains(string(text), "session 3: messages generated: ") || !strings.Contains(string(text), "ms1 has stopped") {
 		t.Errorf("%v, and the log has no summary of the last session:\n%s", err, text)
+	}
+}
+
+func databaseDeleted(t *testing.T, program string) {
+	data := filepath.Join(t.TempDir(), "data")
+	p, url := child(t, program, "-listen", anyPort, "-data", data, "-in-flight", "8")
+	if status, body := get(t, url+"/start?interval=600"); status != http.StatusAccepted {
+		t.Fatalf("/start: %d %v", status, body)
+	}
+	db := look(t, data)
+	topictest.Eventually(t, 20*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
+	db.Close()
+	if err := os.Rename(data, data+".away"); err != nil { // and what was there is unmounted
+		t.Fatal(err)
+	}
+	status, body := get(t, url+"/readyz")
+	if status != http.StatusServiceUnavailable {
+		t.Errorf("/readyz: %d %v, want 503", status, body)
+	}
+	resp, err := http.Post(url+"/store", "application/json", strings.NewReader(`{"session_id":1,"service1_timestamp":"2026-01-01T00:00:00.000001Z",`+
+		`"service2_timestamp":"2026-01-01T00:00:00.000001Z","service3_timestamp":"2026-01-01T00:00:00.000001Z","end_timestamp":null}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		t.Errorf("/store: %s, want no success", resp.Status)
+	}
+	if status, body := get(t, url+"/stop"); status != http.StatusServiceUnavailable || !strings.Contains(fmt.Sprint(body["detail"]), "database file is gone") {
+		t.Errorf("/stop: %d %v, want 503 and that the file is gone", status, body)
+	}
+	began := time.Now()
+	_ = p.Process.Signal(syscall.SIGTERM)
+	if err := p.Wait(); p.ProcessState.ExitCode() != 1 || time.Since(began) > 8*time.Second {
+		t.Errorf("after SIGTERM: %v in %s, want exit status 1 within 8 s", err, time.Since(began))
+	}
+}
+
+func databaseDeletedOnce(t *testing.T, program string) {
+	said, complained := &console{}, &console{}
+	data := t.TempDir()
+	p := exec.Command(program, "-once", "-interval", "3", "-listen", anyPort, "-data", data)
+	p.Stdout, p.Stderr = said, complained
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	said.find(t, `stored [1-9]`)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(filepath.Join(data, "tricycle.db"+suffix)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Wait(); p.ProcessState.ExitCode() != 1 || !strings.Contains(complained.String(), "database file is gone") {
+		t.Errorf("%v, and it complained %q; want exit status 1 and that the file is gone", err, complained)
+	}
+	if !strings.Contains(said.String(), "  ERROR  ") {
+		t.Errorf("it said\n%s\nwant that the figures are not recorded", said)
 	}
 }
 

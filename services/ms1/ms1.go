@@ -68,3 +68,10 @@ func (s *Service) Run(ctx context.Context) error {
 
 // Status returns what GET /status answers.
 func (s *Service) Status(ctx context.Context) Status { return s.engine.status(ctx) }
+
+// Session returns what [Service.Status] does for the session with this number,
+// also when another one has begun since; then without what only its process
+// knows. Its error is that of the store.
+func (s *Service) Session(ctx context.Context, id int64) (Status, error) {
+	return s.engine.namedStatus(ctx, id)
+}

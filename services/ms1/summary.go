@@ -72,6 +72,16 @@ func (e *engine) status(ctx context.Context) Status {
 	return Status{State: state, Session: &sum}
 }
 
+// namedStatus returns the session with this number as status does, also when
+// another one has begun since.
+func (e *engine) namedStatus(ctx context.Context, id int64) (Status, error) {
+	if now := e.status(ctx); now.Session != nil && now.Session.ID == id {
+		return now, nil
+	}
+	row, err := e.sessionRow(ctx, id)
+	return Status{State: Idle, Session: &Summary{Session: row}}, err
+}
+
 // sessionRow returns the columns of a session; those of the one under way as
 // they are now. Its errors are ErrNoSession and the store's.
 func (e *engine) sessionRow(ctx context.Context, id int64) (Session, error) {

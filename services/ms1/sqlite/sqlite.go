@@ -8,6 +8,10 @@
 // exclusively locked: the one lock that works alike on every system SQLite
 // runs on, and that no crash leaves behind. A commit survives the death of the
 // program; the last ones before a power failure may be gone (synchronous=NORMAL).
+//
+// The file that is open can be deleted, or its directory replaced or unmounted:
+// what is committed then is nowhere. So before and after each transaction the
+// store checks that its path still leads to the files that it has open.
 package sqlite
 
 import (
@@ -18,6 +22,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -28,6 +33,7 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"github.com/tricycle-relay/tricycle/lib/private"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -48,9 +54,17 @@ type Store struct {
 	path  string
 	log   zerolog.Logger
 	db    *sql.DB // one connection, so that writers queue here and not at the file's lock
+	other *sql.DB // another, which does not write rows: it counts them
+	files []fs.FileInfo
 	ready chan struct{}
 	ended chan struct{}
+
+	walLimit int64         // bytes
+	walEvery time.Duration // between two looks at the size
 }
+
+// suffixes are those of the files of a database.
+var suffixes = []string{"", "-wal", "-shm"}
 
 // Open returns a store in the file, which need not exist; its folder must. It
 // touches nothing.
@@ -59,13 +73,19 @@ func Open(path string, log zerolog.Logger) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	db, err := open(path,
-		"_txlock=immediate", "_pragma=busy_timeout(250)", "_pragma=journal_mode(WAL)",
-		"_pragma=synchronous(NORMAL)", "_pragma=foreign_keys(1)")
-	if err != nil {
-		return nil, err
+	s := &Store{
+		path: path, log: log, ready: make(chan struct{}), ended: make(chan struct{}),
+		walLimit: 64 << 20, walEvery: 10 * time.Second,
 	}
-	return &Store{path: path, log: log, db: db, ready: make(chan struct{}), ended: make(chan struct{})}, nil
+	for _, db := range []**sql.DB{&s.db, &s.other} {
+		*db, err = open(path,
+			"_txlock=immediate", "_pragma=busy_timeout(250)", "_pragma=journal_mode(WAL)",
+			"_pragma=synchronous(NORMAL)", "_pragma=foreign_keys(1)")
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // open returns a pool of one connection, which is not made yet.
@@ -88,12 +108,13 @@ func (s *Store) System() string { return "sqlite" }
 func (s *Store) Run(ctx context.Context) error {
 	defer close(s.ended)
 	defer s.db.Close()
+	defer s.other.Close()
 	unlock, err := Lock(ctx, s.path+".lock")
 	if err != nil {
 		return fmt.Errorf("locking database %s: %w", s.path, err)
 	}
 	defer unlock()
-	if err := s.migrate(ctx); err != nil {
+	if err := s.prepare(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -101,13 +122,94 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 	close(s.ready)
 	s.log.Info().Str("file", s.path).Msg("the database is ready")
-	<-ctx.Done()
+	s.watchLog(ctx)
 	// What is under way has the only connection; the file is let go after it.
-	conn, err := s.db.Conn(context.WithoutCancel(ctx))
-	if err == nil {
-		err = conn.Close()
+	for _, db := range []*sql.DB{s.other, s.db} {
+		conn, inUse := db.Conn(context.WithoutCancel(ctx))
+		if inUse == nil {
+			inUse = conn.Close()
+		}
+		err = errors.Join(err, inUse, db.Close())
 	}
-	return errors.Join(err, s.db.Close())
+	return err
+}
+
+// prepare opens the file, brings its schema up to date and remembers which
+// files these are.
+func (s *Store) prepare(ctx context.Context) error {
+	if err := private.File(s.path); err != nil {
+		return err
+	}
+	for _, suffix := range suffixes {
+		if err := private.Restrict(s.path + suffix); err != nil {
+			return err
+		}
+	}
+	if err := s.migrate(ctx); err != nil {
+		return err
+	}
+	for _, db := range []*sql.DB{s.db, s.other} {
+		if err := verify(ctx, db); err != nil {
+			return err
+		}
+	}
+	for _, suffix := range suffixes {
+		info, err := os.Stat(s.path + suffix)
+		if err != nil {
+			return err
+		}
+		s.files = append(s.files, info)
+	}
+	return nil
+}
+
+// verify reads back the settings that the store relies on. SQLite ignores some
+// that it cannot have: the file system may not support WAL mode.
+func verify(ctx context.Context, db *sql.DB) error {
+	for _, setting := range []struct{ name, want string }{
+		{"journal_mode", "wal"}, {"synchronous", "1"}, {"foreign_keys", "1"}, {"locking_mode", "normal"}, {"query_only", "0"},
+	} {
+		var got string
+		if err := db.QueryRowContext(ctx, "PRAGMA "+setting.name).Scan(&got); err != nil {
+			return err
+		}
+		if got != setting.want {
+			return fmt.Errorf("%s: must be %s, got %s", setting.name, setting.want, got)
+		}
+	}
+	return nil
+}
+
+// watchLog keeps the write-ahead log short until ctx is cancelled. A reader that
+// does not end keeps it from being truncated: its size is reported then.
+func (s *Store) watchLog(ctx context.Context) {
+	look := time.NewTicker(s.walEvery)
+	defer look.Stop()
+	for reported := int64(0); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-look.C:
+		}
+		size := s.logSize()
+		if size <= s.walLimit {
+			reported = 0
+			continue
+		}
+		_, err := s.other.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+		if size = s.logSize(); size > s.walLimit && size >= 2*reported && ctx.Err() == nil {
+			reported = size
+			s.log.Warn().AnErr("error", err).Str("file", s.path+"-wal").Int64("size_bytes", size).Msg("a reader keeps the log growing")
+		}
+	}
+}
+
+func (s *Store) logSize() int64 {
+	info, err := os.Stat(s.path + "-wal")
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }
 
 // Lock takes the file for this program alone, and makes it if need be. It
@@ -120,6 +222,9 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	db, err := open(path, "_txlock=exclusive", fmt.Sprintf("_pragma=busy_timeout(%d)", lockWait.Milliseconds()))
 	if err != nil {
 		return nil, err
+	}
+	if err := private.File(path); err != nil {
+		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), db.Close())
 	}
 	// Its one connection stays with the transaction for as long as the file is taken.
 	tx, err := db.BeginTx(context.WithoutCancel(ctx), nil)
@@ -167,10 +272,25 @@ func (s *Store) Ready(context.Context) error {
 	}
 	select {
 	case <-s.ready:
-		return nil
+		return s.inPlace()
 	default:
 		return errStarting
 	}
+}
+
+// inPlace returns an error if the path of a file leads to another one than that
+// which is open.
+func (s *Store) inPlace() error {
+	for i, suffix := range suffixes {
+		now, err := os.Stat(s.path + suffix)
+		if err != nil {
+			return fmt.Errorf("database file is gone: %w", err)
+		}
+		if !os.SameFile(now, s.files[i]) {
+			return fmt.Errorf("database file was replaced: %s", s.path+suffix)
+		}
+	}
+	return nil
 }
 
 // repeat tries until it succeeds, fails for good or ctx ends, and returns the

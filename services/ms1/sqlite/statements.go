@@ -116,9 +116,10 @@ func (s *Store) Insert(ctx context.Context, sessionID int64, batch []message.Mes
 	})
 }
 
-// End implements [ms1.Store].
+// End implements [ms1.Store]. It counts over another connection, which sees
+// only what the first has committed.
 func (s *Store) End(ctx context.Context, sessionID int64, c ms1.Closing) (row ms1.Session, err error) {
-	err = s.change(ctx, fmt.Sprintf("ending session %d", sessionID), func(tx *sql.Tx) (err error) {
+	err = s.changeOver(ctx, s.other, fmt.Sprintf("ending session %d", sessionID), func(tx *sql.Tx) (err error) {
 		row, err = session(ctx, tx, "WHERE id = ?", sessionID)
 		if err != nil || row.EndedAt != 0 {
 			return err
@@ -201,8 +202,12 @@ func count(ctx context.Context, tx *sql.Tx, where string, args ...any) (n int64,
 
 // change runs f in a transaction that has the file for itself from its begin.
 func (s *Store) change(ctx context.Context, doing string, f func(tx *sql.Tx) error) error {
+	return s.changeOver(ctx, s.db, doing, f)
+}
+
+func (s *Store) changeOver(ctx context.Context, db *sql.DB, doing string, f func(tx *sql.Tx) error) error {
 	return s.repeat(ctx, doing, func() error {
-		tx, err := s.db.BeginTx(ctx, nil)
+		tx, err := db.BeginTx(ctx, nil)
 		if err != nil {
 			return err
 		}
@@ -210,6 +215,9 @@ func (s *Store) change(ctx context.Context, doing string, f func(tx *sql.Tx) err
 		if err := f(tx); err != nil {
 			return err
 		}
-		return tx.Commit()
+		if err := tx.Commit(); err != nil {
+			return err
+		}
+		return s.inPlace()
 	})
 }

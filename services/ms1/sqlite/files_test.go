@@ -1,0 +1,240 @@
+package sqlite
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/services/ms1"
+)
+
+// running is a store whose file is DIR/data/tricycle.db.
+func running(t *testing.T, log zerolog.Logger) (s *Store, folder string) {
+	t.Helper()
+	folder = filepath.Join(t.TempDir(), "data")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s, err := Open(filepath.Join(folder, "tricycle.db"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.walLimit, s.walEvery = 1<<20, 10*time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	select {
+	case <-s.ready:
+	case <-time.After(20 * time.Second):
+		t.Fatal("not ready")
+	}
+	return s, folder
+}
+
+func row(session int64, n int) message.Message {
+	at := message.StampOf(time.Unix(1_700_000_000, int64(n)*1000))
+	return message.Message{SessionID: session, Service1: at, Service2: at, Service3: at, End: at}
+}
+
+func TestFilesThatAreNotThereAnyMore(t *testing.T) {
+	for name, c := range map[string]struct{ lose, restore func(folder string) error }{
+		"the database is deleted": {func(folder string) error { return os.Remove(filepath.Join(folder, "tricycle.db")) }, nil},
+		"its log is deleted":      {func(folder string) error { return os.Remove(filepath.Join(folder, "tricycle.db-wal")) }, nil},
+		"its index is replaced": {func(folder string) error {
+			path := filepath.Join(folder, "tricycle.db-shm")
+			return os.Rename(path+".new", path)
+		}, nil},
+		"the directory is deleted": {os.RemoveAll, nil},
+		"the directory is renamed": {
+			func(folder string) error { return os.Rename(folder, folder+".away") },
+			func(folder string) error { return os.Rename(folder+".away", folder) },
+		},
+		"the directory is another one": {
+			func(folder string) error {
+				if err := os.Rename(folder, folder+".away"); err != nil {
+					return err
+				}
+				return os.CopyFS(folder, os.DirFS(folder+".away"))
+			},
+			func(folder string) error {
+				if err := os.RemoveAll(folder); err != nil {
+					return err
+				}
+				return os.Rename(folder+".away", folder)
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s, folder := running(t, zerolog.Nop())
+			if err := os.WriteFile(filepath.Join(folder, "tricycle.db-shm.new"), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
+			if err == nil {
+				err = s.Insert(t.Context(), id, []message.Message{row(id, 0)})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := c.lose(folder); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			_, ended := s.End(ctx, id, ms1.Closing{EndedAt: row(1, 9).Service1, Generated: 2, Reason: ms1.Stopped})
+			for what, err := range map[string]error{
+				"Ready": s.Ready(ctx), "End": ended, "Insert": s.Insert(ctx, id, []message.Message{row(id, 1)}),
+			} {
+				if err == nil || !strings.Contains(err.Error(), "database file ") {
+					t.Errorf("%s: found %v, expected that the file is gone or replaced", what, err)
+				}
+			}
+			if c.restore == nil {
+				return
+			}
+			if err := c.restore(folder); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.Insert(t.Context(), id, []message.Message{row(id, 1)}); err != nil {
+				t.Error(err)
+			}
+			if got, err := s.End(t.Context(), id, ms1.Closing{EndedAt: row(1, 9).Service1, Generated: 2, Reason: ms1.Stopped}); err != nil || *got.Stored != 2 {
+				t.Errorf("found %+v, %v, expected two rows", got, err)
+			}
+		})
+	}
+}
+
+func TestFilesAreTheOwnersAlone(t *testing.T) {
+	s, folder := running(t, zerolog.Nop())
+	for _, suffix := range append(suffixes, ".lock") {
+		if info, err := os.Lstat(s.path + suffix); err != nil || info.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v, expected mode 600", suffix, info.Mode(), err)
+		}
+	}
+	for _, suffix := range append(suffixes, ".lock") {
+		path := filepath.Join(folder, "another.db")
+		_ = os.Remove(path + suffix) // of the turn before
+		if err := os.Symlink(filepath.Join(folder, "target"), path+suffix); err != nil {
+			t.Fatal(err)
+		}
+		linked, err := Open(path, zerolog.Nop())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		if err := linked.Run(ctx); err == nil || !strings.Contains(err.Error(), path+suffix+": must be a file, got a symbolic link") {
+			t.Errorf("%s: found %v, expected that it is a link", suffix, err)
+		}
+		if err := os.Remove(path + suffix); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSettingsAreReadBack(t *testing.T) {
+	for option, want := range map[string]string{
+		"_pragma=journal_mode(DELETE)": "journal_mode: must be wal, got delete",
+		"_pragma=synchronous(OFF)":     "synchronous: must be 1, got 0",
+		"_pragma=foreign_keys(0)":      "foreign_keys: must be 1, got 0",
+		"_pragma=query_only(1)":        "query_only: must be 0, got 1",
+	} {
+		options := []string{option}
+		for _, right := range []string{"_pragma=journal_mode(WAL)", "_pragma=synchronous(NORMAL)", "_pragma=foreign_keys(1)"} {
+			if name, _, _ := strings.Cut(right, "("); !strings.HasPrefix(option, name) {
+				options = append(options, right)
+			}
+		}
+		db, err := open(filepath.Join(t.TempDir(), "tricycle.db"), options...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := verify(t.Context(), db); err == nil || err.Error() != want {
+			t.Errorf("found %v, expected %s", err, want)
+		}
+		db.Close()
+	}
+}
+
+// buffer is a log that is read while it is written.
+type buffer struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+func TestAReaderThatDoesNotEnd(t *testing.T) {
+	said := &buffer{}
+	s, _ := running(t, zerolog.New(said))
+	id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := open(s.path, "mode=ro")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	tx, err := reader.BeginTx(t.Context(), &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tx.QueryRow("SELECT COUNT(*) FROM messages").Scan(new(int)); err != nil {
+		t.Fatal(err)
+	}
+	eventually := func(what string, holds func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("waited in vain: %s; the log: %s", what, said)
+			}
+		}
+	}
+	n := 0
+	eventually("the log grows", func() bool {
+		batch := make([]message.Message, 1000)
+		for i := range batch {
+			n++
+			batch[i] = row(id, n)
+		}
+		if err := s.Insert(t.Context(), id, batch); err != nil {
+			t.Fatal(err)
+		}
+		return s.logSize() > s.walLimit
+	})
+	eventually("the size is reported", func() bool {
+		return strings.Contains(said.String(), `"size_bytes":`) && strings.Contains(said.String(), "a reader keeps the log growing")
+	})
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	eventually("the log is truncated", func() bool { return s.logSize() == 0 })
+}
