@@ -19,6 +19,7 @@ import (
 	"net/url"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -197,6 +198,18 @@ func InRange[T cmp.Ordered](key string, value, low, high T) error {
 		return nil
 	}
 	return fmt.Errorf("%s: found %v, expected %v to %v", key, value, low, high)
+}
+
+// HostNames returns an error that names the key unless every value is a host
+// name, without a port.
+func HostNames(key string, values []string) error {
+	legal := regexp.MustCompile(`^[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*\.?$`)
+	for _, v := range values {
+		if !legal.MatchString(v) {
+			return fmt.Errorf("%s: must be host names without port, got %q", key, v)
+		}
+	}
+	return nil
 }
 
 // HostPort returns an error if address is not "host:port" with a port from

@@ -6,6 +6,10 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/logging"
 )
 
 // probeTimeout is how long a readiness check may take before it counts as
@@ -20,10 +24,12 @@ type Check struct {
 
 // Health returns the routes /healthz, which answers 200 as long as the process
 // serves at all, and /readyz, which answers 200 when every check passes and
-// 503 otherwise, and names each check with "ok" or its error.
+// 503 otherwise, and names each check with "ok" or "not ready". Anybody may ask,
+// so the causes are only logged, whenever one changes.
 //
 // /readyz?exclude=NAME leaves a check out; the parameter may be repeated.
-func Health(checks ...Check) Routes {
+func Health(log zerolog.Logger, checks ...Check) Routes {
+	causes := causes{log: logging.Limit(log), last: map[string]string{}}
 	return Routes{
 		"/healthz": ReadOnly(func(w http.ResponseWriter, _ *http.Request) {
 			JSON(w, http.StatusOK, map[string]string{"status": "alive"})
@@ -31,15 +37,50 @@ func Health(checks ...Check) Routes {
 		"/readyz": ReadOnly(func(w http.ResponseWriter, r *http.Request) {
 			exclude := r.URL.Query()["exclude"]
 			asked := slices.DeleteFunc(slices.Clone(checks), func(c Check) bool { return slices.Contains(exclude, c.Name) })
-			status, code, results := "ready", http.StatusOK, map[string]string{}
-			for name, err := range Probe(r.Context(), asked) {
-				results[name] = "ok"
+			results := Probe(r.Context(), asked)
+			if r.Context().Err() == nil {
+				causes.note(results)
+			}
+			status, code := "ready", http.StatusOK
+			for _, err := range results {
 				if err != nil {
-					status, code, results[name] = "not ready", http.StatusServiceUnavailable, err.Error()
+					status, code = "not ready", http.StatusServiceUnavailable
 				}
 			}
-			JSON(w, code, map[string]any{"status": status, "checks": results})
+			JSON(w, code, map[string]any{"status": status, "checks": States(results)})
 		}),
+	}
+}
+
+// States returns "ok" or "not ready" for each outcome of [Probe].
+func States(results map[string]error) map[string]string {
+	states := make(map[string]string, len(results))
+	for name, err := range results {
+		states[name] = "ok"
+		if err != nil {
+			states[name] = "not ready"
+		}
+	}
+	return states
+}
+
+// causes logs why checks fail.
+type causes struct {
+	log  zerolog.Logger
+	mu   sync.Mutex
+	last map[string]string
+}
+
+func (c *causes) note(results map[string]error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for name, err := range results {
+		if err == nil {
+			delete(c.last, name)
+		} else if text := err.Error(); c.last[name] != text {
+			c.last[name] = text
+			c.log.Info().Str("check", name).Err(err).Msg("dependency not ready")
+		}
 	}
 }
 

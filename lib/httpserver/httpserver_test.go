@@ -54,27 +54,32 @@ func TestRoutes(t *testing.T) {
 	}{
 		{"GET", "/start", 200, "", "started"},
 		{"HEAD", "/start", 405, "GET", ""},
-		{"POST", "/start", 405, "GET", "found method POST, expected GET"},
-		{"OPTIONS", "/start", 405, "GET", "found method OPTIONS, expected GET"},
-		{"get", "/start", 405, "GET", "found method get, expected GET"},
-		{"BREW", "/start", 405, "GET", "found method BREW, expected GET"},
+		{"POST", "/start", 405, "GET", "method: must be GET, got POST"},
+		{"OPTIONS", "/start", 405, "GET", "method: must be GET, got OPTIONS"},
+		{"get", "/start", 405, "GET", "method: must be GET, got get"},
+		{"BREW", "/start", 405, "GET", "method: must be GET, got BREW"},
 		{"GET", "/read", 200, "", "read"},
 		{"GET", "/read?x=1", 200, "", "read"},
 		{"HEAD", "/read", 200, "", ""},
-		{"DELETE", "/read", 405, "GET, HEAD", "found method DELETE, expected GET, HEAD"},
+		{"DELETE", "/read", 405, "GET, HEAD", "method: must be GET, HEAD, got DELETE"},
 		{"POST", "/both", 200, "", "posted"},
-		{"PUT", "/both", 405, "GET, POST", "found method PUT, expected GET, POST"},
+		{"PUT", "/both", 405, "GET, POST", "method: must be GET, POST, got PUT"},
 		{"GET", "/sessions/7", 200, "", "7"},
-		{"POST", "/sessions/7", 405, "GET, HEAD", "found method POST, expected GET, HEAD"},
+		{"POST", "/sessions/7", 405, "GET, HEAD", "method: must be GET, HEAD, got POST"},
 		{"GET", "/", 200, "", "page"},
-		{"POST", "/", 405, "GET, HEAD", "found method POST, expected GET, HEAD"},
-		{"GET", "/none", 404, "", "there is no path /none here"},
-		{"POST", "/none", 404, "", "there is no path /none here"},
+		{"POST", "/", 405, "GET, HEAD", "method: must be GET, HEAD, got POST"},
+		{"GET", "/none", 404, "", "path: there is no \"/none\""},
+		{"POST", "/none", 404, "", "path: there is no \"/none\""},
 		{"HEAD", "/none", 404, "", ""},
-		{"GET", "/start/", 404, "", "there is no path /start/ here"},
-		{"GET", "/Start", 404, "", "there is no path /Start here"},
-		{"GET", "/sessions/7/x", 404, "", "there is no path /sessions/7/x here"},
-		{"GET", "/%3Cscript%3E", 404, "", "there is no path /<script> here"},
+		{"GET", "/start/", 200, "", "started"},
+		{"POST", "/start/", 405, "GET", "method: must be GET, got POST"},
+		{"GET", "/sessions/7/", 200, "", "7"},
+		{"GET", "//start", 404, "", "path: there is no \"//start\""},
+		{"GET", "/start//", 404, "", "path: there is no \"/start/\""},
+		{"GET", "/x/../start", 404, "", "path: there is no \"/x/../start\""},
+		{"GET", "/Start", 404, "", "path: there is no \"/Start\""},
+		{"GET", "/sessions/7/x", 404, "", "path: there is no \"/sessions/7/x\""},
+		{"GET", "/%3Cscript%3E", 404, "", "path: there is no \"/<script>\""},
 	} {
 		t.Run(c.method+" "+c.path, func(t *testing.T) {
 			req, err := http.NewRequestWithContext(t.Context(), c.method, server.URL+c.path, nil)
@@ -196,18 +201,18 @@ func TestHealth(t *testing.T) {
 		"alive, whatever fails":  {[]httpserver.Check{bad}, "/healthz", 200, `{"status":"alive"}`},
 		"nothing to check":       {nil, "/readyz", 200, `{"checks":{},"status":"ready"}`},
 		"ready":                  {[]httpserver.Check{good}, "/readyz", 200, `{"checks":{"database":"ok"},"status":"ready"}`},
-		"one of two fails":       {[]httpserver.Check{good, bad}, "/readyz", 503, `{"checks":{"database":"ok","kafka":"no broker answers"},"status":"not ready"}`},
+		"one of two fails":       {[]httpserver.Check{good, bad}, "/readyz", 503, `{"checks":{"database":"ok","kafka":"not ready"},"status":"not ready"}`},
 		"the failing left out":   {[]httpserver.Check{good, bad}, "/readyz?exclude=kafka", 200, `{"checks":{"database":"ok"},"status":"ready"}`},
-		"one failing left out":   {[]httpserver.Check{worse, bad}, "/readyz?exclude=kafka", 503, `{"checks":{"ms1":"refused"},"status":"not ready"}`},
+		"one failing left out":   {[]httpserver.Check{worse, bad}, "/readyz?exclude=kafka", 503, `{"checks":{"ms1":"not ready"},"status":"not ready"}`},
 		"both left out":          {[]httpserver.Check{worse, good, bad}, "/readyz?exclude=kafka&exclude=ms1", 200, `{"checks":{"database":"ok"},"status":"ready"}`},
-		"one nobody knows":       {[]httpserver.Check{bad}, "/readyz?exclude=redis", 503, `{"checks":{"kafka":"no broker answers"},"status":"not ready"}`},
-		"a request without care": {[]httpserver.Check{bad}, "/readyz?exclude", 503, `{"checks":{"kafka":"no broker answers"},"status":"not ready"}`},
+		"one nobody knows":       {[]httpserver.Check{bad}, "/readyz?exclude=redis", 503, `{"checks":{"kafka":"not ready"},"status":"not ready"}`},
+		"a request without care": {[]httpserver.Check{bad}, "/readyz?exclude", 503, `{"checks":{"kafka":"not ready"},"status":"not ready"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := httpserver.Health(c.checks...).Handler()
+			h := httpserver.Health(zerolog.Nop(), c.checks...).Handler()
 			for range 2 { // what one request leaves out is there for the next
 				w := httptest.NewRecorder()
-				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, c.path, nil))
+				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost"+c.path, nil))
 				if w.Code != c.status || w.Body.String() != c.want+"\n" {
 					t.Errorf("found %d %s, expected %d %s", w.Code, w.Body, c.status, c.want)
 				}
@@ -215,10 +220,10 @@ func TestHealth(t *testing.T) {
 		})
 	}
 	t.Run("by HEAD and by POST", func(t *testing.T) {
-		h := httpserver.Health(bad).Handler()
+		h := httpserver.Health(zerolog.Nop(), bad).Handler()
 		for method, want := range map[string]int{http.MethodHead: 503, http.MethodPost: 405} {
 			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest(method, "/readyz", nil))
+			h.ServeHTTP(w, httptest.NewRequest(method, "http://localhost/readyz", nil))
 			if w.Code != want {
 				t.Errorf("%s: found %d, expected %d", method, w.Code, want)
 			}

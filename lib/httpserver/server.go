@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -35,30 +36,59 @@ const BodyTimeout = 5 * time.Second
 type Routes map[string]map[string]http.HandlerFunc
 
 // Handler serves the routes. An unknown path is answered 404, another method
-// 405 with an Allow header, both as problem details. A path has HEAD only if
-// its routes say so; [ReadOnly] does.
-func (routes Routes) Handler() http.Handler {
-	mux := http.NewServeMux()
-	for path, methods := range routes {
+// 405 with an Allow header, both as problem details; one slash at the end of a
+// path is ignored. A path has HEAD only if its routes say so; [ReadOnly] does.
+//
+// Requests that a web page of another site can cause are refused: 421 for a
+// Host that is no IP address, localhost, name without dots or one of the
+// allowed hosts, 403 for a foreign Origin, for fetch metadata of another site
+// and, where the route acts, for a prefetch; 415 for a POST of another type
+// than application/json.
+func (routes Routes) Handler(allowedHosts ...string) http.Handler {
+	mux, g := http.NewServeMux(), guard{allowedHosts}
+	for pattern, methods := range routes {
 		allow := strings.Join(slices.Sorted(maps.Keys(methods)), ", ")
-		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-			if h, ok := methods[r.Method]; ok {
-				h(w, r)
+		_, reads := methods[http.MethodHead]
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			h, ok := methods[r.Method]
+			if !ok {
+				w.Header().Set("Allow", allow)
+				Problem{Status: http.StatusMethodNotAllowed, Detail: fmt.Sprintf("method: must be %s, got %s", allow, r.Method)}.Write(w)
 				return
 			}
-			w.Header().Set("Allow", allow)
-			Problem{Status: http.StatusMethodNotAllowed, Detail: fmt.Sprintf("found method %s, expected %s", r.Method, allow)}.Write(w)
+			if refused := g.check(r, !reads); refused != nil {
+				refused.Write(w)
+				return
+			}
+			h(w, r)
 		})
 	}
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no path %s here", r.URL.Path)}.Write(w)
-	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength != 0 { // every server that net/http makes has the method
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(BodyTimeout))
 		}
+		if r.Method == http.MethodConnect { // the mux would answer in plain text
+			w.Header().Set("Allow", "GET, HEAD, POST")
+			Problem{Status: http.StatusMethodNotAllowed, Detail: "method: this is no proxy, got CONNECT"}.Write(w)
+			return
+		}
+		if p := r.URL.Path; len(p) > 1 && strings.HasSuffix(p, "/") {
+			r.URL.Path, r.URL.RawPath = strings.TrimSuffix(p, "/"), strings.TrimSuffix(r.URL.RawPath, "/")
+		}
+		if path.Clean(r.URL.Path) != r.URL.Path { // the mux would redirect, in HTML
+			notFound(w, r)
+			return
+		}
+		if _, pattern := mux.Handler(r); pattern == "" {
+			notFound(w, r)
+			return
+		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+func notFound(w http.ResponseWriter, r *http.Request) {
+	Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("path: there is no %q", r.URL.Path)}.Write(w)
 }
 
 // ReadOnly is the methods of a path that can be read and does nothing.

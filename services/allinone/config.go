@@ -15,16 +15,17 @@ import (
 
 // Config is the configuration of all three services. Its sections are theirs.
 type Config struct {
-	Listen      string                `yaml:"listen"` // host:port of MS1; the others take free loopback ports
-	Data        string                `yaml:"data"`   // folder of everything that is embedded, and of the logs; it is made
-	Once        bool                  `yaml:"once"`   // run one session at once, then end
-	Interaction ms1.InteractionConfig `yaml:"interaction"`
-	Workers     int                   `yaml:"workers"`  // MS3's requests to MS1 under way at once
-	GroupID     string                `yaml:"group_id"` // MS3's consumer group
-	Kafka       topic.Config          `yaml:"kafka"`    // without brokers: the embedded one
-	Database    mariadb.Config        `yaml:"database"` // without address: the embedded one
-	Tracing     telemetry.Config      `yaml:"tracing"`
-	Logging     logging.Config        `yaml:"logging"`
+	Listen       string                `yaml:"listen"`        // host:port of MS1; the others take free loopback ports
+	AllowedHosts []string              `yaml:"allowed_hosts"` // names with a dot by which clients address MS1; IP addresses, localhost and names without a dot need no entry
+	Data         string                `yaml:"data"`          // folder of everything that is embedded, and of the logs; it is made
+	Once         bool                  `yaml:"once"`          // run one session at once, then end
+	Interaction  ms1.InteractionConfig `yaml:"interaction"`
+	Workers      int                   `yaml:"workers"`  // MS3's requests to MS1 under way at once
+	GroupID      string                `yaml:"group_id"` // MS3's consumer group
+	Kafka        topic.Config          `yaml:"kafka"`    // without brokers: the embedded one
+	Database     mariadb.Config        `yaml:"database"` // without address: the embedded one
+	Tracing      telemetry.Config      `yaml:"tracing"`
+	Logging      logging.Config        `yaml:"logging"`
 }
 
 // Defaults returns the configuration of a program that is told nothing: it
@@ -32,15 +33,16 @@ type Config struct {
 func Defaults() Config {
 	one, three := ms1.Defaults(), ms3.Defaults()
 	c := Config{
-		Listen:      one.Listen,
-		Data:        "./tricycle-data",
-		Interaction: one.Interaction,
-		Workers:     three.Workers,
-		GroupID:     three.GroupID,
-		Kafka:       topic.Defaults(),
-		Database:    mariadb.Defaults(),
-		Tracing:     one.Tracing,
-		Logging:     one.Logging,
+		Listen:       one.Listen,
+		AllowedHosts: one.AllowedHosts,
+		Data:         "./tricycle-data",
+		Interaction:  one.Interaction,
+		Workers:      three.Workers,
+		GroupID:      three.GroupID,
+		Kafka:        topic.Defaults(),
+		Database:     mariadb.Defaults(),
+		Tracing:      one.Tracing,
+		Logging:      one.Logging,
 	}
 	c.Kafka.Brokers, c.Database.Address = nil, ""
 	// What MS3 has not fetched yet is never more than MS1 has under way, about
@@ -73,7 +75,7 @@ func (c *Config) Validate() error {
 // ms1 returns the configuration of MS1, given the address of MS2.
 func (c *Config) ms1(ms2 string) ms1.Config {
 	return ms1.Config{
-		Listen: c.Listen, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws"},
+		Listen: c.Listen, AllowedHosts: c.AllowedHosts, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws"},
 		Tracing: c.Tracing, Logging: c.log("ms1"),
 	}
 }

@@ -224,16 +224,19 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 		c.start(name)
 	}
 	for name, want := range map[string]string{"ms1": "Access denied", "ms2": nobody, "ms3": nobody} {
-		topictest.Eventually(t, 20*time.Second, name+" says what is missing", func() bool {
+		topictest.Eventually(t, 20*time.Second, name+" is not ready and logs why", func() bool {
 			code, body := get(t, name, "http://"+c.address[name]+"/readyz")
-			return code == http.StatusServiceUnavailable && strings.Contains(body, want)
+			if strings.Contains(body, want) {
+				t.Fatalf("/readyz of %s shows everybody the cause: %s", name, body)
+			}
+			return code == http.StatusServiceUnavailable && strings.Contains(body, "not ready") && strings.Contains(c.running[name].out.String(), want)
 		})
 	}
 	var problem struct {
 		Missing map[string]string `json:"missing"`
 	}
 	c.get("/start", http.StatusServiceUnavailable, &problem)
-	if !strings.Contains(problem.Missing["database"], "Access denied") || problem.Missing["ms2"] == "" {
+	if problem.Missing["database"] != "not ready" || problem.Missing["ms2"] != "not ready" {
 		t.Errorf("missing %v", problem.Missing)
 	}
 

@@ -12,11 +12,12 @@ import (
 // Config is the configuration of MS1, but for its database, which belongs to
 // the store that it is given.
 type Config struct {
-	Listen      string            `yaml:"listen"` // host:port of the HTTP API
-	Interaction InteractionConfig `yaml:"interaction"`
-	MS2         MS2Config         `yaml:"ms2"`
-	Tracing     telemetry.Config  `yaml:"tracing"`
-	Logging     logging.Config    `yaml:"logging"`
+	Listen       string            `yaml:"listen"`        // host:port of the HTTP API
+	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	Interaction  InteractionConfig `yaml:"interaction"`
+	MS2          MS2Config         `yaml:"ms2"`
+	Tracing      telemetry.Config  `yaml:"tracing"`
+	Logging      logging.Config    `yaml:"logging"`
 }
 
 // InteractionConfig is the section 'interaction'.
@@ -46,7 +47,8 @@ const maxResend = 20 * time.Second
 // Defaults returns the configuration of an MS1 that is told nothing.
 func Defaults() Config {
 	return Config{
-		Listen: "127.0.0.1:8080",
+		Listen:       "127.0.0.1:8080",
+		AllowedHosts: []string{},
 		Interaction: InteractionConfig{
 			IntervalSeconds:    10,
 			InFlight:           1,
@@ -63,7 +65,7 @@ func Defaults() Config {
 // Validate names the keys that are out of range.
 func (c Config) Validate() error {
 	return errors.Join(
-		config.HostPort("listen", c.Listen, 0),
+		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
 		c.Interaction.Validate(),
 		config.URL("ms2.url", c.MS2.URL, "ws", "wss"),
 		c.Tracing.Validate(),

@@ -264,8 +264,8 @@ func (e *engine) databaseReady(ctx context.Context) error {
 
 // start begins a session and returns its number. Its errors are
 // *NotReadyError and *BusyError. Once it has begun the session no longer
-// depends on ctx.
-func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int) (id int64, err error) {
+// depends on ctx. It calls accepted before the session does anything.
+func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accepted func()) (id int64, err error) {
 	e.mu.Lock()
 	switch s := e.session; {
 	case e.stopping():
@@ -291,6 +291,7 @@ func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int) (id i
 	e.mu.Lock()
 	e.starting = nil
 	if err == nil {
+		accepted()
 		e.session, e.newest = s, s.row.ID
 		s.ledger.connected(e.connection)
 		e.sessions.Go(s.interact)
@@ -359,7 +360,7 @@ func (e *engine) connected(connection uint64) {
 // stop ends the session under way and returns its summary once that is
 // recorded. Its errors are ErrIdle, *NotRecordedError and ctx's; a caller that
 // leaves aborts nothing.
-func (e *engine) stop(ctx context.Context) (Summary, error) {
+func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	e.mu.Lock()
 	starting := e.starting
 	e.mu.Unlock()
@@ -372,10 +373,15 @@ func (e *engine) stop(ctx context.Context) (Summary, error) {
 	}
 	e.mu.Lock()
 	s := e.session
-	idle := s == nil || s.state == Idle
-	e.mu.Unlock()
-	if idle {
+	if s == nil || s.state == Idle {
+		e.mu.Unlock()
 		return Summary{}, ErrIdle
+	}
+	first := !s.asked
+	s.asked = true
+	e.mu.Unlock()
+	if first {
+		accepted()
 	}
 	s.end(Stopped)
 	select {

@@ -194,7 +194,7 @@ func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
 				}
 			}
 		})
-		s, err := b.engine.stop(t.Context())
+		s, err := b.engine.stop(t.Context(), func() {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +232,7 @@ func TestTwoStopsGetTheSameAnswer(t *testing.T) {
 		for i := range got {
 			wg.Go(func() {
 				var err error
-				if got[i], err = b.engine.stop(t.Context()); err != nil {
+				if got[i], err = b.engine.stop(t.Context(), func() {}); err != nil {
 					t.Error(err)
 				}
 			})
@@ -241,7 +241,7 @@ func TestTwoStopsGetTheSameAnswer(t *testing.T) {
 		if figuresOf(got[0]) != figuresOf(got[1]) || got[0].ID != got[1].ID {
 			t.Errorf("two answers: %+v and %+v", got[0], got[1])
 		}
-		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrIdle) {
+		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrIdle) {
 			t.Errorf("stopping an idle MS1: %v, want ErrIdle", err)
 		}
 	})
@@ -255,7 +255,7 @@ func TestStopCutsTheDrainAfterTheIntervalShort(t *testing.T) {
 		if got := b.status(t.Context()).State; got != Draining {
 			t.Fatalf("state %s, want draining", got)
 		}
-		s, err := b.engine.stop(t.Context())
+		s, err := b.engine.stop(t.Context(), func() {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -352,7 +352,7 @@ func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 		if got := len(b.link.frames()); got != 2 {
 			t.Errorf("%d frames, want another message in the place of the one that cannot be stored", got)
 		}
-		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrSessionEnded) {
+		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrSessionEnded) {
 			t.Errorf("stop: %v, want that the session is not open", err)
 		}
 		check(t, b.wait(), figures{generated: 2, lost: 2, reason: Stopped})
@@ -442,7 +442,7 @@ func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
 		m := b.link.frames()[0]
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(1200*time.Millisecond, func() { _, _ = b.back(m) }) // it fails 3 s later
-		s, err := b.engine.stop(t.Context())                               // the drain is over at 4 s
+		s, err := b.engine.stop(t.Context(), func() {})                    // the drain is over at 4 s
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -462,7 +462,7 @@ func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(3900*time.Millisecond, func() { _, _ = b.back(m) })
 		time.AfterFunc(4500*time.Millisecond, func() { close(b.store.hold) })
-		s, err := b.engine.stop(t.Context()) // the drain is over at 4 s
+		s, err := b.engine.stop(t.Context(), func() {}) // the drain is over at 4 s
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -559,7 +559,7 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		b.store.fail(errors.New("connection refused"))
-		_, err := b.engine.stop(t.Context())
+		_, err := b.engine.stop(t.Context(), func() {})
 		var notRecorded *NotRecordedError
 		if !errors.As(err, &notRecorded) || *notRecorded.Summary.Generated != 1 || *notRecorded.Summary.Lost != 1 {
 			t.Fatalf("stop: %v, want the figures as not recorded", err)
@@ -568,7 +568,7 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 			t.Errorf("the console does not say so:\n%s", said)
 		}
 		var notReady *NotReadyError
-		if _, err := b.start(t.Context(), 1, 1); !errors.As(err, &notReady) || notReady.Missing["database"] == nil {
+		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || notReady.Missing["database"] == nil {
 			t.Errorf("start meanwhile: %v, want the database as missing", err)
 		}
 		b.store.fail(nil)
@@ -586,7 +586,7 @@ func TestASessionWhoseRowWasDeletedMakesWay(t *testing.T) {
 		b.begin(60, 1)
 		time.Sleep(time.Second)
 		b.store.fail(ErrNoSession)
-		if _, err := b.engine.stop(t.Context()); !errors.Is(err, ErrNoSession) {
+		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrNoSession) {
 			t.Errorf("stop: %v, want that there is no such session", err)
 		}
 		if said := b.said.String(); strings.Count(said, "NOT RECORDED in the database: no such session") != 1 {
@@ -617,7 +617,7 @@ func TestShutdownEndsTheSession(t *testing.T) {
 				if (b.ended != nil) != (away != nil) {
 					t.Errorf("the engine ended with %v", b.ended)
 				}
-				if _, err := b.start(t.Context(), 1, 1); err == nil {
+				if _, err := b.start(t.Context(), 1, 1, func() {}); err == nil {
 					t.Error("a stopped MS1 starts a session")
 				}
 			})
@@ -656,7 +656,7 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 			got, _ := b.back(m)
 			late <- got
 		})
-		s, err := b.engine.stop(t.Context()) // gives up at 4 s, records by 5 s
+		s, err := b.engine.stop(t.Context(), func() {}) // gives up at 4 s, records by 5 s
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -676,7 +676,7 @@ func TestAClientThatLeavesDoesNotLeaveHalfASession(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
 		left, leave := context.WithCancel(t.Context())
 		leave()
-		if id, err := b.start(left, 1, 1); id != 1 || err != nil {
+		if id, err := b.start(left, 1, 1, func() {}); id != 1 || err != nil {
 			t.Errorf("start: %d, %v, want session 1", id, err)
 		}
 		b.wait()
@@ -691,7 +691,7 @@ func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
 		started, busy := 0, 0
 		for range 100 {
 			wg.Go(func() {
-				_, err := b.start(t.Context(), 1, 1)
+				_, err := b.start(t.Context(), 1, 1, func() {})
 				mu.Lock()
 				defer mu.Unlock()
 				var e *BusyError
@@ -721,7 +721,7 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
 		b.link.connect(0)
 		b.store.fail(errors.New("connection refused"))
-		_, err := b.start(t.Context(), 1, 1)
+		_, err := b.start(t.Context(), 1, 1, func() {})
 		if got, want := fmt.Sprint(err), "not ready: database: connection refused; ms2: not connected"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
@@ -753,7 +753,7 @@ func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
 		b.engine.mu.Lock()
 		b.engine.recovered = false
 		b.engine.mu.Unlock()
-		if _, err := b.start(t.Context(), 1, 1); !errors.As(err, &notReady) || !errors.Is(notReady.Missing["database"], errRecovering) {
+		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || !errors.Is(notReady.Missing["database"], errRecovering) {
 			t.Errorf("got %v, want that sessions are being closed", err)
 		}
 		b.engine.mu.Lock()

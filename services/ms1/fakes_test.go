@@ -308,7 +308,7 @@ func (b *bench) back(m message.Message) (Outcome, error) {
 
 func (b *bench) begin(seconds, inFlight int) int64 {
 	b.t.Helper()
-	id, err := b.start(b.t.Context(), seconds, inFlight)
+	id, err := b.start(b.t.Context(), seconds, inFlight, func() {})
 	if err != nil {
 		b.t.Fatal(err)
 	}

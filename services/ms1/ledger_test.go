@@ -271,7 +271,7 @@ func TestACommitThatFailsBehindTheFiguresIsCounted(t *testing.T) {
 		m := b.link.frames()[0]
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(3*time.Second, func() { _, _ = b.back(m) })
-		s, err := b.engine.stop(t.Context()) // closes at 4 s, records at 5 s; the commit fails at 6 s
+		s, err := b.engine.stop(t.Context(), func() {}) // closes at 4 s, records at 5 s; the commit fails at 6 s
 		if err != nil {
 			t.Fatal(err)
 		}

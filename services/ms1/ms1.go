@@ -22,6 +22,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -29,6 +30,7 @@ import (
 type Service struct {
 	config    Config
 	log       zerolog.Logger
+	refused   zerolog.Logger // requests that change nothing; at most one a second
 	telemetry *telemetry.Telemetry
 	now       func() time.Time
 	engine    *engine
@@ -39,7 +41,7 @@ type Service struct {
 // listens on its address already. It must be run, or closed. The checks are
 // for /readyz alone, beside those that /start makes too.
 func New(c Config, store Store, l link, log zerolog.Logger, tel *telemetry.Telemetry, checks ...httpserver.Check) (*Service, error) {
-	s := &Service{config: c, log: log, telemetry: tel, now: time.Now}
+	s := &Service{config: c, log: log, refused: logging.Limit(log), telemetry: tel, now: time.Now}
 	s.engine = newEngine(c.Interaction, store, l, s.now, log, tel)
 	server, err := httpserver.Listen(c.Listen, s.handler(checks), log)
 	if err != nil {

@@ -28,6 +28,7 @@ type session struct {
 	ledger   *ledger      // nil if another process ran it
 
 	stop  chan EndReason
+	asked bool          // by GET /stop
 	ended chan struct{} // closed when the last figures stand, recorded or not
 }
 

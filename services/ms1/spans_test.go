@@ -41,7 +41,7 @@ func TestSpansOfARound(t *testing.T) {
 	topictest.Eventually(t, 10*time.Second, "ready", func() bool { return s.engine.databaseReady(ctx) == nil })
 
 	store.hold = make(chan struct{})
-	if _, err := s.engine.start(t.Context(), 60, 3); err != nil {
+	if _, err := s.engine.start(t.Context(), 60, 3, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	topictest.Eventually(t, 10*time.Second, "three messages were sent", func() bool { return len(link.frames()) == 3 })

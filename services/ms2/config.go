@@ -11,23 +11,25 @@ import (
 
 // Config is the configuration of MS2.
 type Config struct {
-	Listen  string           `yaml:"listen"` // host:port of WebSocket, health and metrics; port 0 for a free one
-	Kafka   topic.Config     `yaml:"kafka"`
-	Tracing telemetry.Config `yaml:"tracing"`
-	Logging logging.Config   `yaml:"logging"`
+	Listen       string           `yaml:"listen"`        // host:port of WebSocket, health and metrics; port 0 for a free one
+	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	Kafka        topic.Config     `yaml:"kafka"`
+	Tracing      telemetry.Config `yaml:"tracing"`
+	Logging      logging.Config   `yaml:"logging"`
 }
 
 // Defaults returns the configuration of a program that is told nothing.
 func Defaults() Config {
 	return Config{
-		Listen:  "127.0.0.1:8081",
-		Kafka:   topic.Defaults(),
-		Tracing: telemetry.Defaults(),
-		Logging: logging.Defaults(),
+		Listen:       "127.0.0.1:8081",
+		AllowedHosts: []string{},
+		Kafka:        topic.Defaults(),
+		Tracing:      telemetry.Defaults(),
+		Logging:      logging.Defaults(),
 	}
 }
 
 // Validate names the keys that are out of range.
 func (c *Config) Validate() error {
-	return errors.Join(config.HostPort("listen", c.Listen, 0), c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate())
+	return errors.Join(config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts), c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate())
 }

@@ -101,11 +101,11 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 			httpserver.Problem{Status: status, Detail: reason.Error()}.Write(w)
 		},
 	}
-	routes := httpserver.Health(httpserver.Check{Name: "kafka", Probe: s.ready})
+	routes := httpserver.Health(log, httpserver.Check{Name: "kafka", Probe: s.ready})
 	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: s.serveWebSocket}
 	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	var err error
-	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(), log); err != nil {
+	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(c.AllowedHosts...), log); err != nil {
 		return nil, fmt.Errorf("listening for MS1: %w", err)
 	}
 	return s, nil
@@ -171,7 +171,7 @@ func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	}
 	if err := s.ready(r.Context()); err != nil {
 		w.Header().Set("Retry-After", "1")
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "kafka is away: " + err.Error()}.Write(w)
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "kafka: not ready"}.Write(w)
 		return
 	}
 	place := s.sit(open)

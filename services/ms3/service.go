@@ -46,12 +46,12 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 	}
 	link := topic.NewLink(c.Kafka, "tricycle-ms3", log)
 	s := &Service{link: link, store: store, consumer: newConsumer(c, link, store, t, log)}
-	routes := httpserver.Health(
+	routes := httpserver.Health(log,
 		httpserver.Check{Name: "kafka", Probe: s.consumer.ready},
 		httpserver.Check{Name: "ms1", Probe: store.ready},
 	)
 	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
-	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(), log); err != nil {
+	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(c.AllowedHosts...), log); err != nil {
 		return nil, fmt.Errorf("listening for health checks: %w", err)
 	}
 	return s, nil

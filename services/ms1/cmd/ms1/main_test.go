@@ -82,7 +82,7 @@ func TestCommandWithoutItsEnvironment(t *testing.T) {
 		defer resp.Body.Close()
 		text, err := io.ReadAll(resp.Body)
 		body = string(text)
-		return err == nil && resp.StatusCode == http.StatusServiceUnavailable && strings.Count(body, "connection refused") == 2
+		return err == nil && resp.StatusCode == http.StatusServiceUnavailable && strings.Count(body, `"not ready"`) == 3 && strings.Count(c.Out.String(), "connection refused") >= 2
 	})
 	check := quiet(t)
 	check.Config.Listen = address

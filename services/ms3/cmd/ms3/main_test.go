@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
@@ -118,6 +119,7 @@ func TestKillBetweenPostAndCommit(t *testing.T) {
 				close(kill)
 			}
 		}
+		httpserver.JSON(w, http.StatusOK, map[string]string{"outcome": "stored"})
 	}))
 	defer ms1.Close()
 	file := filepath.Join(t.TempDir(), "ms3.yaml")
