@@ -30,7 +30,7 @@ import (
 // Config is the section 'logging' of a configuration.
 type Config struct {
 	Level            string `yaml:"level"`              // least level of a line
-	File             string `yaml:"file"`               // path of the log file, its folder is created; empty: console only
+	File             string `yaml:"file"`               // path of the log file, its folder is created; a second program gets NAME.2.log; empty: console only
 	MaxSizeMegabytes int    `yaml:"max_size_megabytes"` // the file is rotated when it grows beyond
 	MaxFiles         int    `yaml:"max_files"`          // rotated files kept beside it
 }
@@ -58,6 +58,7 @@ const consoleTime = "15:04:05.000"
 type Log struct {
 	console, file *Output // nil: there is none that counts
 	rotating      io.Closer
+	lock          io.Closer
 }
 
 // Dropped returns the numbers of lines that did not reach console and file.
@@ -79,7 +80,7 @@ func (l *Log) Close() error {
 	_ = l.file.Close() // never fails
 	select {
 	case <-l.file.done:
-		return l.rotating.Close()
+		return errors.Join(l.rotating.Close(), l.lock.Close())
 	default: // a file that hangs could hang here too
 		return nil
 	}
@@ -103,12 +104,11 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 	if c.File == "" {
 		return logger(out), l, nil
 	}
-	// The rotating writer opens its file at the first line, which is too
-	// late to say that it cannot.
-	if err := touch(c.File); err != nil {
+	path, err := l.take(c.File)
+	if err != nil {
 		return zerolog.Nop(), nil, fmt.Errorf("logging.file: %w", err)
 	}
-	rotating := &timberjack.Logger{Filename: c.File, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles, FileMode: 0o600}
+	rotating := &timberjack.Logger{Filename: path, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles, FileMode: 0o600}
 	l.rotating = rotating
 	l.file = newOutput(rotating, func(dropped int) []byte {
 		var line bytes.Buffer
@@ -147,10 +147,38 @@ func readable(console io.Writer) io.Writer {
 	}
 }
 
-func touch(path string) error {
+// maxInstances is how many programs can have the same log file in their
+// configurations.
+const maxInstances = 100
+
+// take finds a log file for this program alone, since a rotation by one would
+// lose lines of the others: ms1.log, or ms1.2.log while another has that. A
+// lock beside the file has to be held, as the file itself is renamed.
+func (l *Log) take(path string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+		return "", err
 	}
+	extension := filepath.Ext(path)
+	for n, name := 1, path; n <= maxInstances; n++ {
+		if n > 1 {
+			name = fmt.Sprintf("%s.%d%s", strings.TrimSuffix(path, extension), n, extension)
+		}
+		// The rotating writer opens its file at the first line, which is too
+		// late to report that it cannot.
+		if err := touch(name); err != nil {
+			return "", err
+		}
+		var err error
+		if l.lock, err = private.Lock(name + ".lock"); err == nil {
+			return name, nil
+		} else if !errors.Is(err, private.ErrLocked) {
+			return "", err
+		}
+	}
+	return "", fmt.Errorf("%s: %w", path, private.ErrLocked)
+}
+
+func touch(path string) error {
 	if err := private.File(path); err != nil {
 		return err
 	}

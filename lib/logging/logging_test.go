@@ -240,7 +240,7 @@ func TestRotation(t *testing.T) {
 	}
 	closeLog() // waits for the goroutine that removes old files
 
-	left, err := filepath.Glob(filepath.Join(folder, "*"))
+	left, err := filepath.Glob(filepath.Join(folder, "*.log"))
 	if err != nil || len(left) != 1+c.MaxFiles {
 		t.Fatalf("found %q, %v, expected the file and %d before it", left, err, c.MaxFiles)
 	}
@@ -341,4 +341,28 @@ func TestRepeatedEventsAreCounted(t *testing.T) {
 			t.Errorf("found\n%s\nexpected\n%s", &out, want)
 		}
 	})
+}
+
+func TestEachProgramHasItsOwnFile(t *testing.T) {
+	folder := t.TempDir()
+	c := logging.Defaults()
+	c.File = filepath.Join(folder, "ms9.log")
+	one, _, closeOne := open(t, c)
+	two, _, closeTwo := open(t, c)
+	one.Info().Msg("one")
+	two.Info().Msg("two")
+	closeOne()
+	three, _, closeThree := open(t, c) // takes the place of the first
+	three.Info().Msg("three")
+	closeTwo()
+	closeThree()
+	for name, want := range map[string][]string{"ms9.log": {"one", "three"}, "ms9.2.log": {"two"}} {
+		var found []string
+		for _, e := range lines(t, filepath.Join(folder, name)) {
+			found = append(found, e["message"].(string))
+		}
+		if !slices.Equal(found, want) {
+			t.Errorf("%s: found %q, expected %q", name, found, want)
+		}
+	}
 }

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -140,27 +140,26 @@ func TestLinesThatWereRefusedAreReported(t *testing.T) {
 	}
 }
 
-func TestAFullDisk(t *testing.T) {
-	const full = "/dev/full"
-	if _, err := os.Stat(full); err != nil {
-		t.Skip(err)
-	}
+func TestAFileThatRefusesALine(t *testing.T) {
 	c := logging.Defaults()
-	c.File = full
+	c.File, c.MaxSizeMegabytes = filepath.Join(t.TempDir(), "ms9.log"), 1
 	console := logging.Console(&bytes.Buffer{})
 	defer console.Close()
 	log, l, err := logging.New(c, "ms9", console)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
-		log.Info().Msg("hello")
-	}
-	if console, file := l.Dropped(); console != 0 || file != 3 {
-		t.Errorf("found %d and %d lines dropped, expected 0 and 3", console, file)
+	log.Info().Ints("numbers", make([]int, 1<<20)).Msg("too long")
+	log.Info().Msg("hello")
+	if console, file := l.Dropped(); console != 0 || file != 1 {
+		t.Errorf("found %d and %d lines dropped, expected 0 and 1", console, file)
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+	events := lines(t, c.File)
+	if len(events) != 2 || events[0]["message"] != "log lines were dropped" || events[0]["count"] != 1.0 || events[1]["message"] != "hello" {
+		t.Errorf("found %v, expected the report and the second line", events)
 	}
 }
 

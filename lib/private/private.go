@@ -4,9 +4,13 @@ package private
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 )
+
+// ErrLocked is the error of [Lock] for a file that another process has taken.
+var ErrLocked = errors.New("locked by another program")
 
 // Directory creates the directory and its parents with mode 0700 if need be. It
 // refuses one that belongs to another user or that others can write to, since
@@ -53,4 +57,21 @@ func Restrict(path string) error {
 		return os.Chmod(path, 0o600)
 	}
 	return nil
+}
+
+// Lock creates the file as [File] does and takes it for this process, until the
+// returned closer is closed or the process ends. Its error is [ErrLocked] if
+// another has it.
+func Lock(path string) (io.Closer, error) {
+	if err := File(path); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if !lock(f) {
+		return nil, errors.Join(ErrLocked, f.Close())
+	}
+	return f, nil
 }

@@ -61,6 +61,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	context.AfterFunc(ctx, stop)   // a second signal ends the program the hard way
 	signal.Ignore(syscall.SIGPIPE) // a console that is gone is no reason to stop
 
+	limitMemory()
 	out, errs := logging.Console(stdout), logging.Console(stderr)
 	defer out.Close()
 	defer errs.Close()
