@@ -625,3 +625,37 @@ func TestOnceIsAboutItsOwnSession(t *testing.T) {
 		t.Errorf("it said\n%s\nwant the figures of %+v", said, row)
 	}
 }
+
+func TestASummaryOutlivesAFloodOfRequests(t *testing.T) {
+	t.Parallel()
+	c := usual(t)
+	c.Logging.MaxSizeMegabytes, c.Logging.MaxFiles = 1, 1
+	url, _ := serve(t, c)
+	if status, body := get(t, url+"/start?interval=600"); status != http.StatusAccepted {
+		t.Fatalf("/start: %d %v", status, body)
+	}
+	if status, body := get(t, url+"/stop"); status != http.StatusOK {
+		t.Fatalf("/stop: %d %v", status, body)
+	}
+	query := strings.Repeat("x", 8_000)
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for range 500 { // 32 MB as they once were logged
+				resp, err := (&http.Client{Transport: transport}).Get(url + "/start?" + query)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+			}
+		})
+	}
+	clients.Wait()
+	text, err := os.ReadFile(filepath.Join(c.Data, "ms1.log"))
+	if err != nil || !strings.Contains(string(text), "session 1: messages generated: ") || len(text) > 200_000 {
+		t.Errorf("%v, and the log of %d bytes has no summary, or too much beside it", err, len(text))
+	}
+}
