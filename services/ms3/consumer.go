@@ -61,6 +61,7 @@ func newConsumer(c Config, link *topic.Link, s *store, t *telemetry.Telemetry, l
 		log: log, troubles: sampled(), refusals: sampled(), wrongs: sampled(), stall: stallTime,
 		posting: make(chan struct{}, c.Workers),
 	}
+	boundDecompression()
 	k.metrics = newMetrics(t.Metrics, k.committer)
 	k.setReady(errors.New("not yet a member of the consumer group"))
 	return k

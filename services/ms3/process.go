@@ -1,6 +1,7 @@
 package ms3
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +67,10 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 		))
 	defer span.End()
 
+	if bytes.Equal(m.Value, unreadable) {
+		c.log.Error().Int("partition", m.Partition).Int64("offset", m.Offset).Int("limit_bytes", maxDecompressed).Msg("batch not decompressed")
+		malformed = fmt.Errorf("batch: must be at most %d bytes when decompressed", maxDecompressed)
+	}
 	if malformed != nil {
 		return c.bury(ctx, work, m, "malformed", malformed.Error(), 0)
 	}

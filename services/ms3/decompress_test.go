@@ -1,0 +1,79 @@
+package ms3
+
+import (
+	"bytes"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/compress"
+
+	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// A few kilobytes that become many megabytes are neither decompressed nor
+// fetched indefinitely, whatever their codec and however many records they
+// have. What stands around them is processed.
+func TestDecompressionIsBounded(t *testing.T) {
+	_, address := topictest.Cluster(t) // a real broker may refuse them, as it should
+	k, store := topictest.For(t, address), newMS1(t)
+	transport := &kafka.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	created, err := (&kafka.Client{Addr: kafka.TCP(address), Transport: transport}).CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
+		Topic: k.Topic, NumPartitions: 4, ReplicationFactor: 1, ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "10000000"}},
+	}}})
+	if err != nil || created.Errors[k.Topic] != nil {
+		t.Fatal(err, created)
+	}
+	source := newMS2(t, k)
+	good, records := messages(40)
+	zeros := bytes.Repeat([]byte{0}, 2*maxDecompressed)
+	produce := func(codec compress.Compression, values ...[]byte) {
+		t.Helper()
+		var batch []kafka.Record
+		for _, v := range values {
+			batch = append(batch, kafka.Record{Value: kafka.NewBytes(v)})
+		}
+		resp, err := source.Client().Produce(t.Context(), &kafka.ProduceRequest{Topic: k.Topic, Partition: 0,
+			RequiredAcks: kafka.RequireAll, Compression: codec, Records: kafka.NewRecordReader(batch...)})
+		if err != nil || resp.Error != nil {
+			t.Fatal(err, resp.Error)
+		}
+	}
+	source.produce(0, records[:10]...)
+	letters := 0
+	for _, codec := range []compress.Compression{compress.Zstd, compress.Gzip, compress.Snappy, compress.Lz4} {
+		produce(codec, zeros)
+		produce(codec, records[0].Value, zeros, records[1].Value, []byte("x"))
+		produce(codec, zeros, zeros)
+		letters += 3
+		source.produce(0, records[letters:letters+3]...)
+		produce(codec, records[10].Value, records[11].Value) // compressed, and small enough
+	}
+	source.produce(0, records[10:]...)
+	zeros = nil
+
+	runtime.GC()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	r := start(t, k, store.URL)
+	topictest.Eventually(t, 60*time.Second, "all good ones posted", func() bool { return store.got() == len(good) })
+	topictest.Eventually(t, 20*time.Second, "all bad ones buried", func() bool {
+		return r.metric("tricycle_ms3_dead_letters_total", "malformed") >= float64(letters)
+	})
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapSys) - int64(before.HeapSys); grown > 128<<20 {
+		t.Errorf("the heap has grown by %d MiB, want at most 128", grown>>20)
+	}
+	for _, letter := range topictest.Read(t, k, k.DeadLetterTopic, letters) {
+		if headers := topic.Headers(letter.Headers); !strings.Contains(headers.Get(topic.HeaderReason), "decompressed") {
+			t.Errorf("got the reason %q, want one that names the decompression", headers.Get(topic.HeaderReason))
+		}
+	}
+	if n := strings.Count(r.log.String(), "batch not decompressed"); n != letters {
+		t.Errorf("%d batches are logged, want %d", n, letters)
+	}
+}
