@@ -31,6 +31,8 @@ var Queries = []Query{
 			"         DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 32) AS trace_id\n" +
 			"FROM messages WHERE session_id = 1\n" +
 			"ORDER BY TIMESTAMPDIFF(MICROSECOND, service1_timestamp, end_timestamp) DESC LIMIT 10"},
+	{"The lost messages of a session and why: at most the 4,096 that were given up last.",
+		"SELECT service1_timestamp, reason FROM lost_messages WHERE session_id = 1"},
 	{"Messages stored in each second of a session.",
 		"SELECT DATE_FORMAT(end_timestamp, '%H:%i:%s') AS second, COUNT(*) AS messages\n" +
 			"FROM messages WHERE session_id = 1 GROUP BY second ORDER BY second"},

@@ -220,6 +220,9 @@ func (s *Service) status(w http.ResponseWriter, r *http.Request) {
 	httpserver.JSON(w, http.StatusOK, s.engine.status(r.Context()))
 }
 
+// maxNamed lost messages of a session are in an answer of /sessions/{id}.
+const maxNamed = 100
+
 func (s *Service) session(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	id, err := parseID(r.PathValue("id"))
@@ -227,9 +230,16 @@ func (s *Service) session(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		row, err = s.engine.sessionRow(r.Context(), id)
 	}
+	var named []LostMessage
+	if err == nil && row.EndReason != nil {
+		named, err = s.engine.store.LostMessages(r.Context(), id, maxNamed)
+	}
 	switch {
 	case err == nil:
-		httpserver.JSON(w, http.StatusOK, row)
+		httpserver.JSON(w, http.StatusOK, struct {
+			Session
+			LostMessages []LostMessage `json:"lost_messages"`
+		}{row, append([]LostMessage{}, named...)})
 	case errors.Is(err, ErrNoSession):
 		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no session %q", r.PathValue("id"))}.Write(w)
 	default:

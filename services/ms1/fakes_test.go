@@ -30,9 +30,10 @@ type memoryStore struct {
 	mu       sync.Mutex
 	sessions []Session
 	rows     map[message.Key]message.Message
-	away     error         // what every method but Run fails with
-	batches  []int         // size of each commit
-	looks    int           // reads for late messages
+	away     error // what every method but Run fails with
+	batches  []int // size of each commit
+	looks    int   // reads for late messages
+	named    map[int64][]LostMessage
 	amends   int           // transactions for late messages
 	hold     chan struct{} // if not nil, Insert waits for it to be closed, or for its context
 }
@@ -142,7 +143,19 @@ func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, erro
 		row.EndedAt, row.EndReason = c.EndedAt, &c.Reason
 		row.Generated, row.Stored, row.Resent, row.Duplicates, row.Lost = &c.Generated, &stored, &c.Resent, &c.Duplicates, &lost
 	}
+	if s.named == nil {
+		s.named = map[int64][]LostMessage{}
+	}
+	if _, ok := s.named[id]; !ok {
+		s.named[id] = c.Lost
+	}
 	return *row, nil
+}
+
+func (s *memoryStore) LostMessages(_ context.Context, id int64, limit int) ([]LostMessage, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.named[id][:min(limit, len(s.named[id]))], s.away
 }
 
 func (s *memoryStore) Look(_ context.Context, key message.Key) (Session, bool, error) {

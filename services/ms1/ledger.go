@@ -444,6 +444,18 @@ func lossReason(e *entry, last bool) string {
 	return "it did not come back in time"
 }
 
+// lostMessages names the lost messages that are remembered, by their keys.
+func (l *ledger) lostMessages() (named []LostMessage) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, stamp := range slices.Sorted(maps.Keys(l.entries)) {
+		if e := l.entries[stamp]; e.state == lost {
+			named = append(named, LostMessage{Service1: stamp, Reason: e.reason})
+		}
+	}
+	return named
+}
+
 // account is the state of a ledger in figures.
 type account struct {
 	generated, stored, resent, duplicates int64

@@ -163,7 +163,7 @@ func (s *session) record(reason EndReason) {
 	s.total = time.Since(s.began)
 	closing := Closing{
 		EndedAt: max(message.StampOf(e.now()), account.newest), Generated: account.generated,
-		Resent: account.resent, Duplicates: account.duplicates, Reason: reason,
+		Resent: account.resent, Duplicates: account.duplicates, Reason: reason, Lost: s.ledger.lostMessages(),
 	}
 	s.row.EndedAt, s.row.EndReason = closing.EndedAt, &closing.Reason
 	e.mu.Unlock()

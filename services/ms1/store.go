@@ -50,6 +50,13 @@ type Closing struct {
 	Resent     int64
 	Duplicates int64
 	Reason     EndReason
+	Lost       []LostMessage // the newest at most; the count follows from the rows
+}
+
+// LostMessage is a row of the table lost_messages.
+type LostMessage struct {
+	Service1 message.Stamp `json:"service1_timestamp"`
+	Reason   string        `json:"reason"`
 }
 
 // Finish ends the session with the figures of c and the number of its rows.
@@ -177,7 +184,8 @@ type Store interface {
 	// ErrSessionEnded, unless every message has its row already.
 	Insert(ctx context.Context, sessionID int64, batch []message.Message) error
 
-	// End counts the rows of the session and writes its last figures, in one
+	// End counts the rows of the session, writes its last figures and names
+	// its lost messages, except those that have a row after all, in one
 	// transaction that waits for an Insert under way. For a session that has
 	// ended already it changes nothing. It returns the row, or ErrNoSession.
 	End(ctx context.Context, sessionID int64, c Closing) (Session, error)
@@ -188,13 +196,17 @@ type Store interface {
 
 	// Amend runs decide in a transaction that holds the row of the message's
 	// session, with that row and whether the message has one. If it returns
-	// true, the message is added and the session's row becomes what decide
-	// made of it; else nothing changes. A transaction that is repeated calls
+	// true, the message is added, it is no longer named as lost, and the
+	// session's row becomes what decide made of it; else nothing changes. A transaction that is repeated calls
 	// decide again. Without such a session it returns ErrNoSession.
 	Amend(ctx context.Context, m message.Message, decide func(row *Session, exists bool) (add bool)) error
 
 	// Session returns the row of a session, or ErrNoSession.
 	Session(ctx context.Context, id int64) (Session, error)
+
+	// LostMessages returns the first lost messages of a session that are
+	// named, by their keys, at most limit.
+	LostMessages(ctx context.Context, id int64, limit int) ([]LostMessage, error)
 
 	// LastSession returns the row with the highest number, or ErrNoSession.
 	LastSession(ctx context.Context) (Session, error)

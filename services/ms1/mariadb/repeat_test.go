@@ -402,6 +402,7 @@ func TestStoreLate(t *testing.T) {
 		expectCount(mock, 0)
 		mock.ExpectExec("^INSERT INTO messages .+ VALUES").
 			WithArgs(7, m.Service1.Time(), m.Service2.Time(), m.Service3.Time(), m.End.Time()).WillReturnResult(sqlmock.NewResult(0, 1))
+		mock.ExpectExec("^DELETE FROM lost_messages").WithArgs(7, m.Service1.Time()).WillReturnResult(sqlmock.NewResult(0, 1))
 		mock.ExpectExec("^UPDATE sessions SET").
 			WithArgs((t0 + 9).Time(), 5, 4, 0, 0, 1, "stopped", 7).WillReturnResult(sqlmock.NewResult(0, 1))
 	}

@@ -43,6 +43,29 @@ func (s *Store) Session(ctx context.Context, id int64) (ms1.Session, error) {
 	return s.read(ctx, fmt.Sprintf("reading session %d", id), "WHERE id = ?", id)
 }
 
+// LostMessages implements [ms1.Store].
+func (s *Store) LostMessages(ctx context.Context, id int64, limit int) (named []ms1.LostMessage, err error) {
+	err = s.repeat(ctx, fmt.Sprintf("reading the lost messages of session %d", id), func(ctx context.Context, db *sql.DB) error {
+		named = nil
+		rows, err := db.QueryContext(ctx, "SELECT service1_timestamp, reason FROM lost_messages WHERE session_id = ? ORDER BY service1_timestamp LIMIT ?", id, limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var service1 sql.NullTime
+			var m ms1.LostMessage
+			if err := rows.Scan(&service1, &m.Reason); err != nil {
+				return err
+			}
+			m.Service1 = message.StampOf(service1.Time)
+			named = append(named, m)
+		}
+		return rows.Err()
+	})
+	return named, err
+}
+
 // LastSession implements [ms1.Store].
 func (s *Store) LastSession(ctx context.Context) (ms1.Session, error) {
 	return s.read(ctx, "reading the last session", "ORDER BY id DESC LIMIT 1")
@@ -139,9 +162,29 @@ func (s *Store) End(ctx context.Context, sessionID int64, c ms1.Closing) (row ms
 			return err
 		}
 		row.Finish(c, rows)
+		if err := nameLost(ctx, tx, sessionID, c.Lost); err != nil {
+			return err
+		}
 		return writeSession(ctx, tx, row)
 	})
 	return row, err
+}
+
+// nameLost adds the lost messages that have no row.
+func nameLost(ctx context.Context, tx *sql.Conn, sessionID int64, named []ms1.LostMessage) error {
+	if len(named) == 0 {
+		return nil
+	}
+	var args []any
+	for _, m := range named {
+		args = append(args, sessionID, m.Service1.Time(), m.Reason)
+	}
+	if _, err := tx.ExecContext(ctx, "INSERT INTO lost_messages (session_id, service1_timestamp, reason) VALUES (?, ?, ?)"+
+		strings.Repeat(", (?, ?, ?)", len(named)-1), args...); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, "DELETE l FROM lost_messages l JOIN messages m USING (session_id, service1_timestamp) WHERE l.session_id = ?", sessionID)
+	return err
 }
 
 // CloseInterrupted implements [ms1.Store].
@@ -205,6 +248,10 @@ func (s *Store) Amend(ctx context.Context, m message.Message, decide func(row *m
 		}
 		if _, err := tx.ExecContext(ctx, insertMessage+"VALUES (?, ?, ?, ?, ?)",
 			m.SessionID, m.Service1.Time(), m.Service2.Time(), m.Service3.Time(), m.End.Time()); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM lost_messages WHERE session_id = ? AND service1_timestamp = ?",
+			m.SessionID, m.Service1.Time()); err != nil {
 			return err
 		}
 		return writeSession(ctx, tx, row)

@@ -93,7 +93,7 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 				t.Fatal(err)
 			}
 			return path
-		}, "found schema version 99, expected at most 1"},
+		}, "found schema version 99, expected at most 2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := c.path(t)

@@ -62,6 +62,32 @@ func (s *Store) Session(ctx context.Context, id int64) (row ms1.Session, err err
 	return row, err
 }
 
+// LostMessages implements [ms1.Store].
+func (s *Store) LostMessages(ctx context.Context, id int64, limit int) (named []ms1.LostMessage, err error) {
+	err = s.repeat(ctx, fmt.Sprintf("reading the lost messages of session %d", id), func() error {
+		named = nil
+		rows, err := s.db.QueryContext(ctx, "SELECT service1_timestamp, reason FROM lost_messages WHERE session_id = ? ORDER BY service1_timestamp LIMIT ?", id, limit)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var m ms1.LostMessage
+			var service1 sql.NullString
+			err := rows.Scan(&service1, &m.Reason)
+			if err == nil {
+				m.Service1, err = stamp(service1)
+			}
+			if err != nil {
+				return err
+			}
+			named = append(named, m)
+		}
+		return rows.Err()
+	})
+	return named, err
+}
+
 // LastSession implements [ms1.Store].
 func (s *Store) LastSession(ctx context.Context) (row ms1.Session, err error) {
 	err = s.repeat(ctx, "reading the last session", func() (err error) {
@@ -159,6 +185,13 @@ func finish(ctx context.Context, tx *sql.Tx, row *ms1.Session, c ms1.Closing) er
 		return err
 	}
 	row.Finish(c, n)
+	for _, m := range c.Lost {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO lost_messages (session_id, service1_timestamp, reason) SELECT ?1, ?2, ?3 "+
+			"WHERE NOT EXISTS (SELECT 1 FROM messages WHERE session_id = ?1 AND service1_timestamp = ?2)",
+			row.ID, m.Service1.String(), m.Reason); err != nil {
+			return err
+		}
+	}
 	return writeSession(ctx, tx, *row)
 }
 
@@ -189,6 +222,10 @@ func (s *Store) Amend(ctx context.Context, m message.Message, decide func(row *m
 		}
 		if _, err := tx.ExecContext(ctx, insertMessage+"VALUES (?, ?, ?, ?, ?)",
 			m.SessionID, m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String()); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM lost_messages WHERE session_id = ? AND service1_timestamp = ?",
+			m.SessionID, m.Service1.String()); err != nil {
 			return err
 		}
 		return writeSession(ctx, tx, row)

@@ -53,6 +53,8 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"late messages", late},
 		{"a late message a hundred times at once", lateInParallel},
 		{"deleting a session deletes its messages", cascade},
+		{"lost messages are named", lostMessages},
+		{"a database of the first version", firstVersion},
 		{"one program per database", oneProgram},
 		{"a context that has ended", endedContext},
 		{"a store before its Run and after", outsideRun},
@@ -585,6 +587,69 @@ func cascade(t *testing.T, d Database) {
 	d.wantRows(t, kept, messages(kept, 0, 10)...)
 	_, err := s.Session(ctx, old)
 	wantErr(t, "Session", err, ms1.ErrNoSession)
+}
+
+func lostMessages(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	insert(t, ctx, s, id, Message(id, 1))
+	all := []ms1.LostMessage{{Service1: t0 + 1, Reason: "has a row"}, {Service1: t0 + 2, Reason: "one"}, {Service1: t0 + 3, Reason: "another"}}
+	closing := ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.Stopped, Lost: all}
+	want := func(what string, limit int, want ...ms1.LostMessage) {
+		t.Helper()
+		if found, err := s.LostMessages(ctx, id, limit); err != nil || !slices.Equal(found, want) {
+			t.Errorf("%s: found %v, error %v, expected %v", what, found, err, want)
+		}
+	}
+	want("open", 9)
+	for range 2 { // the second changes nothing
+		if _, err := s.End(ctx, id, closing); err != nil {
+			t.Fatal(err)
+		}
+		want("ended", 9, all[1:]...)
+	}
+	want("one of them", 1, all[1])
+	if outcome, err := ms1.StoreLate(ctx, s, Message(id, 2)); err != nil || outcome != ms1.OutcomeStored {
+		t.Errorf("StoreLate: found %q, error %v, expected it stored", outcome, err)
+	}
+	want("one came late", 9, all[2])
+	if _, err := d.DB.Exec(fmt.Sprintf("DELETE FROM sessions WHERE id = %d", id)); err != nil {
+		t.Fatal(err)
+	}
+	want("deleted", 9)
+
+	closing.Lost, id = nil, other // as many as a session names
+	for n := range ms1.MaxInFlight {
+		closing.Lost = append(closing.Lost, ms1.LostMessage{Service1: t0 + message.Stamp(n), Reason: "many"})
+	}
+	closing.Generated = ms1.MaxInFlight
+	if _, err := s.End(ctx, other, closing); err != nil {
+		t.Fatal(err)
+	}
+	want("many", 2*ms1.MaxInFlight, closing.Lost...)
+}
+
+func firstVersion(t *testing.T, d Database) {
+	s := d.Open(t)
+	stop := Start(t, s)
+	ctx := deadline(t)
+	id := begin(t, ctx, s)
+	insert(t, ctx, s, id, Message(id, 1))
+	stop()
+	for _, query := range []string{"DROP TABLE lost_messages", "DELETE FROM goose_db_version WHERE version_id = 2"} {
+		if _, err := d.DB.Exec(query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, ctx = d.start(t)
+	d.wantRows(t, id, Message(id, 1))
+	lost := ms1.LostMessage{Service1: t0 + 2, Reason: "lost"}
+	if _, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 2, Reason: ms1.Stopped, Lost: []ms1.LostMessage{lost}}); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := s.LostMessages(ctx, id, 9); err != nil || !slices.Equal(found, []ms1.LostMessage{lost}) {
+		t.Errorf("found %v, error %v, expected %v", found, err, lost)
+	}
 }
 
 func oneProgram(t *testing.T, d Database) {
