@@ -173,7 +173,7 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 	first, script := mocked(t, true)
 	expectConnection(script, 5, "here:1")
 	expectGetLock(script, 0, 1)
-	expectSchema(script, 1)
+	expectSchema(script, 2)
 	script.ExpectPing().WillReturnError(syscall.ECONNRESET)
 
 	second, script := mocked(t, false)
@@ -182,7 +182,7 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 	expectHolder(script, 5, "here:1")
 	script.ExpectExec("^KILL CONNECTION").WithArgs(5).WillReturnResult(sqlmock.NewResult(0, 0))
 	expectGetLock(script, 5, 1)
-	expectSchema(script, 1)
+	expectSchema(script, 2)
 
 	s, log := scripted(first, second)
 	s.pingEvery = 500 * time.Millisecond // not before the script's other steps
