@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 
+	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
@@ -40,10 +41,12 @@ type consumer struct {
 	telemetry *telemetry.Telemetry
 	metrics   *metrics
 	committer *committer
+	letters   letters
 	log       zerolog.Logger
 	troubles  zerolog.Logger // with Kafka; says at most one thing in ten seconds
 	refusals  zerolog.Logger // the same, with MS1
 	wrongs    zerolog.Logger // the same, for what a person must put right
+	buried    zerolog.Logger // dead letters; the topic has all of them
 	stall     time.Duration
 
 	posting chan struct{}  // one place taken by each request to MS1
@@ -58,10 +61,15 @@ func newConsumer(c Config, link *topic.Link, s *store, t *telemetry.Telemetry, l
 	}
 	k := &consumer{
 		config: c, link: link, store: s, telemetry: t, committer: newCommitter(maxOpen),
-		log: log, troubles: sampled(), refusals: sampled(), wrongs: sampled(), stall: stallTime,
+		log: log, troubles: sampled(), refusals: sampled(), wrongs: sampled(), buried: logging.Limit(log), stall: stallTime,
 		posting: make(chan struct{}, c.Workers),
 	}
 	boundDecompression()
+	k.letters.produce = func(ctx context.Context, batch ...kafka.Message) error {
+		// The first partition: any topic has it.
+		_, err := link.Produce(ctx, c.Kafka.DeadLetterTopic, 0, batch...)
+		return err
+	}
 	k.metrics = newMetrics(t.Metrics, k.committer)
 	k.setReady(errors.New("not yet a member of the consumer group"))
 	return k

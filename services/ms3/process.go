@@ -144,18 +144,17 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 	}
 	// Not those of a dead letter that was put into the topic again.
 	theirs := slices.DeleteFunc(slices.Clone(m.Headers), func(h kafka.Header) bool { return strings.HasPrefix(h.Key, "tricycle-") })
-	letter := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
+	copied := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
 	span := trace.SpanFromContext(work)
 	fail(span, kind, reason)
 	refused := 0 // permanent errors in a row
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
-		// The first partition: any topic has it, and there is no crowd.
-		_, err := c.link.Produce(work, c.config.Kafka.DeadLetterTopic, 0, letter)
+		err := c.letters.write(work, copied)
 		if err == nil {
 			break
 		}
 		if errors.Is(err, kafka.MessageSizeTooLarge) { // with our headers it is; then without its own text
-			letter = kafka.Message{Headers: own}
+			copied = kafka.Message{Headers: own}
 		}
 		if refused++; !isPermanent(err) {
 			refused = 0
@@ -176,7 +175,7 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 		}
 	}
 	c.metrics.dead.WithLabelValues(kind).Inc()
-	c.log.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
+	c.buried.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
 		Stringer("trace_id", span.SpanContext().TraceID()).Msg("a record can never be stored; it is now a dead letter")
 	return true
 }

@@ -1,0 +1,90 @@
+package ms3
+
+import (
+	"context"
+	"sync"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// Bounds of a request that writes dead letters. A larger letter goes alone.
+const (
+	maxLetters     = 256
+	maxLetterBytes = 256 << 10
+)
+
+// letters writes dead letters. Those that come while a request is under way
+// wait and go together in the next one, so that a flood of records that MS1
+// refuses does not hold up the messages among them.
+type letters struct {
+	produce func(ctx context.Context, batch ...kafka.Message) error
+
+	mu      sync.Mutex
+	queue   []letter
+	writing bool
+}
+
+type letter struct {
+	message kafka.Message
+	done    chan<- error
+}
+
+// write returns when the letter is written or refused.
+func (l *letters) write(ctx context.Context, m kafka.Message) error {
+	done := make(chan error, 1)
+	l.mu.Lock()
+	l.queue = append(l.queue, letter{m, done})
+	first := !l.writing
+	l.writing = true
+	l.mu.Unlock()
+	if first {
+		go l.run(context.WithoutCancel(ctx))
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run writes until the queue is empty.
+func (l *letters) run(ctx context.Context) {
+	for batch := l.next(); len(batch) > 0; batch = l.next() {
+		messages := make([]kafka.Message, len(batch))
+		for i, m := range batch {
+			messages[i] = m.message
+		}
+		err := l.produce(ctx, messages...)
+		alone := len(batch) > 1 && isPermanent(err) // one letter may be the cause
+		for _, m := range batch {
+			if alone {
+				err = l.produce(ctx, m.message)
+			}
+			m.done <- err
+		}
+	}
+}
+
+// next takes a batch out of the queue. If there is none, the run has ended.
+func (l *letters) next() []letter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n, size := 0, 0
+	for n < min(len(l.queue), maxLetters) {
+		m := l.queue[n].message
+		size += len(m.Key) + len(m.Value)
+		for _, h := range m.Headers {
+			size += len(h.Key) + len(h.Value)
+		}
+		if n > 0 && size > maxLetterBytes {
+			break
+		}
+		n++
+	}
+	batch := l.queue[:n:n]
+	if l.queue = l.queue[n:]; n == 0 {
+		l.queue, l.writing = nil, false
+	}
+	return batch
+}

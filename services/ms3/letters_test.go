@@ -1,0 +1,75 @@
+package ms3
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/segmentio/kafka-go"
+)
+
+func TestLettersShareRequests(t *testing.T) {
+	t.Parallel()
+	const many = 1000
+	started, release := make(chan struct{}), make(chan struct{})
+	written, requests := map[string]int{}, 0
+	l := &letters{}
+	l.produce = func(_ context.Context, batch ...kafka.Message) error {
+		if requests++; requests == 1 {
+			close(started)
+			<-release
+		}
+		size := 0
+		for _, m := range batch {
+			size += len(m.Value)
+			if string(m.Key) == "large" {
+				return kafka.MessageSizeTooLarge
+			}
+		}
+		if len(batch) > maxLetters || size > maxLetterBytes {
+			t.Errorf("%d letters of %d bytes in a request", len(batch), size)
+		}
+		for _, m := range batch {
+			written[string(m.Key)]++
+		}
+		return nil
+	}
+	var writing sync.WaitGroup
+	write := func(key string, size int, want error) {
+		writing.Go(func() {
+			if err := l.write(t.Context(), kafka.Message{Key: []byte(key), Value: make([]byte, size)}); err != want {
+				t.Errorf("letter %s: got %v, want %v", key, err, want)
+			}
+		})
+	}
+	write("first", 1, nil)
+	<-started
+	for i := range many {
+		write(fmt.Sprint(i), 100, nil)
+	}
+	write("large", 100, kafka.MessageSizeTooLarge)
+	for queued := 0; queued < many+1; {
+		l.mu.Lock()
+		queued = len(l.queue)
+		l.mu.Unlock()
+	}
+	close(release)
+	writing.Wait()
+	if len(written) != many+1 {
+		t.Errorf("%d letters are written, want %d", len(written), many+1)
+	}
+	if most := 2 + many/maxLetters + 1 + maxLetters; requests > most { // one batch goes letter by letter
+		t.Errorf("%d letters in %d requests, want at most %d", many+2, requests, most)
+	}
+	for key, n := range written {
+		if n != 1 {
+			t.Errorf("letter %s is written %d times", key, n)
+		}
+	}
+
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	l.produce = func(context.Context, ...kafka.Message) error { return nil }
+	_ = l.write(ctx, kafka.Message{}) // either outcome, but it returns
+}
