@@ -68,7 +68,12 @@ type chain struct {
 // newChain prepares a chain. Nothing runs yet.
 func newChain(t *testing.T) *chain {
 	t.Helper()
-	db := storetest.MariaDB(t)
+	return newChainOn(t, storetest.MariaDB(t))
+}
+
+// newChainOn prepares a chain on a database that the test brings.
+func newChainOn(t *testing.T, db storetest.Server) *chain {
+	t.Helper()
 	c := &chain{t: t, dir: t.TempDir(), db: db, kafka: topictest.Config(t), running: map[string]*program{}, address: map[string]string{}}
 	for _, name := range []string{"ms1", "ms2", "ms3"} {
 		c.address[name] = freeAddress(t)

@@ -1,0 +1,186 @@
+package chain
+
+import (
+	"context"
+	"database/sql"
+	"net"
+	"net/http"
+	"os/exec"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+)
+
+// relay forwards TCP connections to its target, each byte after a delay. A new
+// target is for new connections only.
+type relay struct {
+	address string
+	target  atomic.Value // string
+	delay   time.Duration
+}
+
+func newRelay(t *testing.T, target string, delay time.Duration) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	r := &relay{address: l.Addr().String(), delay: delay}
+	r.target.Store(target)
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", r.target.Load().(string))
+			if err != nil {
+				client.Close()
+				continue
+			}
+			go r.forward(client, server)
+			go r.forward(server, client)
+		}
+	}()
+	return r
+}
+
+func (r *relay) forward(from, to net.Conn) {
+	type chunk struct {
+		due  time.Time
+		data []byte
+	}
+	chunks := make(chan chunk, 4096)
+	go func() {
+		defer to.Close()
+		for c := range chunks {
+			time.Sleep(time.Until(c.due))
+			_, _ = to.Write(c.data) // if it fails, so does the reading end
+		}
+	}()
+	defer close(chunks)
+	for {
+		data := make([]byte, 32<<10)
+		n, err := from.Read(data)
+		if err != nil {
+			return
+		}
+		chunks <- chunk{time.Now().Add(r.delay), data[:n]}
+	}
+}
+
+// A database far away makes messages wait, and what waits is not lost: with
+// many in flight the rate must not fall below that of a few.
+func TestDistantDatabase(t *testing.T) {
+	c := newChain(t)
+	r := newRelay(t, c.db.Address, 40*time.Millisecond)
+	c.overlays["ms1"]["database"].(settings)["address"] = r.address
+	c.up()
+	rate := func(seconds, inFlight int) float64 {
+		began := time.Now()
+		c.begin(seconds, inFlight)
+		s := c.end()
+		c.noneLost(s)
+		if s.Resent > s.Generated/20 {
+			t.Errorf("%d in flight: %d of %d messages were sent again, want at most 5 %%", inFlight, s.Resent, s.Generated)
+		}
+		return float64(s.Stored) / time.Since(began).Seconds()
+	}
+	few := rate(4, 64)
+	many := rate(8, 4096)
+	t.Logf("%.0f messages/s with 64 in flight, %.0f with 4096", few, many)
+	if many < 0.8*few {
+		t.Errorf("%.0f messages/s with 4096 in flight, want about the %.0f of 64 or more", many, few)
+	}
+}
+
+// In a planned failover the old server becomes read-only and stays alive, its
+// connections too, and the address leads to the new one.
+func TestDatabaseFailover(t *testing.T) {
+	t.Parallel()
+	before, after := servertest.MariaDB(t), servertest.MariaDB(t)
+	r := newRelay(t, before.Address, 0)
+	c := newChainOn(t, storetest.Server{Address: r.address, Name: "tricycle", User: before.User, PasswordFile: before.PasswordFile})
+	c.up()
+	id := c.load(600, 64)
+
+	before.SQL("SET GLOBAL read_only=1")
+	readyz := "http://" + c.address["ms1"] + "/readyz"
+	topictest.Eventually(t, 10*time.Second, "MS1 says that it cannot store", func() bool {
+		code, _ := get(t, "ms1", readyz)
+		return code == http.StatusServiceUnavailable
+	})
+	dump := exec.Command("sh", "-c", `mariadb-dump --no-defaults -u root -S "$0" tricycle | mariadb --no-defaults -u root -S "$1" tricycle`, before.Socket, after.Socket)
+	if out, err := dump.CombinedOutput(); err != nil {
+		t.Fatalf("copy the database: %v\n%s", err, out)
+	}
+	copied := c.status().Session.Stored
+	for _, host := range []string{"localhost", "127.0.0.1", "%"} {
+		after.SQL("ALTER USER IF EXISTS tricycle@'" + host + "' IDENTIFIED BY '" + before.Password + "'")
+	}
+	r.target.Store(after.Address)
+	topictest.Eventually(t, 15*time.Second, "MS1 is ready again", func() bool {
+		code, _ := get(t, "ms1", readyz)
+		return code == http.StatusOK
+	})
+	topictest.Eventually(t, 15*time.Second, "the session goes on", func() bool { return c.status().Session.Stored >= copied+100 })
+
+	db, err := sql.Open("mysql", before.User+":"+before.Password+"@tcp("+after.Address+")/tricycle")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	c.db.DB = db
+	var s session
+	c.get("/stop", http.StatusOK, &s)
+	c.check(s)
+	c.noneLost(s)
+	if s.ID != id {
+		t.Errorf("session %d ended, want %d", s.ID, id)
+	}
+	c.begin(2, 64)
+	c.noneLost(c.end())
+}
+
+// Messages that MS1 never sent, of sessions that never were and of the one
+// that runs, must not starve it.
+func TestStrangersMessages(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	c.up()
+	id := c.begin(5, 16)
+	now := message.StampOf(time.Now())
+	var records []kafka.Message
+	for i := range 24_000 {
+		m := message.Message{SessionID: 1_000_000, Service1: now + message.Stamp(i), Service2: now + message.Stamp(i)}
+		if i%2 == 0 {
+			m.SessionID = id
+			m.Service1 -= 3_600_000_000 // an hour before the session, which cannot have made it
+		}
+		records = append(records, kafka.Message{Key: m.Key().Append(nil), Value: m.Encode()})
+	}
+	w := kafka.Writer{Addr: kafka.TCP(c.kafka.Brokers...), Topic: c.kafka.Topic, Balancer: &kafka.Hash{}, BatchSize: 1000,
+		BatchTimeout: 10 * time.Millisecond, Transport: &kafka.Transport{}}
+	defer w.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := w.WriteMessages(ctx, records...); err != nil {
+		t.Fatal(err)
+	}
+	if c.status().State == "idle" {
+		t.Fatal("the session ended before the stranger had written")
+	}
+	s := c.end()
+	c.noneLost(s)
+	if s.Stored < 5*100 {
+		t.Errorf("%d messages in 5 s beside a stranger's, want at least 500", s.Stored)
+	}
+}
