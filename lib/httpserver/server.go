@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/tricycle-relay/tricycle/lib/logging"
 )
 
 const (
@@ -115,17 +117,22 @@ type Server struct {
 }
 
 // Listen opens a TCP listener on address ("host:port", port 0 for a free one)
-// for a server of the handler. Nothing is served before [Server.Run].
+// for a server of the handler. Nothing is served before [Server.Run]. The
+// server has at most [MaxConnections] connections; at the limit it closes the
+// one that has been idle longest. A client that takes longer than
+// [AnswerTimeout] to read an answer is cut off.
 func Listen(address string, handler http.Handler, logger zerolog.Logger) (*Server, error) {
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	return &Server{listener: l, server: &http.Server{
+	limited := newConnections(l, MaxConnections, logging.Limit(logger))
+	return &Server{listener: limited, server: &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnState:         limited.state,
 		ErrorLog:          log.New(logger.With().Str("level", "warn").Logger(), "", 0),
 	}}, nil
 }

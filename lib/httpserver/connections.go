@@ -1,0 +1,199 @@
+package httpserver
+
+import (
+	"bytes"
+	"container/list"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+const (
+	// MaxConnections is the number of connections that a server has at most:
+	// those of an MS3 with all its workers, and room for others. An idle one
+	// costs about 20 KiB.
+	MaxConnections = 1280
+	// AnswerTimeout is how long a client may take to read an answer, counted
+	// from its first byte.
+	AnswerTimeout = 10 * time.Second
+	// socketBuffer is the size in bytes of each of the kernel's two buffers of
+	// a connection, of which Linux takes twice as much. By default they grow to
+	// megabytes for a client that does not read.
+	socketBuffer = 32 << 10
+)
+
+// connections is a listener whose connections are limited in number. At the
+// limit the connection that has waited longest for a request is closed in
+// favour of a new one; if all have a request under way, the new one waits.
+// A connection that was hijacked does not count any more.
+type connections struct {
+	net.Listener
+	limit int
+	log   zerolog.Logger
+
+	mu      sync.Mutex
+	changed *sync.Cond // a connection is closed or waits, or the listener is closed
+	open    map[net.Conn]*list.Element
+	waiting *list.List // of net.Conn, the one that has waited longest first
+	closed  bool
+}
+
+func newConnections(l net.Listener, limit int, log zerolog.Logger) *connections {
+	c := &connections{Listener: l, limit: limit, log: log, open: map[net.Conn]*list.Element{}, waiting: list.New()}
+	c.changed = sync.NewCond(&c.mu)
+	return c
+}
+
+// Accept implements [net.Listener].
+func (c *connections) Accept() (net.Conn, error) {
+	plain, err := c.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	if tcp, ok := plain.(*net.TCPConn); ok { // a socket that is closed already fails later
+		_ = tcp.SetReadBuffer(socketBuffer)
+		_ = tcp.SetWriteBuffer(socketBuffer)
+	}
+	conn := &connection{Conn: plain}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.open) >= c.limit && !c.closed {
+		oldest := c.waiting.Front()
+		c.log.Warn().Int("limit", c.limit).Bool("idle_closed", oldest != nil).Msg("connection limit reached")
+		if oldest == nil {
+			c.changed.Wait()
+			continue
+		}
+		idle := oldest.Value.(net.Conn)
+		c.remove(idle)
+		_ = idle.Close()
+	}
+	if c.closed {
+		_ = plain.Close()
+		return nil, net.ErrClosed
+	}
+	c.open[conn] = nil
+	return conn, nil
+}
+
+// Close implements [net.Listener].
+func (c *connections) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.changed.Broadcast()
+	c.mu.Unlock()
+	return c.Listener.Close()
+}
+
+// remove forgets a connection.
+func (c *connections) remove(conn net.Conn) {
+	if e := c.open[conn]; e != nil {
+		c.waiting.Remove(e)
+	}
+	delete(c.open, conn)
+	c.changed.Broadcast()
+}
+
+// state is [http.Server.ConnState].
+func (c *connections) state(conn net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e, ok := c.open[conn]
+	if !ok { // closed by Accept
+		return
+	}
+	switch state {
+	case http.StateNew, http.StateIdle:
+		conn.(*connection).rearm()
+		c.open[conn] = c.waiting.PushBack(conn)
+		c.changed.Broadcast()
+	case http.StateActive:
+		if e != nil {
+			c.waiting.Remove(e)
+			c.open[conn] = nil
+		}
+	case http.StateHijacked:
+		conn.(*connection).armed.Store(true) // its deadlines are not ours any more
+		c.remove(conn)
+	case http.StateClosed:
+		c.remove(conn)
+	}
+}
+
+// connection is a connection whose answers have a deadline, and whose errors
+// that net/http answers by itself, in plain text, are problem details.
+type connection struct {
+	net.Conn
+	armed atomic.Bool // the deadline of this answer is set
+}
+
+// rearm prepares for the answer to the next request.
+func (c *connection) rearm() {
+	_ = c.SetWriteDeadline(time.Time{}) // an error comes back from Write
+	c.armed.Store(false)
+}
+
+// Write implements [net.Conn].
+func (c *connection) Write(p []byte) (int, error) {
+	if c.armed.CompareAndSwap(false, true) {
+		if err := c.SetWriteDeadline(time.Now().Add(AnswerTimeout)); err != nil {
+			return 0, err
+		}
+		if problem := plainError(p); problem != nil {
+			if _, err := c.Conn.Write(problem); err != nil {
+				return 0, err
+			}
+			return len(p), nil
+		}
+	}
+	return c.Conn.Write(p)
+}
+
+// CloseWrite is what net/http looks for, to let a client that is still sending
+// read its answer.
+func (c *connection) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return nil
+}
+
+// plainError returns the answer of net/http to a request that it cannot read,
+// with a body of problem details, or nil if p is another answer: those of
+// handlers have the header Date.
+func plainError(p []byte) []byte {
+	head, text, _ := bytes.Cut(p, []byte("\r\n\r\n"))
+	line, header, _ := bytes.Cut(head, []byte("\r\n"))
+	version, status, _ := bytes.Cut(line, []byte(" "))
+	if string(version) != "HTTP/1.1" || len(status) < 3 || string(header) != "Content-Type: text/plain; charset=utf-8\r\nConnection: close" {
+		return nil
+	}
+	code, err := strconv.Atoi(string(status[:3]))
+	if err != nil {
+		return nil
+	}
+	w := &answer{header: http.Header{"Connection": {"close"}}}
+	Problem{Status: code, Detail: "request: " + string(bytes.TrimSpace(bytes.TrimPrefix(text, status[:3])))}.Write(w)
+	return w.bytes.Bytes()
+}
+
+// answer is a whole response in memory.
+type answer struct {
+	header http.Header
+	bytes  bytes.Buffer
+}
+
+func (a *answer) Header() http.Header { return a.header }
+
+func (a *answer) WriteHeader(code int) {
+	a.bytes.WriteString("HTTP/1.1 " + strconv.Itoa(code) + " " + http.StatusText(code) + "\r\n")
+	_ = a.header.Write(&a.bytes) // a buffer never fails
+	a.bytes.WriteString("\r\n")
+}
+
+func (a *answer) Write(p []byte) (int, error) { return a.bytes.Write(p) }
