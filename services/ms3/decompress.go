@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
 	"github.com/segmentio/kafka-go/compress"
 )
@@ -84,14 +85,53 @@ func (r *boundedReader) decompress() ([]byte, error) {
 }
 
 func (r *boundedReader) open() (io.ReadCloser, error) {
-	if r.codec.Code() != int8(compress.Zstd) {
-		return r.codec.NewReader(r.in), nil
+	switch compress.Compression(r.codec.Code()) {
+	case compress.Zstd:
+		d, err := zstd.NewReader(r.in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		if err != nil {
+			return nil, err
+		}
+		return d.IOReadCloser(), nil
+	case compress.Snappy:
+		// Its decoder allocates what the lengths in the data state.
+		data, err := io.ReadAll(r.in)
+		if err == nil {
+			err = checkSnappy(data)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return r.codec.NewReader(bytes.NewReader(data)), nil
 	}
-	d, err := zstd.NewReader(r.in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-	if err != nil {
-		return nil, err
+	return r.codec.NewReader(r.in), nil
+}
+
+var errStatedSize = errors.New("stated size out of range")
+
+// checkSnappy returns an error if a length that the data state is beyond the
+// data or [maxDecompressed]. The data are one block, or blocks framed as the
+// Java library xerial/snappy-java does: a header of 16 bytes, then four bytes
+// of length before each block.
+func checkSnappy(data []byte) error {
+	const header = 16
+	if !bytes.HasPrefix(data, []byte("\x82SNAPPY\x00")) {
+		if n, err := s2.DecodedLen(data); err != nil || n > maxDecompressed {
+			return errors.Join(errStatedSize, err)
+		}
+		return nil
 	}
-	return d.IOReadCloser(), nil
+	for total, rest := 0, data[min(header, len(data)):]; len(rest) > 0; {
+		if len(rest) < 4 || uint64(binary.BigEndian.Uint32(rest)) > uint64(len(rest)-4) {
+			return errStatedSize
+		}
+		size := binary.BigEndian.Uint32(rest)
+		n, err := s2.DecodedLen(rest[4 : 4+size])
+		if total += n; err != nil || total > maxDecompressed {
+			return errors.Join(errStatedSize, err)
+		}
+		rest = rest[4+size:]
+	}
+	return nil
 }
 
 // standIn returns a record (https://kafka.apache.org/documentation/#record)

@@ -2,6 +2,7 @@ package ms3
 
 import (
 	"bytes"
+	"io"
 	"runtime"
 	"strings"
 	"testing"
@@ -75,5 +76,32 @@ func TestDecompressionIsBounded(t *testing.T) {
 	}
 	if n := strings.Count(r.log.String(), "batch not decompressed"); n != letters {
 		t.Errorf("%d batches are logged, want %d", n, letters)
+	}
+}
+
+// Lengths that the compressed data state are not allocated before they are
+// checked.
+func TestStatedSizesAreChecked(t *testing.T) {
+	xerial := "\x82SNAPPY\x00\x00\x00\x00\x01\x00\x00\x00\x01"
+	for name, data := range map[string]string{
+		"frame of 4 GiB":        xerial + "\xff\xff\xff\xff\x00",
+		"block of 4 GiB":        "\xff\xff\xff\xff\x0f\x00",
+		"framed block of 2 GiB": xerial + "\x00\x00\x00\x06\xff\xff\xff\xff\x07\x00",
+		"cut frame":             xerial + "\x00\x00",
+		"no snappy":             "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+	} {
+		t.Run(name, func(t *testing.T) {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			r := boundedCodec{&compress.SnappyCodec}.NewReader(&io.LimitedReader{R: strings.NewReader(data + "next batch"), N: int64(len(data))})
+			batch, err := io.ReadAll(r)
+			runtime.ReadMemStats(&after)
+			if err != nil || !bytes.Contains(batch, unreadable) {
+				t.Errorf("got %q, %v, want the record that stands for the batch", batch, err)
+			}
+			if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+				t.Errorf("%d bytes were allocated, want at most 1 MiB", n)
+			}
+		})
 	}
 }
