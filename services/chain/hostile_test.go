@@ -180,7 +180,8 @@ func TestStrangersMessages(t *testing.T) {
 	}
 	s := c.end()
 	c.noneLost(s)
-	if s.Stored < 5*100 {
-		t.Errorf("%d messages in 5 s beside a stranger's, want at least 500", s.Stored)
+	// How many depends on the machine; each slot must have turned over.
+	if s.Stored < 4*16 {
+		t.Errorf("%d messages stored beside a stranger's, want at least 64", s.Stored)
 	}
 }
