@@ -24,6 +24,7 @@ func TestGuard(t *testing.T) {
 	server := httptest.NewServer(httpserver.Routes{
 		"/start":  {http.MethodGet: ok},
 		"/store":  {http.MethodPost: ok},
+		"/ws":     {http.MethodGet: ok},
 		"/status": httpserver.ReadOnly(ok),
 	}.Handler("tricycle.example.org"))
 	t.Cleanup(server.Close)
@@ -53,7 +54,13 @@ func TestGuard(t *testing.T) {
 		{"GET /start|Host: 127.0.0.1.evil.example", 421},
 		{"GET /start|Host: xtricycle.example.org", 421},
 		{"GET /status|Host: evil.example", 421},
-		{"POST /store|Host: evil.example|" + json, 421},
+		{"POST /store|Host: evil.example|Origin: http://evil.example|" + json, 421},
+		{"GET /ws|Host: evil.example|Upgrade: websocket|Connection: Upgrade|Origin: http://evil.example", 421},
+		{"GET /ws|Host: evil.example|Upgrade: websocket|Connection: Upgrade|Sec-Fetch-Site: none", 421},
+		{"GET /ws|Host: evil.example", 421},
+
+		{"POST /store|Host: ms1.tricycle.svc|" + json, 200},                                 // MS3
+		{"GET /ws|Host: ms2.tricycle.svc:8081|Upgrade: websocket|Connection: Upgrade", 200}, // MS1
 		{"GET http://evil.example/start", 421},
 		{"GET http://evil.example/start|Host: localhost", 421},
 

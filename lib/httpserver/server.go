@@ -43,7 +43,8 @@ type Routes map[string]map[string]http.HandlerFunc
 //
 // Requests that a web page of another site can cause are refused: 421 for a
 // Host that is no IP address, localhost, name without dots or one of the
-// allowed hosts, 403 for a foreign Origin, for fetch metadata of another site
+// allowed hosts (each a name or name:port), except for a POST or a WebSocket
+// handshake that no browser has sent; 403 for a foreign Origin, for fetch metadata of another site
 // and, where the route acts, for a prefetch; 415 for a POST of another type
 // than application/json.
 func (routes Routes) Handler(allowedHosts ...string) http.Handler {

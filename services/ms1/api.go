@@ -37,7 +37,7 @@ func (s *Service) handler(checks []httpserver.Check) http.Handler {
 		"/sessions/{id}": httpserver.ReadOnly(s.session),
 		"/metrics":       httpserver.ReadOnly(promhttp.HandlerFor(s.telemetry.Metrics, promhttp.HandlerOpts{}).ServeHTTP),
 	})
-	return routes.Handler(s.config.AllowedHosts...)
+	return routes.Handler(append([]string{s.config.Listen}, s.config.AllowedHosts...)...)
 }
 
 // traced gives every request a SERVER span, in the trace that its headers name

@@ -105,7 +105,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: s.serveWebSocket}
 	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	var err error
-	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(c.AllowedHosts...), log); err != nil {
+	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
 		return nil, fmt.Errorf("listening for MS1: %w", err)
 	}
 	return s, nil

@@ -51,7 +51,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 		httpserver.Check{Name: "ms1", Probe: store.ready},
 	)
 	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
-	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(c.AllowedHosts...), log); err != nil {
+	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
 		return nil, fmt.Errorf("listening for health checks: %w", err)
 	}
 	return s, nil

@@ -150,7 +150,10 @@ func (s *store) ready(ctx context.Context) error {
 	}
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
-	if resp.StatusCode != http.StatusOK {
+	// MS1 shows itself only under its allowed hosts, and takes messages under
+	// any name.
+	known := resp.StatusCode == http.StatusMisdirectedRequest && resp.Header.Get("Content-Type") == httpserver.ProblemType
+	if resp.StatusCode != http.StatusOK && !known {
 		return fmt.Errorf("found %s at %s, expected 200", resp.Status, s.health)
 	}
 	return nil

@@ -1,0 +1,38 @@
+package ms3
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"testing"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+)
+
+// MS1 under a name that it does not show itself under takes messages all the
+// same; a stranger that answers 421 does not.
+func TestReadyUnderAnyName(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer http.HandlerFunc
+		ready  bool
+	}{
+		"MS1": {func(w http.ResponseWriter, _ *http.Request) {
+			httpserver.Problem{Status: http.StatusMisdirectedRequest}.Write(w)
+		}, true},
+		"a stranger": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMisdirectedRequest) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := httptest.NewServer(c.answer)
+			defer server.Close()
+			config := Defaults()
+			config.MS1.URL = server.URL + "/store"
+			s, err := newStore(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.client.CloseIdleConnections()
+			if err := s.ready(t.Context()); (err == nil) != c.ready {
+				t.Errorf("got %v, want ready: %t", err, c.ready)
+			}
+		})
+	}
+}
