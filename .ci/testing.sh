@@ -124,7 +124,7 @@ tests() {
 # environment pulled or stood in for (as root); and the variable that asks for the tests.
 containers() {
   local image missing=()
-  check 'images of the environment' .ci/standins/build
+  check 'images of the environment' .ci/offline/images/build
   begin 'images of the services'
   if ! timeout 120 bazel version; then
     echo 'no working bazel: the images are those that the engine has'

@@ -27,7 +27,7 @@ var versions = []struct {
 		{"go.mod", `\ntoolchain go([\d.]+)`},
 		{"go.mod", `\ngo (\d+\.\d+)`},
 		{"flake.nix", `\bgo_(\d+_\d+)`},
-		{".ci/nixpkgs/flake.nix", `\bgo_(\d+_\d+)`},
+		{".ci/offline/nixpkgs/flake.nix", `\bgo_(\d+_\d+)`},
 		{docs, `\bGo (\d[\d.]*\d)`},
 	}, ""},
 	{"Go SDK of Bazel", []place{
@@ -42,7 +42,7 @@ var versions = []struct {
 	{"nixpkgs", []place{
 		{"flake.nix", `nixpkgs/nixos-([\d.]+)"`},
 		{"flake.lock", `"ref": "nixos-([\d.]+)"`},
-		{".ci/nixpkgs/flake.nix", `nixos-(\d\d\.\d\d)`},
+		{".ci/offline/nixpkgs/flake.nix", `nixos-(\d\d\.\d\d)`},
 		{docs, `nixos-(\d\d\.\d\d)`},
 	}, ""},
 	{"revision of nixpkgs", []place{
@@ -84,7 +84,7 @@ var versions = []struct {
 
 const (
 	docs    = "README*.md docs/*.md"
-	scripts = ".ci/* .ci/*/*"
+	scripts = ".ci/* .ci/*/* .ci/*/*/* .ci/*/*/*/*"
 )
 
 // A mention is one place of a version.
@@ -198,7 +198,7 @@ func TestVersionsAreCompared(t *testing.T) {
 	}
 	for _, file := range []string{
 		"go.mod", "MODULE.bazel", ".bazelversion", ".bazelrc", "flake.nix", "flake.lock", "compose/compose.yaml",
-		".ci/kafka/pom.xml", ".ci/servers", ".ci/nixpkgs/flake.nix", "README.md", "README.ru.md", "docs/nix.md",
+		".ci/kafka/pom.xml", ".ci/servers", ".ci/offline/nixpkgs/flake.nix", "README.md", "README.ru.md", "docs/nix.md",
 	} {
 		if !slices.Contains(changed, file) {
 			t.Errorf("found no version in %s", file)
