@@ -134,7 +134,8 @@ func Listen(address string, handler http.Handler, logger zerolog.Logger) (*Serve
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         limited.state,
-		ErrorLog:          log.New(logger.With().Str("level", "warn").Logger(), "", 0),
+		// Clients can cause these lines at any rate.
+		ErrorLog: log.New(logging.Limit(logger.With().Str("level", "warn").Logger()), "", 0),
 	}}, nil
 }
 
