@@ -626,6 +626,30 @@ func TestOnceIsAboutItsOwnSession(t *testing.T) {
 	}
 }
 
+func TestOnceWaitsForTheSessionOfAnotherClient(t *testing.T) {
+	t.Parallel()
+	c := usual(t)
+	c.Once = true
+	c.Interaction.IntervalSeconds = 1
+	c.Listen = freeAddress(t)
+	said, stop := start(t, c)
+	// MS1 accepts a session before MS3 has its partitions, which -once waits for.
+	topictest.Eventually(t, 30*time.Second, "another client's session", func() bool {
+		status, _ := get(t, "http://"+c.Listen+"/start?interval=2")
+		return status == http.StatusAccepted
+	})
+	said.find(t, `waiting for another client: session 1 is running`)
+	if groups := said.find(t, `\nsession (\d+) \((.*)\)\n`); groups[1] != "2" || groups[2] != "interval elapsed" {
+		t.Errorf("it sums up session %s (%s), want session 2 (interval elapsed)", groups[1], groups[2])
+	}
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if n := number(t, look(t, c.Data), "SELECT COUNT(*) FROM sessions WHERE end_reason = 'interval elapsed'"); n != 2 {
+		t.Errorf("%d sessions ran their full interval, want 2", n)
+	}
+}
+
 func TestASummaryOutlivesAFloodOfRequests(t *testing.T) {
 	t.Parallel()
 	c := usual(t)

@@ -18,7 +18,7 @@ type Config struct {
 	Listen       string                `yaml:"listen"`        // host:port of MS1; the others take free loopback ports
 	AllowedHosts []string              `yaml:"allowed_hosts"` // names with a dot by which clients address MS1; IP addresses, localhost and names without a dot need no entry
 	Data         string                `yaml:"data"`          // folder of everything that is embedded, and of the logs; it is made
-	Once         bool                  `yaml:"once"`          // run one session at once, then end
+	Once         bool                  `yaml:"once"`          // run one session at once, then end; a session of another client is waited for
 	Interaction  ms1.InteractionConfig `yaml:"interaction"`
 	Workers      int                   `yaml:"workers"`  // MS3's requests to MS1 under way at once
 	GroupID      string                `yaml:"group_id"` // MS3's consumer group

@@ -50,7 +50,8 @@ func (t *trio) attend(ctx context.Context) error {
 	return nil
 }
 
-// once runs one session by the way that a person would.
+// once runs one session by the way that a person would. If another client has
+// started one before, it waits for its end.
 func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error {
 	t.screen.say("GET %s/start", url)
 	var answer struct {
@@ -58,6 +59,12 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 		Detail    string `json:"detail"` // of a problem
 	}
 	status, err := t.get(ctx, url+"/start", &answer)
+	for err == nil && status == http.StatusConflict {
+		t.screen.say("waiting for another client: %s", answer.Detail)
+		for pause(ctx, askEvery) && service.Status(ctx).State != ms1.Idle {
+		}
+		status, err = t.get(ctx, url+"/start", &answer)
+	}
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return nil

@@ -186,7 +186,7 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message: not stored yet, try again"}.Write(w)
 	case outcome == OutcomeUnknown:
 		httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
-			Detail: fmt.Sprintf("message %s was never sent, or its session has ended with nothing lost", m.Key())}.Write(w)
+			Detail: fmt.Sprintf("message %s: never sent, session ended with nothing lost, or timestamps out of range", m.Key())}.Write(w)
 	default:
 		httpserver.JSON(w, http.StatusOK, map[string]Outcome{"outcome": outcome})
 	}

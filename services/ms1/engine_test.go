@@ -337,6 +337,59 @@ func TestWhatCameBackIsNotSentAgain(t *testing.T) {
 	})
 }
 
+func TestLateMessagesMustBePlausible(t *testing.T) {
+	const (
+		start  = message.Stamp(1_795_601_730_000_000)
+		second = message.Stamp(1e6)
+		day    = 24 * 3600 * second
+		week   = 7 * day
+	)
+	// Both sessions had an interval of 10 s; the interrupted one was closed a
+	// week later.
+	for _, c := range []struct {
+		name              string
+		lost              int64 // -1: interrupted
+		first, two, three message.Stamp
+		end               message.Stamp
+		want              Outcome
+	}{
+		{"interrupted, in order", -1, start, start + 1, start + 2, start + 3, OutcomeStored},
+		{"interrupted, weeks in the topic", -1, start, start + 1, start + 4*week, start + 4*week, OutcomeStored},
+		{"interrupted, negative hops", -1, start + day, start, start + 2, start + 3, OutcomeStored},
+		{"interrupted, before its start", -1, start - 1, start, start, start, OutcomeUnknown},
+		{"interrupted, after its interval", -1, start + 11*second + day, start + week, start + week, start + week, OutcomeUnknown},
+		{"interrupted, first in the future", -1, start + day + 2, start + 2, start + 2, start + 1, OutcomeUnknown},
+		{"interrupted, second in the future", -1, start, start + week, start + 2, start + 3, OutcomeUnknown},
+		{"interrupted, third in the future", -1, start, start + 1, start + day + 4, start + 3, OutcomeUnknown},
+		{"interrupted, third in the year 9999", -1, start, start + 1, 253402300799999999, start + 3, OutcomeUnknown},
+		{"interrupted, second long before the first", -1, start, start - day - 1, start + 2, start + 3, OutcomeUnknown},
+		{"interrupted, third in the year 1970", -1, start, start + 1, 1, start + 3, OutcomeUnknown},
+		{"lost one, in order", 1, start, start + 1, start + 2, start + 3, OutcomeStored},
+		{"lost one, third in the future", 1, start, start + 1, start + week, start + 3, OutcomeUnknown},
+		{"lost one, second in the year 1970", 1, start, 1, start + 2, start + 3, OutcomeUnknown},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newMemoryStore()
+			var rows int64
+			reason := Stopped
+			row := Session{ID: 1, StartedAt: start, EndedAt: start + 10*second, IntervalSeconds: 10, Stored: &rows, EndReason: &reason}
+			if c.lost >= 0 {
+				row.Lost = &c.lost
+			} else {
+				row.EndedAt = start + week
+			}
+			s.sessions = []Session{row}
+			m := message.Message{SessionID: 1, Service1: c.first, Service2: c.two, Service3: c.three, End: c.end}
+			if got, err := StoreLate(t.Context(), s, m); got != c.want || err != nil {
+				t.Errorf("%q, %v, want %q", got, err, c.want)
+			}
+			if want := c.want == OutcomeStored; (len(s.rows) == 1) != want {
+				t.Errorf("%d rows, want stored: %v", len(s.rows), want)
+			}
+		})
+	}
+}
+
 func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
@@ -365,7 +418,7 @@ func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 func TestARowThatSomebodyHasClosedByHandTakesNothing(t *testing.T) {
 	reason := EndReason("closed by hand")
 	row := Session{ID: 1, StartedAt: 1, EndedAt: 9, EndReason: &reason}
-	if late(&row, false, 5) != OutcomeUnknown || row.Stored != nil || row.Lost != nil {
+	if late(&row, false, message.Message{Service1: 5, Service2: 5, Service3: 5, End: 5}) != OutcomeUnknown || row.Stored != nil || row.Lost != nil {
 		t.Errorf("found %+v, want it as it was", row)
 	}
 }

@@ -72,8 +72,8 @@ func (s *Session) Finish(c Closing, rows int64) {
 	}
 }
 
-// maxSkew is how far a clock that was set may put the first stamp of an
-// interrupted session behind the time it was closed at.
+// maxSkew is how far clocks may differ: those of the three services, and MS1's
+// before and after it was set.
 const maxSkew = 24 * time.Hour
 
 // Outcome is what became of a message that came back.
@@ -91,20 +91,27 @@ const (
 // session's row.
 //
 // A session that has ended with lost messages takes a first stamp that lies
-// within it, both ends included, and counts one lost message less. One that
-// was interrupted takes what is not before its start and not more than a day
-// after it was closed: how many it lost is unknown. No other takes any.
-func late(row *Session, exists bool, service1 message.Stamp) Outcome {
+// within it, both ends included, and counts one lost message less. How many an
+// interrupted one lost is unknown: it takes a first stamp from its start until
+// its interval or it was over, and [maxSkew] more. No other session takes any.
+//
+// The second and third stamp must not be before the first or after the end,
+// which MS1 has just set, by more than maxSkew.
+func late(row *Session, exists bool, m message.Message) Outcome {
+	const skew = message.Stamp(maxSkew / time.Microsecond)
+	interval := message.Stamp(row.IntervalSeconds) * 1e6
 	switch {
 	case exists:
 		return OutcomeRepeat
-	case row.EndReason == nil || row.Stored == nil || service1 < row.StartedAt:
+	case row.EndReason == nil || row.Stored == nil || m.Service1 < row.StartedAt,
+		min(m.Service2, m.Service3) < m.Service1-skew,
+		max(m.Service1, m.Service2, m.Service3) > m.End+skew:
 		return OutcomeUnknown
 	case row.Lost == nil:
-		if service1.Time().After(row.EndedAt.Time().Add(maxSkew)) {
+		if m.Service1 > min(row.EndedAt, row.StartedAt+interval)+skew {
 			return OutcomeUnknown
 		}
-	case service1 > row.EndedAt || *row.Lost <= 0:
+	case m.Service1 > row.EndedAt || *row.Lost <= 0:
 		return OutcomeUnknown
 	default:
 		left := *row.Lost - 1
@@ -122,11 +129,11 @@ func StoreLate(ctx context.Context, s Store, m message.Message) (Outcome, error)
 	row, exists, err := s.Look(ctx, m.Key())
 	outcome := OutcomeUnknown
 	if err == nil {
-		outcome = late(&row, exists, m.Service1)
+		outcome = late(&row, exists, m)
 	}
 	if err == nil && outcome == OutcomeStored {
 		err = s.Amend(ctx, m, func(row *Session, exists bool) bool {
-			outcome = late(row, exists, m.Service1)
+			outcome = late(row, exists, m)
 			return outcome == OutcomeStored
 		})
 	}

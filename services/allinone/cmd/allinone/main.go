@@ -23,7 +23,7 @@ func command() program.Program[allinone.Config] {
 		Flags: func(flags *flag.FlagSet, c *allinone.Config) {
 			flags.StringVar(&c.Listen, "listen", c.Listen, "listen for MS1's requests on `ADDR`, host:port")
 			flags.StringVar(&c.Data, "data", c.Data, "keep database, broker and logs in the folder `DIR`, which is made")
-			flags.BoolVar(&c.Once, "once", c.Once, "run one session at once and exit: 0, or 1 if a message was lost")
+			flags.BoolVar(&c.Once, "once", c.Once, "run one session at once and exit: 0, or 1 if a message of it was lost")
 			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "let a session make messages for so many `SECONDS`")
 			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages under way at once")
 		},
