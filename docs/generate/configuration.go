@@ -118,6 +118,9 @@ func expectation(c interface{ Validate() error }, field reflect.Value, key strin
 		if err := c.Validate(); err != nil {
 			for line := range strings.Lines(err.Error()) {
 				_, want, ok := strings.Cut(line, ", expected ")
+				if _, must, found := strings.Cut(line, ": must be "); found {
+					want, _, ok = strings.Cut(must, ", got ")
+				}
 				if want = strings.TrimSpace(want); ok && strings.HasPrefix(line, key+": ") && !slices.Contains(found, want) {
 					found = append(found, want)
 				}

@@ -2,7 +2,6 @@ package ms3
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/logging"
@@ -15,19 +14,19 @@ type Config struct {
 	Listen       string           `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
 	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
 	MS1          MS1              `yaml:"ms1"`
-	Workers      int              `yaml:"workers"`  // requests to MS1 under way at once
+	Workers      int              `yaml:"workers"`  // requests to MS1 in flight at once
 	GroupID      string           `yaml:"group_id"` // of the consumer group, whose members share the partitions
 	Kafka        topic.Config     `yaml:"kafka"`
 	Tracing      telemetry.Config `yaml:"tracing"`
 	Logging      logging.Config   `yaml:"logging"`
 }
 
-// MS1 says where messages are stored.
+// MS1 configures the requests to MS1.
 type MS1 struct {
-	URL string `yaml:"url"` // that messages are posted to
+	URL string `yaml:"url"` // of MS1's /store
 }
 
-// Defaults returns the configuration of a program that is told nothing.
+// Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{
 		Listen:       "127.0.0.1:8082",
@@ -41,11 +40,11 @@ func Defaults() Config {
 	}
 }
 
-// Validate names the keys that are out of range.
+// Validate returns an error that names each key out of range.
 func (c *Config) Validate() error {
 	var group error
 	if c.GroupID == "" {
-		group = fmt.Errorf("group_id: found %q, expected a name", c.GroupID)
+		group = errors.New(`group_id: must be a name, got ""`)
 	}
 	return errors.Join(
 		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),

@@ -13,9 +13,9 @@ const (
 	maxLetterBytes = 256 << 10
 )
 
-// letters writes dead letters. Those that come while a request is under way
-// wait and go together in the next one, so that a flood of records that MS1
-// refuses does not hold up the messages among them.
+// letters writes dead letters. Those that arrive while a request is in flight
+// share the next one. Thus a flood of refused records does not delay the
+// messages among them.
 type letters struct {
 	produce func(ctx context.Context, batch ...kafka.Message) error
 
@@ -66,7 +66,7 @@ func (l *letters) run(ctx context.Context) {
 	}
 }
 
-// next takes a batch out of the queue. If there is none, the run has ended.
+// next takes a batch out of the queue. An empty batch ends the run.
 func (l *letters) next() []letter {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -25,11 +25,10 @@ const (
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 2 * time.Second
 
-	permanentTries = 10 // of a dead letter that its topic refuses; about ten seconds
+	permanentTries = 10 // of a dead letter that its topic refuses; some ten seconds
 )
 
-// permanent are the errors by which the topic of dead letters refuses a record
-// and which waiting alone does not cure.
+// permanent are the errors of the dead-letter topic that waiting does not cure.
 var permanent = []kafka.Error{
 	kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidTopic, kafka.PolicyViolation, kafka.UnknownTopicOrPartition,
 	kafka.TopicAuthorizationFailed, kafka.ClusterAuthorizationFailed, kafka.UnsupportedForMessageFormat,
@@ -39,9 +38,8 @@ func isPermanent(err error) bool {
 	return slices.ContainsFunc(permanent, func(p kafka.Error) bool { return errors.Is(err, p) })
 }
 
-// process does what has to be done about a record that was fetched at the time
-// now, and returns true when it is done. When ctx ends it tries nothing again,
-// when work does it breaks off, and returns false if the record is not done.
+// process handles a record that was fetched at the time now and reports whether
+// it is done. When ctx ends it retries no more; when work ends it aborts.
 func (c *consumer) process(ctx, work context.Context, m kafka.Message, now message.Stamp) bool {
 	msg, malformed := message.Decode(m.Value, message.AtMS3)
 	headers := topic.Headers(m.Headers)
@@ -59,7 +57,7 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 			semconv.MessagingDestinationPartitionID(strconv.Itoa(m.Partition)),
 			semconv.MessagingConsumerGroupName(c.config.GroupID),
 			semconv.MessagingKafkaOffset(int(m.Offset)),
-			// One text that is no UTF-8 would cost every span of its export.
+			// One invalid string would fail the export of all spans.
 			semconv.MessagingKafkaMessageKey(strings.ToValidUTF8(string(m.Key[:min(len(m.Key), 256)]), "\uFFFD")),
 			semconv.MessagingMessageBodySize(len(m.Value)),
 			semconv.HTTPRequestMethodPost,
@@ -78,7 +76,7 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 	a, ok := c.post(ctx, work, msg.Encode())
 	switch {
 	case !ok:
-		fail(span, "abandoned", "MS3 stopped before MS1 took the message; it is not committed")
+		fail(span, "abandoned", "shutdown before MS1 stored the message")
 		return false
 	case a.stored:
 		c.metrics.stored.Inc()
@@ -89,8 +87,7 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 	return c.bury(ctx, work, m, "refused", fmt.Sprintf("MS1 answered %d: %s", a.status, a.detail), a.status)
 }
 
-// post sends a message to MS1 until there is an answer that repeating would
-// not change.
+// post sends a message to MS1 until the answer is final.
 func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 	span := trace.SpanFromContext(work)
 	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
@@ -100,7 +97,7 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 			return answer{}, false
 		}
 		begin := time.Now()
-		a, err := c.store.post(work, body)
+		a, err := c.client.post(work, body)
 		c.metrics.storeSeconds.Observe(time.Since(begin).Seconds())
 		<-c.posting
 
@@ -109,16 +106,16 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 		case err != nil:
 			kind = semconv.ErrorTypeKey.String(errorType(err))
 			if work.Err() == nil {
-				c.refusals.Warn().Err(err).Msg("MS1 does not answer; messages are posted again until it does")
+				c.ms1Log.Warn().Err(err).Msg("MS1 does not answer")
 			}
 		case a.final():
 			span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
 			return a, true
 		case a.wrong():
-			c.wrongs.Warn().Int("status", a.status).Str("detail", a.detail).Str("url", c.config.MS1.URL).
+			c.configLog.Warn().Int("status", a.status).Str("detail", a.detail).Str("url", c.config.MS1.URL).
 				Msg("answer at ms1.url not from MS1")
 		default:
-			c.refusals.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages; they are posted again until it does")
+			c.ms1Log.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages")
 		}
 		if !topic.Pause(ctx, wait) {
 			return a, false
@@ -128,10 +125,10 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 	}
 }
 
-// bury writes a record that can never be stored to the topic of dead letters.
-// It retries until that succeeds, unless the topic refuses the record by
-// permanent errors only: then the record is logged and dropped, because it
-// would block its partition indefinitely.
+// bury writes a record that can never be stored to the dead-letter topic and
+// reports whether the record is done. It retries until it succeeds, or until
+// the topic has refused the record permanentTries times in a row: then it logs
+// and drops the record, which would block its partition indefinitely.
 func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason string, status int) bool {
 	own := topic.Headers{
 		{Key: topic.HeaderReason, Value: []byte(reason)},
@@ -142,7 +139,7 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 	if status != 0 {
 		own.Set(topic.HeaderStatus, strconv.Itoa(status))
 	}
-	// Not those of a dead letter that was put into the topic again.
+	// A dead letter may have been put into the topic again.
 	theirs := slices.DeleteFunc(slices.Clone(m.Headers), func(h kafka.Header) bool { return strings.HasPrefix(h.Key, "tricycle-") })
 	copied := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
 	span := trace.SpanFromContext(work)
@@ -153,7 +150,7 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 		if err == nil {
 			break
 		}
-		if errors.Is(err, kafka.MessageSizeTooLarge) { // with our headers it is; then without its own text
+		if errors.Is(err, kafka.MessageSizeTooLarge) { // by our headers; then without its value
 			copied = kafka.Message{Headers: own}
 		}
 		if refused++; !isPermanent(err) {
@@ -166,7 +163,7 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 			return true
 		}
 		if work.Err() == nil {
-			c.troubles.Warn().Err(err).Msg("a dead letter could not be written; trying until it is")
+			c.kafkaLog.Warn().Err(err).Msg("dead letter not written")
 		}
 		span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(topic.ErrorType(err)),
 			attribute.String("messaging.destination.name", c.config.Kafka.DeadLetterTopic)))
@@ -175,8 +172,8 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 		}
 	}
 	c.metrics.dead.WithLabelValues(kind).Inc()
-	c.buried.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
-		Stringer("trace_id", span.SpanContext().TraceID()).Msg("a record can never be stored; it is now a dead letter")
+	c.lettersLog.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
+		Stringer("trace_id", span.SpanContext().TraceID()).Msg("dead letter written")
 	return true
 }
 

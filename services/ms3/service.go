@@ -1,18 +1,18 @@
-// Package ms3 is the third service of the cycle: it takes messages from the
-// Kafka topic, writes its own time into them and posts them to MS1.
+// Package ms3 implements the third service of the cycle: it takes messages from
+// the Kafka topic, sets service3_timestamp and posts them to MS1.
 //
-//	Kafka ─▶ reader, a member of the group ─▶ records, side by side ─▶ POST /store
+//	Kafka ─▶ reader, a member of the group ─▶ records, concurrently ─▶ POST /store
 //	  ▲                                         │
-//	  └──────── committer, in order ◀───────────┘ done: stored, or a dead letter
+//	  └──────── offsets, in order ◀─────────────┘ done: stored, or a dead letter
 //
 // An offset is committed only when its record, and every record fetched before
-// it from the same partition, is done. A record is done when MS1 has answered
-// 200. Whatever else happens it is posted again, until then, unless it can
-// never be stored: that goes to the topic of dead letters, so that it does not
-// block its partition for ever.
+// it from the same partition, is done. A record is done when MS1 has stored its
+// message. Until then the message is posted again, unless it can never be
+// stored: then the record goes to the dead-letter topic, so it does not block
+// its partition.
 //
-// Being killed, or a rebalance of the group, means that records are fetched and
-// posted again. MS1 absorbs repeats by the message's key.
+// After a crash, or a rebalance of the group, records are fetched and posted
+// again. MS1 recognises duplicates by the message's key.
 package ms3
 
 import (
@@ -32,7 +32,7 @@ import (
 // Service is MS3.
 type Service struct {
 	link     *topic.Link
-	store    *store
+	client   *storeClient
 	consumer *consumer
 	server   *httpserver.Server
 }
@@ -40,19 +40,19 @@ type Service struct {
 // New returns the service, which listens but does not serve before
 // [Service.Run]. It fails if it cannot listen.
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
-	store, err := newStore(c)
+	client, err := newStoreClient(c)
 	if err != nil {
 		return nil, err
 	}
 	link := topic.NewLink(c.Kafka, "tricycle-ms3", log)
-	s := &Service{link: link, store: store, consumer: newConsumer(c, link, store, t, log)}
+	s := &Service{link: link, client: client, consumer: newConsumer(c, link, client, t, log)}
 	routes := httpserver.Health(log,
 		httpserver.Check{Name: "kafka", Probe: s.consumer.ready},
-		httpserver.Check{Name: "ms1", Probe: store.ready},
+		httpserver.Check{Name: "ms1", Probe: client.ready},
 	)
 	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
-		return nil, fmt.Errorf("listening for health checks: %w", err)
+		return nil, fmt.Errorf("listen for health checks: %w", err)
 	}
 	return s, nil
 }
@@ -60,11 +60,11 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 // Address returns the address that the service listens on, with the real port.
 func (s *Service) Address() string { return s.server.Address() }
 
-// Run serves until ctx is cancelled. Then it fetches no more, gives the
-// requests under way two seconds, commits what is done, leaves the group and
+// Run serves until ctx is cancelled. Then it stops fetching, gives requests in
+// flight two seconds, commits the offsets of done records, leaves the group and
 // returns within five seconds. It returns an error only if it cannot serve.
 func (s *Service) Run(ctx context.Context) error {
-	defer s.store.client.CloseIdleConnections()
+	defer s.client.http.CloseIdleConnections()
 	return lifecycle.Run(ctx,
 		lifecycle.Part{Name: "kafka", Run: s.link.Run},
 		lifecycle.Part{Name: "http", Run: s.server.Run},
@@ -72,37 +72,37 @@ func (s *Service) Run(ctx context.Context) error {
 	)
 }
 
-// metrics are the figures of MS3.
+// metrics are the metrics of MS3.
 type metrics struct {
 	fetched, stored, retries, reopened, dropped prometheus.Counter
 	dead                                        *prometheus.CounterVec
 	storeSeconds                                prometheus.Histogram
 }
 
-func newMetrics(registry prometheus.Registerer, c *committer) *metrics {
+func newMetrics(registry prometheus.Registerer, o *offsets) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	m := &metrics{
-		fetched:  counter("tricycle_ms3_records_fetched_total", "Records fetched from the topic, repeats included."),
-		stored:   counter("tricycle_ms3_messages_stored_total", "Messages that MS1 has answered with 200."),
-		retries:  counter("tricycle_ms3_store_retries_total", "Requests to MS1 that failed and were repeated."),
-		reopened: counter("tricycle_ms3_reader_reopened_total", "Times that a stalled reader was replaced."),
-		dropped:  counter("tricycle_ms3_dead_letters_dropped_total", "Records that can never be stored and that the topic of dead letters refused; the log has their offsets."),
+		fetched:  counter("tricycle_ms3_records_fetched_total", "Records fetched from the topic, duplicates included."),
+		stored:   counter("tricycle_ms3_messages_stored_total", "Messages that MS1 has stored."),
+		retries:  counter("tricycle_ms3_store_retries_total", "Requests to MS1 that failed and were retried."),
+		reopened: counter("tricycle_ms3_reader_reopened_total", "Stalled readers that were replaced."),
+		dropped:  counter("tricycle_ms3_dead_letters_dropped_total", "Records that can never be stored and that the dead-letter topic refused; the log has their offsets."),
 		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tricycle_ms3_dead_letters_total", Help: "Records that can never be stored, by reason: malformed or refused.",
 		}, []string{"reason"}),
 		storeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "tricycle_ms3_store_duration_seconds", Help: "Time of one request to MS1.",
+			Name: "tricycle_ms3_store_duration_seconds", Help: "Duration of a request to MS1.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
 	}
 	for _, reason := range []string{"malformed", "refused"} {
-		m.dead.WithLabelValues(reason) // so that each is there, as 0, from the start
+		m.dead.WithLabelValues(reason) // exported as 0 from the start
 	}
 	registry.MustRegister(m.fetched, m.stored, m.retries, m.reopened, m.dropped, m.dead, m.storeSeconds,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tricycle_ms3_uncommitted_weight", Help: "Records fetched that cannot be committed yet; one counts once for each 4 KiB begun.",
-		}, func() float64 { return float64(len(c.room)) }))
+			Name: "tricycle_ms3_uncommitted_weight", Help: "Records fetched and not yet committable; each counts once per 4 KiB begun.",
+		}, func() float64 { return float64(len(o.room)) }))
 	return m
 }

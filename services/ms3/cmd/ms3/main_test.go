@@ -71,7 +71,7 @@ func TestCommand(t *testing.T) {
 	})
 	http.DefaultClient.CloseIdleConnections()
 	second := programtest.Start(t, p)
-	if status := second.Wait(); status != 1 || !strings.Contains(second.Err.String(), "listening for health checks") {
+	if status := second.Wait(); status != 1 || !strings.Contains(second.Err.String(), "listen for health checks") {
 		t.Errorf("a second one at the same address: %d: %s", status, second.Err.String())
 	}
 	if status := c.Stop(); status != 0 {

@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// TestCommitter plays a script: "f0:5" fetches offset 5 of partition 0 (and
+// TestOffsets plays a script: "f0:5" fetches offset 5 of partition 0 (and
 // names it so; fetched again it is "0:5'"), "d0:5" says that it is done, "r0:5"
 // rewinds to it, and "c" commits.
-func TestCommitter(t *testing.T) {
+func TestOffsets(t *testing.T) {
 	for name, c := range map[string]struct {
 		script string
 		want   string // each commit's partition:offset
@@ -39,7 +39,7 @@ func TestCommitter(t *testing.T) {
 		"away and back, further on":            {"f0:5 f0:20 d0:20 c d0:5 c", "0:20"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			k := newCommitter(100)
+			k := newOffsets(100)
 			open := map[string]*fetched{}
 			var commits []string
 			for _, step := range strings.Fields(c.script) {
@@ -80,7 +80,7 @@ func TestCommitter(t *testing.T) {
 }
 
 func TestCommitThatFailsIsRepeated(t *testing.T) {
-	k := newCommitter(10)
+	k := newOffsets(10)
 	f, _ := k.fetch(t.Context(), 2, 7, 1)
 	k.done(f)
 	away := errors.New("away")
@@ -104,8 +104,8 @@ func TestCommitThatFailsIsRepeated(t *testing.T) {
 	}
 }
 
-func TestCommitterBoundsWhatIsOpen(t *testing.T) {
-	k := newCommitter(10)
+func TestOffsetsBoundWhatIsOpen(t *testing.T) {
+	k := newOffsets(10)
 	var all []*fetched
 	for i := range int64(10) {
 		f, err := k.fetch(t.Context(), 0, i, 1)
@@ -153,12 +153,12 @@ func TestCommitterBoundsWhatIsOpen(t *testing.T) {
 // strikes: what is committed was done, before any commit everything below it
 // was, and in the end everything is committed. (A record of a pass before a
 // rebalance may set the commit back; then it is fetched again.)
-func TestCommitterProperty(t *testing.T) {
+func TestOffsetsProperty(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range 500 {
-		k := newCommitter(64)
+		k := newOffsets(64)
 		partitions := 1 + random.IntN(3)
 		logs := make([][]int64, partitions) // the offsets there are, with gaps
 		for p := range logs {

@@ -23,25 +23,25 @@ import (
 const (
 	storeTimeout = 5 * time.Second
 	maxAnswer    = 64 << 10         // bytes of an answer that are read
-	strangeTime  = 30 * time.Second // readiness remembers a wrong answer; retries come much sooner
+	wrongTime    = 30 * time.Second // for which readiness remembers a wrong answer
 )
 
-// store is MS1's /store, over connections that are kept alive.
-type store struct {
+// storeClient posts messages to MS1's /store over kept-alive connections.
+type storeClient struct {
 	url    string
 	health string
-	client *http.Client
+	http   *http.Client
 
-	strange atomic.Pointer[strange]
+	wrong atomic.Pointer[wrongAnswer]
 }
 
-func newStore(c Config) (*store, error) {
+func newStoreClient(c Config) (*storeClient, error) {
 	u, err := url.Parse(c.MS1.URL)
 	if err != nil {
 		return nil, fmt.Errorf("ms1.url: %w", err)
 	}
 	health := url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/healthz"}
-	return &store{url: c.MS1.URL, health: health.String(), client: &http.Client{
+	return &storeClient{url: c.MS1.URL, health: health.String(), http: &http.Client{
 		Timeout: storeTimeout,
 		Transport: &http.Transport{
 			DialContext:         new(dial.Dialer).DialContext, // every address of MS1's name
@@ -49,7 +49,7 @@ func newStore(c Config) (*store, error) {
 			MaxIdleConnsPerHost: c.Workers,
 			IdleConnTimeout:     90 * time.Second,
 		},
-		// A redirect is the answer of a stranger, who must not get messages.
+		// A redirect comes from a stranger, who must not get messages.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
@@ -83,20 +83,20 @@ func (a answer) wrong() bool {
 }
 
 // post sends an encoded message once. An error means that there was no
-// complete answer; whether the message was stored is unknown then.
-func (s *store) post(ctx context.Context, body []byte) (answer, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
+// complete answer; the message may have been stored.
+func (c *storeClient) post(ctx context.Context, body []byte) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
 		return answer{}, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	telemetry.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
-	resp, err := s.client.Do(req)
+	resp, err := c.http.Do(req)
 	if err != nil {
 		return answer{}, err
 	}
 	defer resp.Body.Close()
-	// A body that is read to its end lets the connection be used again.
+	// The connection is reused only if the body is read to its end.
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil && resp.StatusCode == http.StatusOK {
 		return answer{}, fmt.Errorf("read answer: %w", err)
@@ -104,9 +104,9 @@ func (s *store) post(ctx context.Context, body []byte) (answer, error) {
 	a := parseAnswer(resp.StatusCode, resp.Header.Get("Content-Type"), text)
 	switch {
 	case a.wrong():
-		s.strange.Store(&strange{time.Now(), a})
+		c.wrong.Store(&wrongAnswer{time.Now(), a})
 	case a.final():
-		s.strange.Store(nil)
+		c.wrong.Store(nil)
 	}
 	return a, nil
 }
@@ -128,38 +128,38 @@ func parseAnswer(status int, contentType string, text []byte) answer {
 	return a
 }
 
-// strange is the last answer that showed a wrong configuration.
-type strange struct {
+// wrongAnswer is the last answer that showed a wrong configuration.
+type wrongAnswer struct {
 	at time.Time
 	answer
 }
 
-// ready returns nil if MS1 is alive, and no request to store a message has
-// lately got an answer that is not MS1's.
-func (s *store) ready(ctx context.Context) error {
-	if w := s.strange.Load(); w != nil && time.Since(w.at) < strangeTime {
-		return fmt.Errorf("ms1.url: must be the address of MS1's /store, got status %d from %s", w.status, s.url)
+// ready returns nil if MS1 is alive and no recent answer of /store was another
+// server's.
+func (c *storeClient) ready(ctx context.Context) error {
+	if w := c.wrong.Load(); w != nil && time.Since(w.at) < wrongTime {
+		return fmt.Errorf("ms1.url: must be the address of MS1's /store, got status %d from %s", w.status, c.url)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.health, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.health, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := s.client.Do(req)
+	resp, err := c.http.Do(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
-	// MS1 shows itself only under its allowed hosts, and takes messages under
-	// any name.
+	// MS1 answers 421 unless its name is an allowed host; it takes messages
+	// under any name.
 	known := resp.StatusCode == http.StatusMisdirectedRequest && resp.Header.Get("Content-Type") == httpserver.ProblemType
 	if resp.StatusCode != http.StatusOK && !known {
-		return fmt.Errorf("found %s at %s, expected 200", resp.Status, s.health)
+		return fmt.Errorf("%s: must answer 200, got %s", c.health, resp.Status)
 	}
 	return nil
 }
 
-// errorType names an error of the transport for a span.
+// errorType returns the error.type attribute of a transport error.
 func errorType(err error) string {
 	var timeout interface{ Timeout() bool }
 	if errors.As(err, &timeout) && timeout.Timeout() {

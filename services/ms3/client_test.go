@@ -25,11 +25,11 @@ func TestReadyUnderAnyName(t *testing.T) {
 			defer server.Close()
 			config := Defaults()
 			config.MS1.URL = server.URL + "/store"
-			s, err := newStore(config)
+			s, err := newStoreClient(config)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.client.CloseIdleConnections()
+			defer s.http.CloseIdleConnections()
 			if err := s.ready(t.Context()); (err == nil) != c.ready {
 				t.Errorf("got %v, want ready: %t", err, c.ready)
 			}

@@ -1,0 +1,59 @@
+package ms3
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/segmentio/kafka-go"
+
+	"github.com/tricycle-relay/tricycle/lib/topic"
+)
+
+const (
+	sessionTimeout = 6 * time.Second // the brokers remove a silent member after it
+	closeTime      = 1500 * time.Millisecond
+)
+
+// newReader returns a reader that joins the consumer group. Its connections
+// are closed when ctx is cancelled.
+func newReader(ctx context.Context, c Config, clientID string, link *topic.Link, log zerolog.Logger) *kafka.Reader {
+	return kafka.NewReader(kafka.ReaderConfig{
+		Brokers:               []string{topic.Bootstrap},
+		Topic:                 c.Kafka.Topic,
+		GroupID:               c.GroupID,
+		Dialer:                &kafka.Dialer{ClientID: clientID, Timeout: 10 * time.Second, DialFunc: patient(link.Dial(ctx))},
+		MinBytes:              1,
+		MaxBytes:              1 << 20,
+		MaxWait:               500 * time.Millisecond, // Close takes as long
+		StartOffset:           kafka.FirstOffset,
+		HeartbeatInterval:     500 * time.Millisecond,
+		SessionTimeout:        sessionTimeout,
+		RebalanceTimeout:      10 * time.Second,
+		JoinGroupBackoff:      200 * time.Millisecond,
+		CommitInterval:        commitInterval,
+		WatchPartitionChanges: true,
+		ErrorLogger: kafka.LoggerFunc(func(text string, args ...any) {
+			log.Debug().Str("detail", fmt.Sprintf(text, args...)).Msg("kafka reader failed")
+		}),
+	})
+}
+
+// closeReader closes a reader, which commits its offsets and leaves the group.
+// If that takes too long, cut closes the connections.
+func closeReader(reader *kafka.Reader, cut func()) {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		_ = reader.Close() // it has no error to return
+	}()
+	for range 2 {
+		select {
+		case <-closed:
+			return
+		case <-time.After(closeTime):
+			cut()
+		}
+	}
+}

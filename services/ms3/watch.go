@@ -1,0 +1,152 @@
+package ms3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/tricycle-relay/tricycle/lib/topic"
+)
+
+const (
+	watchInterval = 2 * time.Second
+	joinInterval  = 200 * time.Millisecond // while the group is not complete
+	stallTime     = 15 * time.Second
+)
+
+var errStalled = errors.New("reader has stalled")
+
+// watch detects a reader that has stalled, which can follow the restart of a
+// broker (kafka-go issues 387 and 955). It returns errStalled if Kafka answers
+// and for the stall time the reader was not a member of its group, or fetched
+// nothing from a partition that has more. It does so at once if a partition
+// ends before the offset read last, as that of a recreated topic does: the
+// reader would wait indefinitely, so the partition is read from its start. It
+// returns the error of ctx when ctx ends.
+func (c *consumer) watch(ctx context.Context, clientID string) error {
+	type position struct {
+		offset int64
+		since  time.Time
+	}
+	member := time.Now()
+	positions, short := map[int]position{}, map[int]int64{}
+	for interval := joinInterval; topic.Pause(ctx, interval); {
+		group, err := c.inspect(ctx, clientID)
+		if ctx.Err() != nil {
+			break
+		}
+		interval = joinInterval
+		if err == nil {
+			interval = min(watchInterval, c.stall/5)
+		}
+		now := time.Now()
+		c.setReady(err)
+		if group == nil || group.member {
+			member = now
+		}
+		if now.Sub(member) > c.stall {
+			return fmt.Errorf("%w: not a member of group %s", errStalled, c.config.GroupID)
+		}
+		was := positions
+		positions = map[int]position{}
+		if group == nil {
+			continue
+		}
+		rewound := false
+		for number, first := range group.short {
+			if _, twice := short[number]; twice { // only then: the whole partition may be read again
+				c.offsets.rewind(number, first)
+				rewound = true
+			}
+		}
+		if short = group.short; rewound {
+			return fmt.Errorf("%w: %w", errStalled, err)
+		}
+		for number, offset := range group.behind {
+			since := now
+			if before, ok := was[number]; ok && before.offset == offset && c.waiting.Load() {
+				since = before.since
+			}
+			positions[number] = position{offset, since}
+			if now.Sub(since) > c.stall {
+				return fmt.Errorf("%w: partition %d at offset %d", errStalled, number, offset)
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// group is the consumer group as the brokers report it.
+type group struct {
+	member bool          // this consumer is one
+	behind map[int]int64 // by partition of this consumer that has more records: the offset to fetch next
+	short  map[int]int64 // by partition of this consumer that ends before that: its first offset
+}
+
+// inspect asks the brokers for the group. The error is why the group is not
+// ready; the group is nil if the brokers did not answer.
+func (c *consumer) inspect(ctx context.Context, clientID string) (*group, error) {
+	client, name := c.link.Client(), c.config.Kafka.Topic
+	described, err := client.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{c.config.GroupID}})
+	if err == nil && len(described.Groups) == 1 {
+		err = described.Groups[0].Error
+	}
+	if err != nil || len(described.Groups) != 1 {
+		return nil, fmt.Errorf("describe group %s: %w", c.config.GroupID, err)
+	}
+	g, assigned, mine := group{}, 0, []int(nil)
+	for _, m := range described.Groups[0].Members {
+		for _, t := range m.MemberAssignments.Topics {
+			if t.Topic != name {
+				continue
+			}
+			assigned += len(t.Partitions)
+			if m.ClientID == clientID {
+				mine = append(mine, t.Partitions...)
+			}
+		}
+		g.member = g.member || m.ClientID == clientID
+	}
+	switch state := described.Groups[0].GroupState; {
+	case !g.member:
+		return &g, fmt.Errorf("not a member of group %s", c.config.GroupID)
+	case state != "Stable":
+		return &g, fmt.Errorf("group %s: must be Stable, got %s", c.config.GroupID, state)
+	case assigned < c.link.Partitions():
+		return &g, fmt.Errorf("group %s: must have %d partitions, got %d", c.config.GroupID, c.link.Partitions(), assigned)
+	case len(mine) == 0:
+		return &g, nil // a spare member
+	}
+	committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.config.GroupID, Topics: map[string][]int{name: mine}})
+	if err != nil {
+		return nil, fmt.Errorf("get committed offsets of %s: %w", name, err)
+	}
+	next := map[int]int64{}
+	for _, p := range committed.Topics[name] {
+		next[p.Partition] = max(p.CommittedOffset, c.offsets.next(p.Partition))
+	}
+	// Asked after next is known: a partition that grows must not seem short.
+	var ask []kafka.OffsetRequest
+	for _, p := range mine {
+		ask = append(ask, kafka.FirstOffsetOf(p), kafka.LastOffsetOf(p))
+	}
+	listed, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{name: ask}})
+	if err != nil {
+		return nil, fmt.Errorf("get offsets of %s: %w", name, err)
+	}
+	g.behind, g.short = map[int]int64{}, map[int]int64{}
+	for _, p := range listed.Topics[name] {
+		switch n := max(next[p.Partition], p.FirstOffset); {
+		case p.Error != nil:
+		case n < p.LastOffset:
+			g.behind[p.Partition] = n
+		case n > p.LastOffset:
+			g.short[p.Partition] = p.FirstOffset
+			err = fmt.Errorf("partition %d of %s: must end at offset %d or later, got %d", p.Partition, name, n, p.LastOffset)
+		}
+	}
+	return &g, err
+}
