@@ -245,6 +245,7 @@ func TestLateAnswersArrive(t *testing.T) {
 }
 
 func TestUnreadableRequestsGetProblems(t *testing.T) {
+	t.Parallel()
 	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "of the handler", http.StatusBadRequest)
 	}), zerolog.Nop())

@@ -18,12 +18,12 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { servicetest.Main(m, nil) }
 
 // body is a JSON body as a map.
 func body(t *testing.T, r io.Reader) map[string]any {
@@ -36,6 +36,7 @@ func body(t *testing.T, r io.Reader) map[string]any {
 }
 
 func TestRoutes(t *testing.T) {
+	t.Parallel()
 	say := func(word string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, word) }
 	}
@@ -114,6 +115,7 @@ func TestRoutes(t *testing.T) {
 }
 
 func TestABodyThatDoesNotComeHoldsNoAnswerUp(t *testing.T) {
+	t.Parallel()
 	server := httptest.NewServer(httpserver.Routes{"/start": {http.MethodGet: func(http.ResponseWriter, *http.Request) {}}}.Handler())
 	t.Cleanup(server.Close)
 	for name, request := range map[string]string{
@@ -143,6 +145,7 @@ func TestABodyThatDoesNotComeHoldsNoAnswerUp(t *testing.T) {
 }
 
 func TestProblem(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		problem httpserver.Problem
 		status  int
@@ -176,6 +179,7 @@ func TestProblem(t *testing.T) {
 }
 
 func TestJSON(t *testing.T) {
+	t.Parallel()
 	w := httptest.NewRecorder()
 	httpserver.JSON(w, http.StatusAccepted, map[string]int{"session_id": 7})
 	if w.Code != 202 || w.Body.String() != "{\"session_id\":7}\n" || w.Header().Get("Content-Type") != "application/json" {
@@ -189,6 +193,7 @@ func TestJSON(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
+	t.Parallel()
 	good := httpserver.Check{Name: "database", Probe: func(context.Context) error { return nil }}
 	bad := httpserver.Check{Name: "kafka", Probe: func(context.Context) error { return errors.New("no broker answers") }}
 	worse := httpserver.Check{Name: "ms1", Probe: func(context.Context) error { return errors.New("refused") }}
@@ -232,6 +237,7 @@ func TestHealth(t *testing.T) {
 }
 
 func TestProbe(t *testing.T) {
+	t.Parallel()
 	hang := func(ctx context.Context) error {
 		<-ctx.Done()
 		return ctx.Err()
@@ -308,6 +314,7 @@ func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, st
 }
 
 func TestStops(t *testing.T) {
+	t.Parallel()
 	t.Run("with nothing under way", func(t *testing.T) {
 		address, stop := serve(t, http.NotFoundHandler(), zerolog.Nop())
 		resp, err := http.Get("http://" + address)
@@ -388,6 +395,7 @@ func TestStops(t *testing.T) {
 }
 
 func TestListenRefuses(t *testing.T) {
+	t.Parallel()
 	first, err := httpserver.Listen("127.0.0.1:0", nil, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
@@ -411,6 +419,7 @@ func TestListenRefuses(t *testing.T) {
 }
 
 func TestTroubleGoesToTheLog(t *testing.T) {
+	t.Parallel()
 	var log console
 	address, stop := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oh no") }), zerolog.New(&log).Level(zerolog.InfoLevel))
 	const requests = 50
@@ -437,6 +446,7 @@ func TestTroubleGoesToTheLog(t *testing.T) {
 }
 
 func TestHeadersAreBounded(t *testing.T) {
+	t.Parallel()
 	address, stop := serve(t, http.NotFoundHandler(), zerolog.Nop())
 	conn, err := net.Dial("tcp", address)
 	if err != nil {

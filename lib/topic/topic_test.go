@@ -15,16 +15,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { servicetest.Main(m, nil) }
 
 func TestValidate(t *testing.T) {
+	t.Parallel()
 	if err := topic.Defaults().Validate(); err != nil {
 		t.Fatalf("the defaults: %v", err)
 	}
@@ -56,6 +57,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestHeaders(t *testing.T) {
+	t.Parallel()
 	var h topic.Headers
 	h.Set("traceparent", "1")
 	h.Set("tracestate", "2")
@@ -69,6 +71,7 @@ func TestHeaders(t *testing.T) {
 }
 
 func TestTopicsAreCreatedOnce(t *testing.T) {
+	t.Parallel()
 	c := topictest.Config(t)
 	c.Partitions, c.RetentionHours, c.RetentionMegabytes = 3, 2, 5
 	first, second := topic.NewLink(c, "first", zerolog.Nop()), topic.NewLink(c, "second", zerolog.Nop())
@@ -104,6 +107,7 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 }
 
 func TestProduceWaitsForEveryReplica(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	c := topictest.For(t, address)
 	l := topic.NewLink(c, "test", zerolog.Nop())
@@ -131,6 +135,7 @@ func TestProduceWaitsForEveryReplica(t *testing.T) {
 }
 
 func TestSettingsOfTheTopic(t *testing.T) {
+	t.Parallel()
 	t.Run("one message is too large", func(t *testing.T) {
 		c := topictest.Config(t)
 		topictest.Create(t, c, "max.message.bytes", "100", "compression.type", "uncompressed")
@@ -197,6 +202,7 @@ func refuseOne(cluster *kfake.Cluster, partition int32, on *atomic.Bool) {
 }
 
 func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	var on atomic.Bool
 	refuseOne(cluster, 1, &on)
@@ -220,6 +226,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 }
 
 func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	var on atomic.Bool
 	on.Store(true)
@@ -247,6 +254,7 @@ func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
 }
 
 func TestErrorType(t *testing.T) {
+	t.Parallel()
 	for want, err := range map[string]error{
 		"timeout":    context.DeadlineExceeded,
 		"connection": net.ErrClosed,
@@ -258,6 +266,7 @@ func TestErrorType(t *testing.T) {
 }
 
 func TestLinkSurvivesItsBroker(t *testing.T) {
+	t.Parallel()
 	dir := kfake.DataDir(t.TempDir())
 	cluster, address := topictest.Cluster(t, dir)
 	c := topictest.For(t, address)
@@ -284,6 +293,7 @@ func TestLinkSurvivesItsBroker(t *testing.T) {
 
 // What the check meets on a broker that answers, but not well.
 func TestLinkIsNotReadyWhileABrokerRefuses(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		key  kmsg.Key
 		err  *kerr.Error
@@ -314,6 +324,7 @@ func TestLinkIsNotReadyWhileABrokerRefuses(t *testing.T) {
 }
 
 func TestDialedConnectionsEndWithTheirOwner(t *testing.T) {
+	t.Parallel()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -341,6 +352,7 @@ func TestDialedConnectionsEndWithTheirOwner(t *testing.T) {
 }
 
 func TestPauseEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	if !topic.Pause(ctx, time.Millisecond) {
 		t.Error("found false after the time")

@@ -23,14 +23,14 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { servicetest.Main(m, nil) }
 
 // usual is the configuration of a short session on free ports.
 func usual(t *testing.T) Config {
@@ -253,6 +253,7 @@ func freeAddress(t *testing.T) string {
 }
 
 func TestMS3IsMissedUntilItHasStarted(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := (&trio{ms3: make(known[string], 1)}).probeMS3(ctx); err == nil {
@@ -284,6 +285,7 @@ func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
 }
 
 func TestStopBeforeTheSessionBeginsIsNoError(t *testing.T) {
+	t.Parallel()
 	c := usual(t)
 	c.Once = true
 	said, stop := start(t, c)
@@ -473,6 +475,7 @@ func TestRealBrokerAndDatabase(t *testing.T) {
 }
 
 func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
+	t.Parallel()
 	folder, c := filepath.Join(t.TempDir(), "broker"), Defaults().Kafka
 	c.RetentionMegabytes, c.Partitions = 1, 1
 	const records = 4000
@@ -544,6 +547,7 @@ func sizeOf(t *testing.T, folder string) (bytes int64) {
 }
 
 func TestADataDirectoryOfOthersIsRefused(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		spoil func(data string) error
 		want  string

@@ -20,6 +20,7 @@ import (
 
 // TestProgram is about the real program, in processes of its own.
 func TestProgram(t *testing.T) {
+	t.Parallel()
 	folder, err := programtest.Build(t.TempDir(), "./cmd/allinone")
 	if err != nil {
 		t.Fatal(err)

@@ -145,6 +145,7 @@ func back(m message.Message) string {
 }
 
 func TestASessionThroughTheAPI(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/status", ""), 200, `"state":"idle"`, `"session":null`)
 	a.want(a.do("GET", "/stop", ""), 409, "no session is under way")
@@ -179,6 +180,7 @@ func TestASessionThroughTheAPI(t *testing.T) {
 }
 
 func TestStartParameters(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for query, text := range map[string]string{
 		"interval=0":               "interval",
@@ -209,6 +211,7 @@ func TestStartParameters(t *testing.T) {
 }
 
 func TestMethodsAndPaths(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for _, c := range []struct {
 		method, path string
@@ -251,6 +254,7 @@ func TestMethodsAndPaths(t *testing.T) {
 }
 
 func TestCommandsRefuseOtherSites(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for _, path := range []string{"/start", "/stop"} {
 		for _, site := range []string{"cross-site", "same-site", "nonsense"} {
@@ -264,6 +268,7 @@ func TestCommandsRefuseOtherSites(t *testing.T) {
 }
 
 func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/start", ""), 202)
 	m := a.sent(1)
@@ -308,6 +313,7 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 // A client that will not use its connection again is still sending when it is
 // answered; the answer must not be lost with what it has sent.
 func TestAHugeBodyIsAnsweredBeforeItsConnectionCloses(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	for range 20 {
 		a.want(a.do("POST", "/store", strings.Repeat("x", 10<<20), "Connection", "close"), 413, "4096")
@@ -315,6 +321,7 @@ func TestAHugeBodyIsAnsweredBeforeItsConnectionCloses(t *testing.T) {
 }
 
 func TestASlowBodyIsCutOff(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
 	if err != nil {
@@ -334,6 +341,7 @@ func TestASlowBodyIsCutOff(t *testing.T) {
 }
 
 func TestStoreAnswers503UntilCommitted(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/start", ""), 202)
 	m := a.sent(1)
@@ -358,6 +366,7 @@ func TestStoreAnswers503UntilCommitted(t *testing.T) {
 }
 
 func TestReadiness(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/readyz", ""), 200, `"database":"ok"`, `"ms2":"ok"`)
 	a.link.connect(0)
@@ -368,6 +377,7 @@ func TestReadiness(t *testing.T) {
 }
 
 func TestStopWithoutADatabase(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/start", ""), 202)
 	a.sent(1)
@@ -385,6 +395,7 @@ func TestStopWithoutADatabase(t *testing.T) {
 }
 
 func TestShutdownWhileAClientWaitsForStop(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/start", ""), 202)
 	a.sent(1)
@@ -400,6 +411,7 @@ func TestShutdownWhileAClientWaitsForStop(t *testing.T) {
 }
 
 func TestPortTaken(t *testing.T) {
+	t.Parallel()
 	a := newAPI(t)
 	config := Defaults()
 	config.Listen = strings.TrimPrefix(a.url, "http://")

@@ -11,17 +11,15 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(openapitest.Complete("ms1")))
-}
+func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms1")) }
 
 // memoryStore is the store's contract in memory. The real adapters have the
 // conformance suite; this one is for what they cannot be made to do at a

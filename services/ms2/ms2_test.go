@@ -27,20 +27,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(openapitest.Complete("ms2")))
-}
+func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms2")) }
 
 // running is a service that a test has started.
 type running struct {
@@ -199,6 +197,7 @@ func distinct(t *testing.T, k topic.Config, ms []message.Message) map[message.Ke
 }
 
 func TestMessagesReachTheTopic(t *testing.T) {
+	t.Parallel()
 	k := topictest.Config(t)
 	r := start(t, k).ready()
 	ms := messages(1000)
@@ -233,6 +232,7 @@ func TestMessagesReachTheTopic(t *testing.T) {
 }
 
 func TestRejectedFrames(t *testing.T) {
+	t.Parallel()
 	good := messages(1)[0]
 	wire := string(good.Encode())
 	stamped := good
@@ -285,6 +285,7 @@ func TestRejectedFrames(t *testing.T) {
 
 // The peer waits for MS2 to end the connection (RFC 6455, 7.1.1).
 func TestAPeerThatHasAnsweredTheCloseIsLetGoAtOnce(t *testing.T) {
+	t.Parallel()
 	r := start(t, topictest.Config(t)).ready()
 	fastest := time.Hour
 	for range 5 { // one of them is not slow for reasons of its own
@@ -309,6 +310,7 @@ func TestAPeerThatHasAnsweredTheCloseIsLetGoAtOnce(t *testing.T) {
 }
 
 func TestExactlyFourKibibytesAreTaken(t *testing.T) {
+	t.Parallel()
 	k := topictest.Config(t)
 	ws := start(t, k).ready().dial()
 	m := messages(1)[0]
@@ -320,6 +322,7 @@ func TestExactlyFourKibibytesAreTaken(t *testing.T) {
 }
 
 func TestMalformedInputIsRejectedEveryTime(t *testing.T) {
+	t.Parallel()
 	k := topictest.Config(t)
 	r := start(t, k).ready()
 	seed := rand.Uint64()
@@ -359,6 +362,7 @@ func TestMalformedInputIsRejectedEveryTime(t *testing.T) {
 }
 
 func TestHandshake(t *testing.T) {
+	t.Parallel()
 	r := start(t, topictest.Config(t)).ready()
 	upgrade := http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}}
 	with := func(key, value string) http.Header {
@@ -400,6 +404,7 @@ func TestHandshake(t *testing.T) {
 }
 
 func TestPathsThatAreOnlyRead(t *testing.T) {
+	t.Parallel()
 	r := start(t, topictest.Config(t))
 	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
@@ -435,6 +440,7 @@ func (r *running) ask(path string) (int, string) {
 }
 
 func TestKafkaDownAtTheStart(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	cluster.Close()
 	k := topictest.For(t, address)
@@ -472,6 +478,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 }
 
 func TestKafkaRestartsInTheMiddle(t *testing.T) {
+	t.Parallel()
 	dir := kfake.DataDir(t.TempDir())
 	cluster, address := topictest.Cluster(t, dir, kfake.SyncWrites())
 	k := topictest.For(t, address)
@@ -527,7 +534,6 @@ func stalledCluster(t *testing.T) (address string, heal func()) {
 }
 
 func TestPressureReachesMS1(t *testing.T) {
-	t.Parallel()
 	address, heal := stalledCluster(t)
 	k := topictest.For(t, address)
 	r := start(t, k, func(s *Service) { s.queue.stall = time.Minute }).ready()
@@ -581,6 +587,7 @@ func TestPressureReachesMS1(t *testing.T) {
 }
 
 func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
+	t.Parallel()
 	address, heal := stalledCluster(t)
 	k := topictest.For(t, address)
 	r := start(t, k, func(s *Service) { s.queue.stall = 500 * time.Millisecond }).ready()
@@ -620,6 +627,7 @@ func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
 }
 
 func TestAnIdleQueueIsNoStall(t *testing.T) {
+	t.Parallel()
 	r := start(t, topictest.Config(t), func(s *Service) { s.queue.stall = 200 * time.Millisecond }).ready()
 	ws := r.dial()
 	begin := time.Now()
@@ -629,6 +637,7 @@ func TestAnIdleQueueIsNoStall(t *testing.T) {
 }
 
 func TestRefusedProduceIsRepeated(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k := topictest.For(t, address)
 	collector, spans := topictest.Collector(t)
@@ -676,6 +685,7 @@ func onProduce(cluster *kfake.Cluster, f func(size int, partition int32) *kerr.E
 }
 
 func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
+	t.Parallel()
 	for name, limit := range map[string]func(*testing.T) topic.Config{
 		"for the topic": func(t *testing.T) topic.Config { // the real broker's answer, if there is one
 			k := topictest.Config(t)
@@ -727,6 +737,7 @@ func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 
 // A topic whose settings MS2 may not see, and that takes no message.
 func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k := topictest.For(t, address)
 	var limited atomic.Bool
@@ -752,6 +763,7 @@ func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
 
 // The largest message fits into the smallest topic.
 func TestTheLargestMessage(t *testing.T) {
+	t.Parallel()
 	k := topictest.Config(t)
 	topictest.Create(t, k, "max.message.bytes", fmt.Sprint(topic.MessageBytes))
 	r := start(t, k).ready()
@@ -766,6 +778,7 @@ func TestTheLargestMessage(t *testing.T) {
 
 // What a partition refuses goes to the others.
 func TestOnePartitionWithoutALeader(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]*kerr.Error{
 		"no leader": kerr.NotLeaderForPartition, "too few replicas": kerr.NotEnoughReplicas, "closes the connection": kerr.UnknownServerError,
 	} {
@@ -795,6 +808,7 @@ func TestOnePartitionWithoutALeader(t *testing.T) {
 }
 
 func TestStopWritesWhatWasRead(t *testing.T) {
+	t.Parallel()
 	address, heal := stalledCluster(t)
 	k := topictest.For(t, address)
 	r := start(t, k).ready()
@@ -818,6 +832,7 @@ func TestStopWritesWhatWasRead(t *testing.T) {
 }
 
 func TestStopIsBoundedWhenKafkaIsStuck(t *testing.T) {
+	t.Parallel()
 	address, _ := stalledCluster(t)
 	r := start(t, topictest.For(t, address)).ready()
 	r.dial().send(t, messages(500)...)
@@ -856,6 +871,7 @@ func TestSilentPeerIsClosed(t *testing.T) {
 }
 
 func TestOneSpanForEachCopy(t *testing.T) {
+	t.Parallel()
 	collector, spans := topictest.Collector(t)
 	k := topictest.Config(t)
 	r := start(t, k, func(c *Config) { c.Tracing.Endpoint = collector }).ready()
@@ -911,6 +927,7 @@ func TestOneSpanForEachCopy(t *testing.T) {
 }
 
 func TestSampledOutMessagesMakeNoSpan(t *testing.T) {
+	t.Parallel()
 	collector, spans := topictest.Collector(t)
 	k := topictest.Config(t)
 	r := start(t, k, func(c *Config) { c.Tracing.Endpoint, c.Tracing.SampleRatio = collector, 0 }).ready()
@@ -967,6 +984,7 @@ func TestSlowLinkToKafka(t *testing.T) {
 }
 
 func TestManyConnections(t *testing.T) {
+	t.Parallel()
 	k := topictest.Config(t)
 	r := start(t, k).ready()
 	var all []message.Message
@@ -982,6 +1000,7 @@ func TestManyConnections(t *testing.T) {
 }
 
 func TestConnectionsAreLimited(t *testing.T) {
+	t.Parallel()
 	k := topictest.Config(t)
 	r := start(t, k).ready()
 	ms := messages(2)
@@ -1036,6 +1055,7 @@ func TestConnectionsAreLimited(t *testing.T) {
 }
 
 func TestRepeatedEventsAreLoggedOnceASecond(t *testing.T) {
+	t.Parallel()
 	var log bytes.Buffer
 	l := seldom{log: zerolog.New(&log)}
 	for range 1000 {
@@ -1049,6 +1069,7 @@ func TestRepeatedEventsAreLoggedOnceASecond(t *testing.T) {
 }
 
 func TestNewNeedsItsAddress(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -1062,6 +1083,7 @@ func TestNewNeedsItsAddress(t *testing.T) {
 }
 
 func TestCut(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ in, want string }{
 		"short":               {"found x", "found x"},
 		"exactly":             {strings.Repeat("a", 123), strings.Repeat("a", 123)},
@@ -1079,6 +1101,7 @@ func TestCut(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
+	t.Parallel()
 	c := Defaults()
 	if err := c.Validate(); err != nil {
 		t.Errorf("the defaults: %v", err)

@@ -11,6 +11,7 @@ import (
 // MS1 under a name that it does not show itself under takes messages all the
 // same; a stranger that answers 421 does not.
 func TestReadyUnderAnyName(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		answer http.HandlerFunc
 		ready  bool

@@ -25,20 +25,18 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.Cleanup(openapitest.Complete("ms3")))
-}
+func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms3")) }
 
 // ms1 stands for MS1: it takes what is posted and answers as it is told.
 type ms1 struct {
@@ -313,6 +311,7 @@ func TestMessagesReachMS1(t *testing.T) {
 // answer shapes that must be repeated until MS1 takes the message, and never
 // lead to a dead letter.
 func TestRepeatedUntilStored(t *testing.T) {
+	t.Parallel()
 	status := func(code int) func(http.ResponseWriter, *http.Request) {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 	}
@@ -424,6 +423,7 @@ func TestRepeatedUntilStored(t *testing.T) {
 }
 
 func TestRefusedForGood(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		answer httpserver.Problem
 		reason string
@@ -543,6 +543,7 @@ func TestMalformedRecordsBlockNothing(t *testing.T) {
 }
 
 func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	r := start(t, k, store.URL)
@@ -563,6 +564,7 @@ func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
 }
 
 func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k, store := topictest.For(t, address), newMS1(t)
 	source := newMS2(t, k)
@@ -597,6 +599,7 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 }
 
 func TestDeadLetterThatIsTooLargeGoesWithoutItsText(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k, store := topictest.For(t, address), newMS1(t)
 	source := newMS2(t, k)
@@ -683,6 +686,7 @@ func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
 }
 
 func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	ms, records := messages(8)
@@ -866,6 +870,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 }
 
 func TestPathsThatAreOnlyRead(t *testing.T) {
+	t.Parallel()
 	r := start(t, topictest.Config(t), newMS1(t).URL)
 	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
 		for _, method := range []string{http.MethodGet, http.MethodHead} {
@@ -961,6 +966,7 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 }
 
 func TestStalledReaderIsReopened(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(c *kfake.Cluster, k topic.Config, on *atomic.Bool){
 		// The answers say that there is nothing, for ever.
 		"nothing is fetched": func(c *kfake.Cluster, k topic.Config, on *atomic.Bool) {
@@ -991,6 +997,7 @@ func TestStalledReaderIsReopened(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			cluster, address := topictest.Cluster(t)
 			k, store := topictest.For(t, address), newMS1(t)
 			source := newMS2(t, k)
@@ -1012,6 +1019,7 @@ func TestStalledReaderIsReopened(t *testing.T) {
 }
 
 func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	r := start(t, k, store.URL)
@@ -1056,6 +1064,7 @@ func TestASpareMemberIsHealthy(t *testing.T) {
 }
 
 func TestOneSpanForEachRecord(t *testing.T) {
+	t.Parallel()
 	collector, spans := topictest.Collector(t)
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
@@ -1114,6 +1123,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 }
 
 func TestDuplicateRecordsAreAllPosted(t *testing.T) {
+	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	start(t, k, store.URL)
@@ -1126,6 +1136,7 @@ func TestDuplicateRecordsAreAllPosted(t *testing.T) {
 }
 
 func TestNewNeedsItsAddress(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -1143,6 +1154,7 @@ func TestNewNeedsItsAddress(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
+	t.Parallel()
 	c := Defaults()
 	if err := c.Validate(); err != nil {
 		t.Errorf("the defaults: %v", err)

@@ -52,6 +52,7 @@ func row(session int64, n int) message.Message {
 }
 
 func TestFilesThatAreNotThereAnyMore(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ lose, restore func(folder string) error }{
 		"the database is deleted": {func(folder string) error { return os.Remove(filepath.Join(folder, "tricycle.db")) }, nil},
 		"its log is deleted":      {func(folder string) error { return os.Remove(filepath.Join(folder, "tricycle.db-wal")) }, nil},
@@ -122,6 +123,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 }
 
 func TestFilesAreTheOwnersAlone(t *testing.T) {
+	t.Parallel()
 	s, folder := running(t, zerolog.Nop())
 	for _, suffix := range append(suffixes, ".lock") {
 		if info, err := os.Lstat(s.path + suffix); err != nil || info.Mode() != 0o600 {
@@ -150,6 +152,7 @@ func TestFilesAreTheOwnersAlone(t *testing.T) {
 }
 
 func TestSettingsAreReadBack(t *testing.T) {
+	t.Parallel()
 	for option, want := range map[string]string{
 		"_pragma=journal_mode(DELETE)": "journal_mode: must be wal, got delete",
 		"_pragma=synchronous(OFF)":     "synchronous: must be 1, got 0",
@@ -192,6 +195,7 @@ func (b *buffer) String() string {
 }
 
 func TestAReaderThatDoesNotEnd(t *testing.T) {
+	t.Parallel()
 	said := &buffer{}
 	s, _ := running(t, zerolog.New(said))
 	id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})

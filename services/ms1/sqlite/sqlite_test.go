@@ -11,17 +11,18 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { servicetest.Main(m, nil) }
 
 func TestStore(t *testing.T) {
+	t.Parallel()
 	storetest.Run(t, func(t *testing.T) storetest.Database {
 		path := filepath.Join(t.TempDir(), "tricycle.db")
 		return storetest.Database{
@@ -71,6 +72,7 @@ func refused(t *testing.T, path string) string {
 }
 
 func TestFilesThatCannotBeUsed(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		path func(t *testing.T) string
@@ -114,6 +116,7 @@ func write(t *testing.T, name, text string) string {
 }
 
 func TestSecondProgramIsToldTheFile(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tricycle.db")
 	storetest.Start(t, open(t, path))
 	want := "locking database " + path + ": found " + path + ".lock locked by another program, expected one program at a time"
@@ -123,6 +126,7 @@ func TestSecondProgramIsToldTheFile(t *testing.T) {
 }
 
 func TestNamesOfFiles(t *testing.T) {
+	t.Parallel()
 	folder := t.TempDir()
 	for _, name := range []string{"with space.db", "a%20b.db", "q?u=e&r#y.db", "велосипед.db"} {
 		path := filepath.Join(folder, name)
@@ -134,6 +138,7 @@ func TestNamesOfFiles(t *testing.T) {
 }
 
 func TestOtherPrograms(t *testing.T) {
+	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tricycle.db")
 	s := open(t, path)
 	storetest.Start(t, s)

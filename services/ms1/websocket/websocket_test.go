@@ -17,10 +17,11 @@ import (
 
 	gorilla "github.com/gorilla/websocket"
 	"github.com/rs/zerolog"
-	"go.uber.org/goleak"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { servicetest.Main(m, nil) }
 
 // ms2 is the other side: each connection is served by the function of its
 // number, from 0, the last one serving all that come after.
@@ -151,6 +152,7 @@ func trouble(t *testing.T, l *Link, want string) {
 }
 
 func TestSends(t *testing.T) {
+	t.Parallel()
 	m := newMS2(t, upgrade(read))
 	l := New(m.url(), zerolog.Nop())
 	if err := l.Ready(t.Context()); !errors.Is(err, ErrNotConnected) {
@@ -187,6 +189,7 @@ func TestSends(t *testing.T) {
 }
 
 func TestDialsAgain(t *testing.T) {
+	t.Parallel()
 	drop := func(say func(c *gorilla.Conn)) serveFunc {
 		return upgrade(func(_ *ms2, c *gorilla.Conn) { say(c) })
 	}
@@ -259,6 +262,7 @@ func listenAt(t *testing.T, ip string, port int) net.Listener {
 }
 
 func TestEveryAddressOfTheNameIsTried(t *testing.T) {
+	t.Parallel()
 	falls := upgrade(func(_ *ms2, c *gorilla.Conn) { // silent after it was connected
 		for {
 			if _, _, err := c.ReadMessage(); err != nil {
@@ -305,6 +309,7 @@ func TestEveryAddressOfTheNameIsTried(t *testing.T) {
 }
 
 func TestReadySaysWhy(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		serve serveFunc
 		want  []string
@@ -451,6 +456,7 @@ func flood(t *testing.T, l *Link) (failed chan error) {
 }
 
 func TestAPeerThatDoesNotRead(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	t.Run("holds up Send until its connection breaks", func(t *testing.T) {
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) { <-release }), upgrade(read))
@@ -544,6 +550,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 }
 
 func TestEnds(t *testing.T) {
+	t.Parallel()
 	t.Run("while it dials", func(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
 		if err != nil {
