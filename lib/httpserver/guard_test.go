@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
@@ -156,7 +157,7 @@ func exchange(t *testing.T, address, request string) (status int, contentType st
 func TestReadinessHidesCauses(t *testing.T) {
 	var log bytes.Buffer
 	cause := fmt.Errorf("connect to 10.0.0.7: access denied for user tricycle")
-	handler := httpserver.Health(zerolog.New(&log), httpserver.Check{Name: "database", Probe: func(context.Context) error { return cause }}).Handler()
+	handler := httpserver.Health(zerolog.New(&log), prometheus.NewRegistry(), httpserver.Check{Name: "database", Probe: func(context.Context) error { return cause }}).Handler()
 	for range 3 {
 		w := httptest.NewRecorder()
 		handler.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost/readyz", nil))

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/logging"
@@ -22,15 +24,17 @@ type Check struct {
 	Probe func(ctx context.Context) error // nil when the dependency can be used
 }
 
-// Health returns the routes /healthz, which answers 200 as long as the process
-// serves at all, and /readyz, which answers 200 when every check passes and
-// 503 otherwise, and names each check with "ok" or "not ready". Anybody may ask,
-// so the causes are only logged, whenever one changes.
+// Health returns the routes that tell how a service does: /metrics; /healthz,
+// which answers 200 as long as the process serves at all; and /readyz, which
+// answers 200 when every check passes and 503 otherwise, and names each check
+// with "ok" or "not ready". Anybody may ask, so the causes are only logged,
+// whenever one changes.
 //
 // /readyz?exclude=NAME leaves a check out; the parameter may be repeated.
-func Health(log zerolog.Logger, checks ...Check) Routes {
+func Health(log zerolog.Logger, metrics prometheus.Gatherer, checks ...Check) Routes {
 	causes := causes{log: logging.Limit(log), last: map[string]string{}}
 	return Routes{
+		"/metrics": ReadOnly(promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}).ServeHTTP),
 		"/healthz": ReadOnly(func(w http.ResponseWriter, _ *http.Request) {
 			JSON(w, http.StatusOK, map[string]string{"status": "alive"})
 		}),

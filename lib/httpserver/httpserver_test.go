@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
@@ -214,7 +215,7 @@ func TestHealth(t *testing.T) {
 		"a request without care": {[]httpserver.Check{bad}, "/readyz?exclude", 503, `{"checks":{"kafka":"not ready"},"status":"not ready"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h := httpserver.Health(zerolog.Nop(), c.checks...).Handler()
+			h := httpserver.Health(zerolog.Nop(), prometheus.NewRegistry(), c.checks...).Handler()
 			for range 2 { // what one request leaves out is there for the next
 				w := httptest.NewRecorder()
 				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost"+c.path, nil))
@@ -225,7 +226,7 @@ func TestHealth(t *testing.T) {
 		})
 	}
 	t.Run("by HEAD and by POST", func(t *testing.T) {
-		h := httpserver.Health(zerolog.Nop(), bad).Handler()
+		h := httpserver.Health(zerolog.Nop(), prometheus.NewRegistry(), bad).Handler()
 		for method, want := range map[string]int{http.MethodHead: 503, http.MethodPost: 405} {
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, httptest.NewRequest(method, "http://localhost/readyz", nil))

@@ -291,11 +291,19 @@ func TestHealthcheckOfOddAddresses(t *testing.T) {
 	}
 }
 
-// observed is the log of a service that Observe has run.
+// service is a service whose Run is a function.
+type service struct{ run func() error }
+
+func (s service) Address() string           { return "127.0.0.1:9" }
+func (s service) Run(context.Context) error { return s.run() }
+
+// observed is the log of a service that Serve has run.
 func observed(t *testing.T, l logging.Config, c telemetry.Config, do func(zerolog.Logger, *telemetry.Telemetry) error) (events []map[string]any, err error) {
 	t.Helper()
 	l.File = filepath.Join(t.TempDir(), "ms9.log")
-	err = program.Observe(t.Context(), "ms9", l, c, io.Discard, do)
+	err = program.Serve(t.Context(), "ms9", l, c, io.Discard, func(log zerolog.Logger, tel *telemetry.Telemetry) (service, error) {
+		return service{func() error { return do(log, tel) }}, nil
+	}, nil)
 	text, readErr := os.ReadFile(l.File)
 	if readErr != nil {
 		t.Fatal(readErr)
@@ -310,7 +318,7 @@ func observed(t *testing.T, l logging.Config, c telemetry.Config, do func(zerolo
 	return events, err
 }
 
-func TestObserve(t *testing.T) {
+func TestServe(t *testing.T) {
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "")
 	t.Setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
 	trouble := errors.New("the disk is full")
@@ -337,10 +345,10 @@ func TestObserve(t *testing.T) {
 			for _, e := range events {
 				said = append(said, e["message"].(string))
 			}
-			if want := "ms9 is starting, at work, ms9 has stopped"; strings.Join(said, ", ") != want {
+			if want := "ms9 is starting, ms9 has started, at work, ms9 has stopped"; strings.Join(said, ", ") != want {
 				t.Fatalf("found %q, expected %s", said, want)
 			}
-			if events[0]["version"] != program.Version || err != nil && events[2]["error"] != err.Error() {
+			if events[0]["version"] != program.Version || err != nil && events[3]["error"] != err.Error() {
 				t.Errorf("found %v, expected version and error", events)
 			}
 		})
@@ -371,7 +379,7 @@ func TestObserve(t *testing.T) {
 		}
 	})
 	t.Run("a log that cannot be written", func(t *testing.T) {
-		err := program.Observe(t.Context(), "ms9", logging.Config{Level: "info", File: t.TempDir()}, telemetry.Defaults(), io.Discard, nil)
+		err := program.Serve[service](t.Context(), "ms9", logging.Config{Level: "info", File: t.TempDir()}, telemetry.Defaults(), io.Discard, nil, nil)
 		if err == nil || !strings.HasPrefix(err.Error(), "logging.file: ") {
 			t.Errorf("found %v, expected one about logging.file", err)
 		}

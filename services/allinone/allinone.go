@@ -31,13 +31,10 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/private"
-	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
 	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
-	"github.com/tricycle-relay/tricycle/services/ms1/websocket"
 	"github.com/tricycle-relay/tricycle/services/ms2"
 	"github.com/tricycle-relay/tricycle/services/ms3"
 )
@@ -139,15 +136,7 @@ func (t *trio) runMS2(ctx context.Context) error {
 		return nil
 	}
 	c := ms2.Config{Listen: anyPort, Kafka: kafka, Tracing: t.config.Tracing, Logging: t.config.log("ms2")}
-	return program.Observe(ctx, "ms2", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
-		service, err := ms2.New(c, log, tel)
-		if err != nil {
-			return err
-		}
-		log.Info().Str("address", service.Address()).Strs("brokers", kafka.Brokers).Msg("ms2 has started")
-		t.ms2.set(service.Address())
-		return service.Run(ctx)
-	})
+	return ms2.Run(ctx, c, t.console, func(s *ms2.Service) { t.ms2.set(s.Address()) })
 }
 
 func (t *trio) runMS3(ctx context.Context) error {
@@ -160,15 +149,7 @@ func (t *trio) runMS3(ctx context.Context) error {
 		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store"}, Kafka: kafka,
 		Workers: t.config.Workers, GroupID: t.config.GroupID, Tracing: t.config.Tracing, Logging: t.config.log("ms3"),
 	}
-	return program.Observe(ctx, "ms3", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
-		service, err := ms3.New(c, log, tel)
-		if err != nil {
-			return err
-		}
-		log.Info().Str("address", service.Address()).Strs("brokers", kafka.Brokers).Str("ms1", c.MS1.URL).Msg("ms3 has started")
-		t.ms3.set(service.Address())
-		return service.Run(ctx)
-	})
+	return ms3.Run(ctx, c, t.console, func(s *ms3.Service) { t.ms3.set(s.Address()) })
 }
 
 func (t *trio) runMS1(ctx context.Context) error {
@@ -180,22 +161,7 @@ func (t *trio) runMS1(ctx context.Context) error {
 	patient, cancel := context.WithTimeout(ctx, ms2Patience)
 	_ = t.untilReady(patient, two, "") // without it MS1 says what is missing
 	cancel()
-	c := t.config.ms1(two)
-	return program.Observe(ctx, "ms1", c.Logging, c.Tracing, t.console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
-		store, err := t.openStore(log)
-		if err != nil {
-			return err
-		}
-		service, err := ms1.New(c, store, websocket.New(c.MS2.URL, log), log, tel, httpserver.Check{Name: "ms3", Probe: t.probeMS3})
-		if err != nil {
-			stopped, stop := context.WithCancel(ctx)
-			stop()
-			return errors.Join(err, store.Run(stopped)) // which only closes it
-		}
-		log.Info().Str("address", service.Address()).Str("ms2", c.MS2.URL).Msg("ms1 has started")
-		t.ms1.set(service)
-		return service.Run(ctx)
-	})
+	return ms1.Run(ctx, t.config.ms1(two), t.console, t.openStore, t.ms1.set, httpserver.Check{Name: "ms3", Probe: t.probeMS3})
 }
 
 func (t *trio) openStore(log zerolog.Logger) (ms1.Store, error) {

@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -28,14 +27,13 @@ import (
 
 // handler returns the HTTP API. The checks are more for /readyz.
 func (s *Service) handler(checks []httpserver.Check) http.Handler {
-	routes := httpserver.Health(s.log, append(s.engine.checks(), checks...)...)
+	routes := httpserver.Health(s.log, s.telemetry.Metrics, append(s.engine.checks(), checks...)...)
 	maps.Copy(routes, httpserver.Routes{
 		"/start":         {http.MethodGet: s.traced("/start", s.start)},
 		"/stop":          {http.MethodGet: s.traced("/stop", s.stop)},
 		"/store":         {http.MethodPost: s.traced("/store", s.store)},
 		"/status":        httpserver.ReadOnly(s.status),
 		"/sessions/{id}": httpserver.ReadOnly(s.session),
-		"/metrics":       httpserver.ReadOnly(promhttp.HandlerFor(s.telemetry.Metrics, promhttp.HandlerOpts{}).ServeHTTP),
 	})
 	return routes.Handler(append([]string{s.config.Listen}, s.config.AllowedHosts...)...)
 }

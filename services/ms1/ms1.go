@@ -16,6 +16,8 @@ package ms1
 
 import (
 	"context"
+	"errors"
+	"io"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -23,7 +25,9 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/services/ms1/websocket"
 )
 
 // Service is a running MS1.
@@ -35,6 +39,25 @@ type Service struct {
 	now       func() time.Time
 	engine    *engine
 	server    *httpserver.Server
+}
+
+// Run runs MS1 until ctx is cancelled, with its log also on the console and
+// with the store that open returns. It calls listening, unless that is nil,
+// when the service listens. The checks are as in [New].
+func Run(ctx context.Context, c Config, console io.Writer, open func(zerolog.Logger) (Store, error), listening func(*Service), checks ...httpserver.Check) error {
+	return program.Serve(ctx, "ms1", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+		store, err := open(log)
+		if err != nil {
+			return nil, err
+		}
+		s, err := New(c, store, websocket.New(c.MS2.URL, log), log, tel, checks...)
+		if err != nil {
+			stopped, stop := context.WithCancel(ctx)
+			stop()
+			return nil, errors.Join(err, store.Run(stopped)) // which only closes it
+		}
+		return s, nil
+	}, listening)
 }
 
 // New returns an MS1 that stores in the store and sends on the link, and

@@ -20,6 +20,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"sync"
@@ -28,11 +29,11 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
@@ -82,6 +83,14 @@ type seat struct {
 	evicted bool
 }
 
+// Run runs MS2 until ctx is cancelled, with its log also on the console. It
+// calls listening, unless that is nil, when the service listens.
+func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {
+	return program.Serve(ctx, "ms2", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+		return New(c, log, tel)
+	}, listening)
+}
+
 // New returns the service, which listens but does not serve before
 // [Service.Run]. It fails if it cannot listen.
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
@@ -101,9 +110,8 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 			httpserver.Problem{Status: status, Detail: reason.Error()}.Write(w)
 		},
 	}
-	routes := httpserver.Health(log, httpserver.Check{Name: "kafka", Probe: s.ready})
+	routes := httpserver.Health(log, t.Metrics, httpserver.Check{Name: "kafka", Probe: s.ready})
 	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: s.serveWebSocket}
-	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	var err error
 	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
 		return nil, fmt.Errorf("listening for MS1: %w", err)

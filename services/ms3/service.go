@@ -18,13 +18,14 @@ package ms3
 import (
 	"context"
 	"fmt"
+	"io"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
@@ -37,6 +38,14 @@ type Service struct {
 	server   *httpserver.Server
 }
 
+// Run runs MS3 until ctx is cancelled, with its log also on the console. It
+// calls listening, unless that is nil, when the service listens.
+func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {
+	return program.Serve(ctx, "ms3", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+		return New(c, log, tel)
+	}, listening)
+}
+
 // New returns the service, which listens but does not serve before
 // [Service.Run]. It fails if it cannot listen.
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
@@ -46,11 +55,10 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 	}
 	link := topic.NewLink(c.Kafka, "tricycle-ms3", log)
 	s := &Service{link: link, client: client, consumer: newConsumer(c, link, client, t, log)}
-	routes := httpserver.Health(log,
+	routes := httpserver.Health(log, t.Metrics,
 		httpserver.Check{Name: "kafka", Probe: s.consumer.ready},
 		httpserver.Check{Name: "ms1", Probe: client.ready},
 	)
-	routes["/metrics"] = httpserver.ReadOnly(promhttp.HandlerFor(t.Metrics, promhttp.HandlerOpts{}).ServeHTTP)
 	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
 		return nil, fmt.Errorf("listen for health checks: %w", err)
 	}

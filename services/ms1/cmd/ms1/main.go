@@ -11,10 +11,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
-	"github.com/tricycle-relay/tricycle/services/ms1/websocket"
 )
 
 func main() {
@@ -35,21 +33,9 @@ func command() program.Program[settings] {
 		Purpose: "opens sessions, sends messages to MS2, takes them back from MS3 and stores them",
 		Config:  settings{ms1.Defaults(), mariadb.Defaults()},
 		Ready:   func(c settings) (address, path string) { return c.Listen, "/readyz" },
-		Run:     run,
+		Run: func(ctx context.Context, c settings, console io.Writer) error {
+			open := func(log zerolog.Logger) (ms1.Store, error) { return mariadb.Open(c.Database, log) }
+			return ms1.Run(ctx, c.Config, console, open, nil)
+		},
 	}
-}
-
-func run(ctx context.Context, c settings, console io.Writer) error {
-	return program.Observe(ctx, "ms1", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
-		store, err := mariadb.Open(c.Database, log)
-		if err != nil {
-			return err
-		}
-		service, err := ms1.New(c.Config, store, websocket.New(c.MS2.URL, log), log, tel)
-		if err != nil {
-			return err
-		}
-		log.Info().Str("address", service.Address()).Str("ms2", c.MS2.URL).Str("database", c.Database.Address).Msg("ms1 has started")
-		return service.Run(ctx)
-	})
 }

@@ -6,10 +6,7 @@ import (
 	"io"
 	"os"
 
-	"github.com/rs/zerolog"
-
 	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/services/ms2"
 )
 
@@ -23,17 +20,6 @@ func command() program.Program[ms2.Config] {
 		Purpose: "takes messages from MS1 over a WebSocket and hands them to MS3 through Kafka",
 		Config:  ms2.Defaults(),
 		Ready:   func(c ms2.Config) (address, path string) { return c.Listen, "/readyz" },
-		Run:     run,
+		Run:     func(ctx context.Context, c ms2.Config, console io.Writer) error { return ms2.Run(ctx, c, console, nil) },
 	}
-}
-
-func run(ctx context.Context, c ms2.Config, console io.Writer) error {
-	return program.Observe(ctx, "ms2", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
-		service, err := ms2.New(c, log, tel)
-		if err != nil {
-			return err
-		}
-		log.Info().Str("address", service.Address()).Strs("brokers", c.Kafka.Brokers).Msg("ms2 has started")
-		return service.Run(ctx)
-	})
 }

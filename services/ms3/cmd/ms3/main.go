@@ -6,10 +6,7 @@ import (
 	"io"
 	"os"
 
-	"github.com/rs/zerolog"
-
 	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/services/ms3"
 )
 
@@ -25,17 +22,6 @@ func command() program.Program[ms3.Config] {
 		// MS1 stops first, and drains through MS3: its absence is no reason to
 		// restart this.
 		Ready: func(c ms3.Config) (address, path string) { return c.Listen, "/readyz?exclude=ms1" },
-		Run:   run,
+		Run:   func(ctx context.Context, c ms3.Config, console io.Writer) error { return ms3.Run(ctx, c, console, nil) },
 	}
-}
-
-func run(ctx context.Context, c ms3.Config, console io.Writer) error {
-	return program.Observe(ctx, "ms3", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
-		service, err := ms3.New(c, log, tel)
-		if err != nil {
-			return err
-		}
-		log.Info().Str("address", service.Address()).Strs("brokers", c.Kafka.Brokers).Str("ms1", c.MS1.URL).Msg("ms3 has started")
-		return service.Run(ctx)
-	})
 }

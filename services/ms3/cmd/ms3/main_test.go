@@ -61,9 +61,7 @@ func TestCommand(t *testing.T) {
 	p.Config.Logging.File = filepath.Join(t.TempDir(), "log", "ms3.log")
 	c := programtest.Start(t, p)
 	address := c.Address()
-	if !strings.Contains(c.Out.String(), k.Brokers[0]) {
-		t.Errorf("found %s, expected the brokers in it", c.Out.String())
-	}
+	topictest.Eventually(t, 20*time.Second, "the log names the brokers", func() bool { return strings.Contains(c.Out.String(), k.Brokers[0]) })
 	p.Config.Listen = address
 	var out, errs programtest.Console
 	topictest.Eventually(t, 20*time.Second, "the health check finds it ready", func() bool {

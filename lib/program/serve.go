@@ -16,16 +16,25 @@ import (
 // flushTimeout bounds the wait for the last spans when a program ends.
 const flushTimeout = 1500 * time.Millisecond
 
-// Observe runs a service with its log and its telemetry, logs its start and
-// its end, and puts both away when it has ended, the spans last.
-func Observe(ctx context.Context, service string, l logging.Config, t telemetry.Config, console io.Writer,
-	run func(log zerolog.Logger, tel *telemetry.Telemetry) error) (err error) {
-	log, output, err := logging.New(l, service, console)
+// Service is a service that listens and does not serve yet.
+type Service interface {
+	// Address returns the address that it listens on, with the real port.
+	Address() string
+	// Run serves until ctx is cancelled.
+	Run(ctx context.Context) error
+}
+
+// Serve creates a service with its log and telemetry, calls listening, unless
+// that is nil, and runs the service. It logs start and end, and closes log and
+// telemetry when the service has ended; the last spans are exported before.
+func Serve[S Service](ctx context.Context, name string, l logging.Config, t telemetry.Config, console io.Writer,
+	create func(log zerolog.Logger, tel *telemetry.Telemetry) (S, error), listening func(S)) (err error) {
+	log, output, err := logging.New(l, name, console)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, output.Close()) }()
-	tel, err := telemetry.New(ctx, t, service, Version, log)
+	tel, err := telemetry.New(ctx, t, name, Version, log)
 	if err != nil {
 		return err
 	}
@@ -45,8 +54,15 @@ func Observe(ctx context.Context, service string, l logging.Config, t telemetry.
 			log.Warn().Err(err).Msg("the last spans were not all sent")
 		}
 	}()
-	log.Info().Str("version", Version).Msgf("%s is starting", service)
-	err = run(log, tel)
-	log.Info().AnErr("error", err).Msgf("%s has stopped", service)
+	log.Info().Str("version", Version).Msgf("%s is starting", name)
+	service, err := create(log, tel)
+	if err == nil {
+		log.Info().Str("address", service.Address()).Msgf("%s has started", name)
+		if listening != nil {
+			listening(service)
+		}
+		err = service.Run(ctx)
+	}
+	log.Info().AnErr("error", err).Msgf("%s has stopped", name)
 	return err
 }
