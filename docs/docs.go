@@ -1,6 +1,6 @@
-// Package docs is the documentation: the written pages of this folder and of
-// reference, and the pages of reference that docs/generate writes from the
-// code. Tests compare the written ones with the code.
+// Package docs embeds the interface descriptions of docs/reference: the OpenAPI
+// descriptions and the JSON Schema of the message. Its tests compare the pages
+// written by hand with the code.
 package docs
 
 import "embed"

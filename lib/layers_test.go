@@ -1,5 +1,5 @@
-// Package lib holds only the tests of the tree's own rules: which room may
-// know which, and that Bazel sees what Go sees.
+// Package lib holds only the tests of the tree's own rules: which package may
+// import which, and that Bazel and Go see the same files.
 package lib
 
 import (

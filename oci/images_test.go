@@ -1,4 +1,4 @@
-// Package oci tests the images as they are delivered: the layouts that Bazel has built, read from disk, without a
+// Package oci tests the images as they are delivered. It reads the layouts that Bazel has built from disk, without a
 // container engine.
 package oci
 

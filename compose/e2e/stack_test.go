@@ -1,5 +1,5 @@
-// Package e2e tests what `docker compose up` brings up: real containers, from
-// the first health check to the database that outlives them.
+// Package e2e tests the stack that `docker compose up` starts: real containers,
+// from the first health check to the database that outlives them.
 package e2e
 
 import (

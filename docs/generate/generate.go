@@ -1,7 +1,7 @@
-// Package generate writes the pages of docs/reference that have their source
-// in the code: doc comments, the configurations, the registries of metrics, the
-// migrations and the OpenAPI descriptions. The other files of docs/reference
-// are written by hand, and tests compare them with the services.
+// Package generate writes the pages of docs/reference that come from the code.
+// Their sources are doc comments, configurations, metric registries, migrations
+// and the OpenAPI descriptions. The other files of docs/reference are written by
+// hand, and tests compare them with the services.
 package generate
 
 import (

@@ -1,10 +1,10 @@
-// Package openapitest holds what a test exchanges with a service against the
-// service's OpenAPI description in docs/reference.
+// Package openapitest compares the HTTP exchanges of a test with the service's
+// OpenAPI description in docs/reference.
 //
-// An answer must be described: its status, its headers, its body. A request
-// that the description does not allow must be answered by an error; one for a
-// path or a method that is not described by 404 or 405 (problem details,
-// RFC 9457), the latter with the methods that are in its Allow header.
+// Each answer must be described with its status, headers and body. The service
+// must refuse a request that the description does not allow. An unknown path
+// must get 404, an unknown method 405 with the allowed methods in Allow. Both
+// answers are problem details (RFC 9457).
 package openapitest
 
 import (

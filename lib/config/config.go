@@ -1,12 +1,12 @@
-// Package config reads the YAML configuration of a program, strictly: an
-// unknown or repeated key, a value of another type or outside its range is an
-// error that names file, line, key, what was found and what was expected.
+// Package config reads the YAML configuration of a program strictly. An unknown
+// or repeated key, a value of another type or a value out of range is an error
+// with file, line and key.
 //
-// A program describes its configuration as a struct whose fields carry yaml
-// tags, fills it with the defaults, lets [Load] write over it what the files
-// say, and has a Validate method that says which values are out of range.
-// Units stand in the keys (interval_seconds), never in the values. Secrets
-// never stand in these files, only the names of files that hold them.
+// A program describes its configuration as a struct whose fields have yaml tags.
+// It fills the struct with the defaults, [Load] overwrites them from the files,
+// and the Validate method of the struct checks the ranges. Units are part of the
+// keys (interval_seconds), never of the values. The files contain no secrets,
+// only the names of files that hold them.
 package config
 
 import (

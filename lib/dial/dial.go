@@ -1,9 +1,9 @@
-// Package dial opens TCP connections to names that have several addresses, and
-// does not return to an address that accepts connections and then answers
-// nothing as long as there is another one to try.
+// Package dial opens TCP connections to names that have several addresses. It
+// avoids an address that accepts connections and then answers nothing, as long as
+// another address is available.
 //
-// A program that retries needs no more than to dial by the same [Dialer] each
-// time: the address that failed last is tried last.
+// A program that retries only has to use the same [Dialer] each time: the address
+// that failed last is tried last.
 package dial
 
 import (

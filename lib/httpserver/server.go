@@ -1,6 +1,6 @@
-// Package httpserver is what the HTTP sides of the services have in common:
-// routes that are strict about methods, errors as problem details (RFC 9457),
-// the health endpoints, and a server with time limits that stops in order.
+// Package httpserver implements the HTTP side that all services share. Its routes
+// are strict about methods, and its errors are problem details (RFC 9457). It has
+// the health endpoints, and a server with time limits and an orderly shutdown.
 package httpserver
 
 import (

@@ -1,12 +1,11 @@
 // Package lifecycle starts the parts of a program together and stops them in
 // order.
 //
-// The contract: parts are listed dependencies first. All are started at once;
-// a part that needs another to be up waits or retries by itself. As soon as
-// the program is asked to stop, or any part ends, the parts are stopped one
-// after the other in reverse order: a part's context is cancelled only when
-// every part listed after it has ended, so that what drains still has what it
-// drains through.
+// The caller lists dependencies first. All parts start at once; a part that
+// depends on another waits or retries by itself. When the program has to stop, or
+// any part ends, the parts stop one after the other in reverse order. The context
+// of a part is cancelled only after every part listed after it has ended. A part
+// that drains can therefore still use its dependencies.
 package lifecycle
 
 import (

@@ -1,11 +1,11 @@
-// Package logging gives a program its log: JSON lines in a rotating file, for
-// machines, and readable lines on the console, for a person.
+// Package logging provides the log of a program: JSON lines in a rotating file for
+// machines, and readable lines on the console for people.
 //
-// A line of the file has time (RFC 3339, UTC, microseconds), level, service
-// and message, and whatever the event adds; trace_id where it belongs to a
-// trace. A string is cut after 256 bytes, and what a terminal would act on or
-// not show is escaped. What must be said at every level (the request that starts a session,
-// the summary that ends it) is logged by [zerolog.Logger.Log], which has none.
+// A line of the file has time (RFC 3339, UTC, microseconds), level, service,
+// message and the fields of the event. It has trace_id if it belongs to a trace.
+// A string is cut after 256 bytes, and control and invisible characters are
+// escaped. [zerolog.Logger.Log] writes a line at every level: the request that
+// starts a session, and the summary that ends it.
 package logging
 
 import (

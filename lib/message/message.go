@@ -1,5 +1,5 @@
-// Package message is the one thing the three services hand to each other: its
-// five fields, the key that identifies it, and the only encoding it has.
+// Package message defines the message that the three services exchange: its five
+// fields, the key that identifies it, and its only encoding.
 //
 // On the wire a message is a JSON object with exactly these members, encoded
 // in this order:
@@ -10,12 +10,12 @@
 //	 "service3_timestamp":null,
 //	 "end_timestamp":null}
 //
-// A stamp is RFC 3339 in UTC with exactly six fractional digits, which is the
-// resolution of MariaDB's DATETIME(6); one not yet set is null. Stamps are set
-// in order, one per service, so the number of stamps tells how far a message
-// has come. Every receiver knows how far that must be and says so to [Decode],
-// which accepts nothing else: no unknown, repeated or missing member, no other
-// type, no trailing bytes, no other notation for a time.
+// A stamp is RFC 3339 in UTC with exactly six fractional digits, the resolution
+// of MariaDB's DATETIME(6). A stamp that is not yet set is null. Each service sets
+// one stamp, in order, so the number of stamps tells how far a message has come.
+// A receiver passes the number that it requires to [Decode], which accepts
+// nothing else. Unknown, repeated or missing members, other types, trailing bytes
+// and other notations of a time are errors.
 package message
 
 import (

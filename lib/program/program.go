@@ -1,6 +1,6 @@
-// Package program is the outside of a command: its flags, its configuration,
-// the signals that stop it, and how it reports an error. What is left for a
-// main function is a page that wires the parts together.
+// Package program implements the command line of a service: its flags, its
+// configuration, the signals that stop it, and how it reports an error. A main
+// function only has to connect the parts.
 package program
 
 import (

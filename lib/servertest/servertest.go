@@ -1,7 +1,7 @@
-// Package servertest starts real MariaDB and Kafka servers that belong to one
-// test, so that the test may change their settings, kill them or fill their
-// disk. It uses the script .ci/servers, whose path TRICYCLE_TEST_SERVERS names,
-// and skips the test if the variable is not set.
+// Package servertest starts real MariaDB and Kafka servers for one test. The test
+// may change their settings, kill them or fill their disk. The package uses the
+// script .ci/servers, whose path TRICYCLE_TEST_SERVERS contains, and skips the
+// test if the variable is not set.
 package servertest
 
 import (

@@ -1,18 +1,18 @@
-// Package telemetry gives a service its tracer and its metrics.
+// Package telemetry provides the tracer and the metrics of a service.
 //
-// Every message has one trace, and its identity is derived from the message's
-// key, because neither the WebSocket nor the message has room to carry one:
+// Every message has one trace. Neither the WebSocket nor the message has room for
+// a trace id, so it is derived from the message's key:
 //
 //	h = SHA-256("tricycle/1/" + session_id + "/" + service1_timestamp as on the wire)
 //
-// The trace id is the first 16 bytes of h, the id of the root span the next 8.
-// So MS1 and MS2 come to the same trace without a word, and anyone can compute
-// the trace of a row of the database. Whether a trace is sampled follows from
-// its id alone, so every service decides alike. Kafka and HTTP carry the W3C
-// traceparent in headers as usual.
+// The first 16 bytes of h are the trace id, the next 8 the id of the root span.
+// MS1 and MS2 therefore compute the same trace without an exchange, and anyone can
+// compute the trace of a database row. Whether a trace is sampled depends only on
+// its id, so every service decides alike. Kafka and HTTP carry the W3C traceparent
+// in headers as usual.
 //
-// Spans go to an OTLP collector over HTTP from a bounded queue. A collector
-// that is absent or slow costs spans, which are counted, never a message.
+// Spans go to an OTLP collector over HTTP from a bounded queue. If the collector
+// is unavailable or slow, spans are dropped and counted; no message is affected.
 package telemetry
 
 import (

@@ -1,11 +1,10 @@
-// Package topic is what MS2 and MS3 share about Kafka: the topic that messages
-// travel through, the topic of dead letters beside it, and the [Link] of a
-// service to the brokers.
+// Package topic implements the Kafka side that MS2 and MS3 share: the topics of
+// messages and of dead letters, and the [Link] of a service to the brokers.
 //
-// A record of the message topic has the message's key as its key, the encoded
-// message as its value and the W3C trace context in its headers. A dead letter
-// is the record as it was found, with headers that say where it was found and
-// why it can never be stored.
+// The key of a record is the message's key, its value the encoded message. Its
+// headers carry the W3C trace context. A dead letter is the record as it was
+// fetched, with headers for its origin and for the reason why it can never be
+// stored.
 package topic
 
 import (

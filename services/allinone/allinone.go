@@ -1,17 +1,17 @@
-// Package allinone is MS1, MS2 and MS3 in one process, for a machine that has
-// nothing of what they need.
+// Package allinone runs MS1, MS2 and MS3 in one process, on a machine without
+// Kafka, MariaDB or containers.
 //
-// They are the same three services, in the same order and over real sockets;
-// only what surrounds them is embedded, in one folder: the broker (kfake, which
-// speaks Kafka's protocol and keeps its log in DIR/broker) and the database (a
-// SQLite file, DIR/tricycle.db). Naming a real broker or a real database in the
-// configuration replaces that one.
+// The three services are the same as in production and use real sockets. Only
+// the broker and the database are embedded, in one directory. The broker is kfake,
+// which speaks Kafka's protocol and keeps its log in DIR/broker. The database is
+// the SQLite file DIR/tricycle.db. A real broker or a real database in the
+// configuration replaces the embedded one.
 //
 //	MS1 ─WebSocket─▶ MS2 ─▶ broker ─▶ MS3 ─HTTP─▶ MS1 ─▶ database
 //
-// Everything that was acknowledged survives the death of the process: the
-// broker writes a record to its file before it answers, as the database does a
-// row. Against the loss of power, use the real ones.
+// Everything that was acknowledged survives the death of the process: broker and
+// database write to their files before they answer. A power failure can lose the
+// last writes; use real servers against that.
 package allinone
 
 import (

@@ -1,6 +1,6 @@
-// Package chain tests the three programs together, as they are delivered: the
-// real binaries with the shipped configurations on loopback, between a real
-// MariaDB and Kafka, or an embedded broker where no Kafka is named.
+// Package chain tests the three programs together, as they are delivered. It runs
+// the real binaries with the shipped configurations on loopback, with a real
+// MariaDB. The broker is a real Kafka, or an embedded one if none is configured.
 package chain
 
 import (

@@ -1,17 +1,17 @@
-// Package ms1 is the first service and the last: it opens sessions, makes
-// messages and sends them to MS2 over a WebSocket, takes them back from MS3 on
-// POST /store and stores them.
+// Package ms1 implements the first and last service of the cycle: it sends
+// messages to MS2, receives them from MS3 and stores them. Messages leave over a
+// WebSocket and return on POST /store.
 //
-// A session is one interaction: from an accepted GET /start until its interval
-// is over or GET /stop breaks it off, and every message of it is stored or
-// counted as lost. The only acknowledgement of a message is the commit of its
-// row. Until that stands MS1 holds the message and sends it again, so whatever
-// fails on the way round costs time, not messages; that the same message may
-// come back twice is harmless, because its key has one row.
+// A session is one interaction. It begins with an accepted GET /start and ends
+// after its interval or with GET /stop, and each of its messages is stored or
+// counted as lost. The only acknowledgement of a message is the commit of its row.
+// MS1 holds and resends a message until then, so a failure elsewhere costs time and
+// no messages. A message that returns twice is harmless, because its key has one
+// row.
 //
-// The package has the rules and the HTTP API. What it talks to is behind two
-// interfaces with adapters in folders named by their technology: the [Store]
-// (mariadb, sqlite), and the link to MS2 (websocket).
+// The package contains the rules and the HTTP API. Two interfaces separate it from
+// its adapters, which are named for their technology: the [Store] (mariadb,
+// sqlite), and the connection to MS2 (websocket).
 package ms1
 
 import (

@@ -1,19 +1,17 @@
-// Package ms2 is the second service of the cycle: it takes messages from MS1
-// over a WebSocket, writes its own time into them and hands them to MS3
-// through a Kafka topic.
+// Package ms2 implements the second service of the cycle: it receives messages
+// from MS1 over a WebSocket, sets service2_timestamp and writes them to Kafka.
 //
 //	GET /ws ─▶ peer, one per connection ─▶ queue, 4,096 messages ─▶ a lane per partition ─▶ Kafka
 //
-// A message that was read is answered by nothing: its acknowledgement is the
-// commit behind MS1's own /store. So MS2 may lose what it holds at any moment
-// and MS1 sends it again; what MS2 owes is to say so early. It closes the
-// connections when it stops (1001) or when Kafka has taken nothing for ten
-// seconds (1013, and the queue is dropped, since MS1 still has everything),
-// and refuses new ones while Kafka is away. When Kafka is merely slow, the
-// queue fills, the peers stop reading, and TCP carries the pressure to MS1.
+// MS2 sends no acknowledgements: only the commit of MS1's own /store acknowledges
+// a message. MS2 may therefore lose everything it holds, and MS1 resends it. It
+// only has to fail fast. It closes its connections when it stops (1001), or when
+// Kafka has accepted nothing for ten seconds (1013, and it drops the queue). While
+// Kafka is unavailable, it refuses new connections. If Kafka is merely slow, the
+// queue fills, the peers stop reading, and TCP passes the back-pressure to MS1.
 //
-// There are at most 64 connections. Each costs a bounded amount of memory, every
-// write to one has a time limit, and one that is silent for six seconds ends.
+// There are at most 64 connections. Each uses a bounded amount of memory, every
+// write has a time limit, and six seconds of silence close a connection.
 package ms2
 
 import (

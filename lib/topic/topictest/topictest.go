@@ -1,6 +1,6 @@
-// Package topictest gives tests a broker: the real one that the environment
-// names, or one in the test's own process that speaks the same protocol and
-// can be made to fail.
+// Package topictest provides a broker for tests: the real one that the environment
+// names, or an embedded one. The latter speaks the same protocol and can inject
+// faults.
 package topictest
 
 import (

@@ -1,18 +1,16 @@
-// Package mariadb keeps sessions and messages in a MariaDB database.
+// Package mariadb stores sessions and messages in a MariaDB database.
 //
-// [Store.Run] owns the way to the server, a 'link': one connection that holds
-// the lock 'one program per database', and a pool beside it for the work. The
-// lock's connection asks every second whether the server accepts writes. When
-// it does not, or a statement is refused because the server is read-only, the
-// whole link ends at once, statements in flight included, and the store dials
-// again, another address first. Its methods wait for that and retry.
-// So a link that fell silent is noticed in seconds, and no dead connection
-// outlives it in the pool.
+// [Store.Run] owns the access to the server, a 'link': one connection that holds
+// the lock 'one MS1 per database', and a pool for the work. Every second the
+// lock's connection checks that the server accepts writes. If it does not, or if
+// the read-only server refuses a statement, the whole link ends at once, including
+// statements in flight. The store then dials again, another address first, and its
+// methods wait and retry. A silent link is thus noticed within seconds, and no dead
+// connection stays in the pool.
 //
-// Nothing here relies on a statement arriving only once, or in time: a row
-// that exists is never changed, and every statement that adds rows looks at
-// the session's own row in the same breath and holds a lock on it, so that it
-// comes wholly before the end of that session or has no effect.
+// No statement may rely on arriving once or in time. A row that exists is never
+// changed. Every statement that adds rows locks the row of its session. It runs
+// completely before the end of that session or has no effect.
 package mariadb
 
 import (

@@ -1,17 +1,16 @@
-// Package sqlite keeps sessions and messages in a file, for a machine that has
-// no database server.
+// Package sqlite stores sessions and messages in a file, for a machine without a
+// database server.
 //
-// The file can be opened by any SQLite tool at any time, while the program
-// runs too: it is in WAL mode, where readers and the writer do not wait for
-// each other. A second program of this kind is kept out by a second file
-// beside it, PATH.lock, a database that is never written to and stays
-// exclusively locked: the one lock that works alike on every system SQLite
-// runs on, and that no crash leaves behind. A commit survives the death of the
-// program; the last ones before a power failure may be gone (synchronous=NORMAL).
+// Any SQLite tool can open the file at any time, also while the program runs: in
+// WAL mode readers and the writer do not block each other. A second file, PATH.lock,
+// keeps a second program out. It is a database that is never written and stays
+// exclusively locked. This lock works on every system of SQLite, and a crash
+// releases it. A commit survives the death of the program; a power failure may
+// lose the last ones (synchronous=NORMAL).
 //
-// The file that is open can be deleted, or its directory replaced or unmounted:
-// what is committed then is nowhere. So before and after each transaction the
-// store checks that its path still leads to the files that it has open.
+// The open file can be deleted, or its directory replaced or unmounted. Commits
+// would then be lost. Before and after each transaction the store therefore checks
+// that its path still leads to the files that it has open.
 package sqlite
 
 import (

@@ -1,5 +1,5 @@
-// Package storetest says what an [ms1.Store] must do, as tests that every
-// adapter passes.
+// Package storetest defines the behaviour of an [ms1.Store] as tests that every
+// adapter must pass.
 package storetest
 
 import (

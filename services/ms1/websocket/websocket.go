@@ -1,8 +1,7 @@
-// Package websocket is MS1's link to MS2: one WebSocket connection that is
-// dialled again, with backoff and jitter, whenever it is gone, beginning with
-// the addresses of its name that have not failed lately. It carries frames one
-// way. Nothing comes back on it but pings, by which each side notices that the
-// other has gone silent.
+// Package websocket implements MS1's connection to MS2: one WebSocket that is
+// redialled with backoff and jitter whenever it breaks. Addresses that have not
+// failed lately come first. It carries messages one way. Only pings come back, and
+// by them each side notices that the other is silent.
 package websocket
 
 import (

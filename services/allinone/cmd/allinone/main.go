@@ -1,5 +1,5 @@
-// Command allinone runs MS1, MS2 and MS3 in one process, with a broker and a
-// database embedded unless real ones are named.
+// Command allinone runs MS1, MS2 and MS3 in one process, with an embedded broker
+// and database unless the configuration names real ones.
 package main
 
 import (

@@ -1,5 +1,5 @@
 // Command ms1 runs the first service of the cycle: it opens sessions, sends
-// messages, takes them back and stores them in MariaDB.
+// messages, receives them back and stores them in MariaDB.
 package main
 
 import (
