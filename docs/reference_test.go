@@ -61,6 +61,9 @@ func sqliteColumns(t *testing.T) (names []string) {
 		}
 		names = append(names, name)
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 	return names
 }
 
@@ -116,6 +119,9 @@ func TestColumns(t *testing.T) {
 			t.Errorf("%s: must have a COMMENT", name)
 		}
 		found = append(found, name)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
 	}
 	if !slices.Equal(found, columns) {
 		t.Errorf("MariaDB: found the columns %v, expected those of SQLite: %v", found, columns)

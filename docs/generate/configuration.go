@@ -134,14 +134,13 @@ func expectation(c interface{ Validate() error }, field reflect.Value, key strin
 }
 
 func show(v reflect.Value) string {
-	switch {
-	case v.Kind() == reflect.String || v.Kind() == reflect.Slice:
-		if v.Len() == 0 {
-			return ""
-		}
-		return strings.Trim(fmt.Sprint(v.Interface()), "[]")
+	if kind := v.Kind(); kind != reflect.String && kind != reflect.Slice {
+		return fmt.Sprint(v.Interface())
 	}
-	return fmt.Sprint(v.Interface())
+	if v.Len() == 0 {
+		return ""
+	}
+	return strings.Trim(fmt.Sprint(v.Interface()), "[]")
 }
 
 // Flag is a flag of a program.

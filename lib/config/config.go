@@ -124,7 +124,7 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 
 // scalar sets a number, string, boolean or list of strings.
 func scalar(v reflect.Value, n *yaml.Node, key string) error {
-	want, tag := "", ""
+	var want, tag string
 	switch v.Kind() {
 	case reflect.Int, reflect.Int64:
 		want, tag = "a whole number", "!!int" // yaml would cut 1.5 to 1

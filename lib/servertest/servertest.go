@@ -84,8 +84,7 @@ func newServer(t testing.TB, name, file string, lines []string, args ...string) 
 	if os.Getenv("TRICYCLE_TEST_SERVERS") == "" {
 		t.Skip("TRICYCLE_TEST_SERVERS is not set: needs a server of its own")
 	}
-	// Not t.TempDir: a Unix socket's path has at most 107 bytes.
-	dir, err := os.MkdirTemp("", name+"-")
+	dir, err := os.MkdirTemp("", name+"-") //nolint:usetesting // a Unix socket's path has at most 107 bytes
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -55,7 +55,6 @@ func TestDecompressionIsBounded(t *testing.T) {
 		produce(codec, records[10].Value, records[11].Value) // compressed, and small enough
 	}
 	source.produce(0, records[10:]...)
-	zeros = nil
 
 	runtime.GC()
 	var before, after runtime.MemStats

@@ -115,6 +115,9 @@ func connections(t *testing.T, server storetest.Server) []int64 {
 		}
 		all = append(all, id)
 	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
 	return all
 }
 

@@ -131,7 +131,7 @@ func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) 
 			return conn, err
 		},
 	}
-	conn, resp, err := dialer.DialContext(ctx, l.url, nil)
+	conn, resp, err := dialer.DialContext(ctx, l.url, nil) //nolint:bodyclose // gorilla has read it and leaves nothing open
 	handshaken()
 	if err != nil {
 		if resp != nil {

@@ -353,8 +353,8 @@ func TestWaitsLongerEachTime(t *testing.T) {
 	until(t, "seven dials", func() bool { return len(m.dialled()) >= 7 })
 	stop()
 	at := m.dialled()
-	for i, least := range []time.Duration{50, 100, 200, 250, 250} { // half of 100 ms, doubled each time up to 500 ms
-		if gap := at[i+1].Sub(at[i]); gap < least*time.Millisecond-5*time.Millisecond {
+	for i, least := range []int{50, 100, 200, 250, 250} { // half of 100 ms, doubled each time up to 500 ms
+		if gap := at[i+1].Sub(at[i]); gap < time.Duration(least-5)*time.Millisecond {
 			t.Errorf("dial %d came after %s, expected at least %d ms", i+2, gap, least)
 		}
 	}
