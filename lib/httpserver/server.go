@@ -19,6 +19,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 )
 
@@ -155,9 +156,9 @@ func (s *Server) Run(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 	}
-	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	grace, cancel := lifecycle.Grace(ctx, stopTimeout)
 	defer cancel()
-	if err := s.server.Shutdown(stopCtx); err != nil {
+	if err := s.server.Shutdown(grace); err != nil {
 		_ = s.server.Close() // what is left of the requests is cut off
 	}
 	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {

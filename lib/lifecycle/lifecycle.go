@@ -5,13 +5,15 @@
 // depends on another waits or retries by itself. When the program has to stop, or
 // any part ends, the parts stop one after the other in reverse order. The context
 // of a part is cancelled only after every part listed after it has ended. A part
-// that drains can therefore still use its dependencies.
+// that drains can therefore still use its dependencies. Work that may
+// outlast the signal to stop gets [Grace].
 package lifecycle
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Part is something that runs until its context is cancelled.
@@ -20,6 +22,17 @@ type Part struct {
 	// Run returns nil once ctx is cancelled and the part has put its things
 	// away. Whatever it returns earlier stops the other parts.
 	Run func(ctx context.Context) error
+}
+
+// Grace returns a context for work that may go on for d after ctx has ended.
+// It has the values of ctx and ends early by cancel.
+func Grace(ctx context.Context, d time.Duration) (work context.Context, cancel context.CancelFunc) {
+	work, end := context.WithCancel(context.WithoutCancel(ctx))
+	forget := context.AfterFunc(ctx, func() { time.AfterFunc(d, end) })
+	return work, func() {
+		forget()
+		end()
+	}
 }
 
 // Run runs the parts until ctx is cancelled or a part ends, then stops them in

@@ -156,6 +156,44 @@ func TestTheContextOfAPart(t *testing.T) {
 	})
 }
 
+func TestGrace(t *testing.T) {
+	type key struct{}
+	within := func(t *testing.T, end <-chan struct{}, want time.Duration) {
+		t.Helper()
+		began := time.Now()
+		<-end
+		if took := time.Since(began); took != want {
+			t.Errorf("the work ended after %s, want %s", took, want)
+		}
+	}
+	for name, c := range map[string]struct {
+		stop, cancel, want time.Duration
+	}{
+		"it ends after the signal":            {stop: time.Minute, cancel: time.Hour, want: time.Minute + 2*time.Second},
+		"it is over before the signal":        {stop: time.Hour, cancel: time.Minute, want: time.Minute},
+		"it is over within the grace time":    {stop: time.Minute, cancel: time.Minute + time.Second, want: time.Minute + time.Second},
+		"the signal was there from the start": {stop: 0, cancel: time.Hour, want: 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, stop := context.WithCancel(context.WithValue(t.Context(), key{}, "kept"))
+				if c.stop == 0 {
+					stop()
+				} else {
+					time.AfterFunc(c.stop, stop)
+				}
+				work, cancel := lifecycle.Grace(ctx, 2*time.Second)
+				time.AfterFunc(c.cancel, cancel)
+				within(t, work.Done(), c.want)
+				if got := work.Value(key{}); got != "kept" {
+					t.Errorf("got value %v, want that of the context", got)
+				}
+				time.Sleep(2 * time.Hour) // nothing is left
+			})
+		})
+	}
+}
+
 func TestNoParts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)

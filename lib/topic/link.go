@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"strconv"
@@ -20,6 +19,7 @@ import (
 	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/tricycle-relay/tricycle/lib/dial"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
 const (
@@ -128,7 +128,7 @@ func (l *Link) Run(ctx context.Context) error {
 			}
 			saidBad = n
 		}
-		Pause(ctx, interval)
+		retry.Pause(ctx, interval)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -378,19 +378,6 @@ type conn struct {
 func (c conn) Close() error {
 	c.forget()
 	return c.Conn.Close()
-}
-
-// Pause waits for d, give or take a fifth so that several waiting for the same
-// thing do not come all at once. It returns false if ctx ended first.
-func Pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d*4/5 + rand.N(d*2/5+1))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // ErrorType names an error for the attribute error.type of a span: the code of

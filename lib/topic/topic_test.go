@@ -350,15 +350,3 @@ func TestDialedConnectionsEndWithTheirOwner(t *testing.T) {
 		t.Error("dialed without an owner")
 	}
 }
-
-func TestPauseEndsWithItsContext(t *testing.T) {
-	t.Parallel()
-	ctx, cancel := context.WithCancel(t.Context())
-	if !topic.Pause(ctx, time.Millisecond) {
-		t.Error("found false after the time")
-	}
-	cancel()
-	if topic.Pause(ctx, time.Hour) {
-		t.Error("found true after the end")
-	}
-}

@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
@@ -52,7 +53,7 @@ func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 	pinging := make(chan struct{})
 	go func() {
 		defer close(pinging)
-		for topic.Pause(ctx, pingInterval) {
+		for retry.Pause(ctx, pingInterval) {
 			if err := ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(pingInterval)); err != nil {
 				cancel(fmt.Errorf("sending a ping: %w", err))
 			}

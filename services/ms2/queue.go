@@ -13,14 +13,13 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
 const (
 	queueLength = 4096 // messages; the largest in_flight of MS1
 	batchLength = 100  // messages in a request
-	retryFirst  = 50 * time.Millisecond
-	retryMost   = 500 * time.Millisecond
 	stallTime   = 10 * time.Second
 	adaptTime   = 30 * time.Second // after which a lane returns to its partition, or tries larger requests
 )
@@ -218,7 +217,8 @@ func (q *queue) runLane(l *lane) {
 // send writes the batch to Kafka, in as many requests and as often as it takes
 // until ctx ends, and then drops the rest.
 func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
-	for wait := retryFirst; len(batch) > 0; {
+	pause := retry.Backoff{First: 50 * time.Millisecond, Most: 500 * time.Millisecond}
+	for len(batch) > 0 {
 		part := batch[:min(len(batch), l.most)]
 		records := make([]kafka.Message, len(part))
 		for i, e := range part {
@@ -228,7 +228,8 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 		offset, err := q.link.Produce(ctx, q.topic, partition, records...)
 		if err == nil {
 			q.produced(part, partition, offset)
-			batch, wait = batch[len(part):], retryFirst
+			batch = batch[len(part):]
+			pause.Reset()
 			continue
 		}
 		if ctx.Err() == nil {
@@ -252,13 +253,12 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 			q.errors.Warn().Err(err).Int("messages", len(part)).Int("partition", partition).
 				Msg("kafka did not take messages; they are sent again until it does")
 		}
-		if !topic.Pause(ctx, wait) {
+		if pause.Wait(ctx) != nil {
 			for _, e := range batch {
 				q.dropped(e)
 			}
 			return
 		}
-		wait = min(2*wait, retryMost)
 	}
 }
 

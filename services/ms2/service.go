@@ -124,9 +124,8 @@ func (s *Service) Address() string { return s.server.Address() }
 // connections with 1001, writes what it has read to Kafka, for four seconds at
 // most, and returns within five. It returns an error only if it cannot serve.
 func (s *Service) Run(ctx context.Context) error {
-	drain, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	drain, cancel := lifecycle.Grace(ctx, drainTime)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(drainTime, cancel) })()
 	return lifecycle.Run(ctx,
 		lifecycle.Part{Name: "kafka", Run: s.link.Run},
 		lifecycle.Part{Name: "queue", Run: func(ctx context.Context) error { s.queue.run(ctx, drain); return nil }},

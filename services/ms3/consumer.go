@@ -11,8 +11,10 @@ import (
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 
+	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
@@ -81,10 +83,9 @@ func (c *consumer) ready(ctx context.Context) error {
 // run consumes until ctx is cancelled.
 func (c *consumer) run(ctx context.Context) error {
 	// Work in flight outlives ctx by the grace time.
-	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	work, stop := lifecycle.Grace(ctx, graceTime)
 	defer stop()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(graceTime, stop) })()
-	for c.link.Partitions() == 0 && topic.Pause(ctx, commitInterval) { // until the topic exists
+	for c.link.Partitions() == 0 && retry.Pause(ctx, commitInterval) { // until the topic exists
 	}
 	for ctx.Err() == nil {
 		if err := c.consume(ctx, work); errors.Is(err, errStalled) {
@@ -106,7 +107,7 @@ func (c *consumer) consume(ctx, work context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { cancel(c.watch(reading, clientID)) })
 	beside.Go(func() {
-		for topic.Pause(reading, commitInterval) {
+		for retry.Pause(reading, commitInterval) {
 			c.commit(reading, reader)
 		}
 	})
@@ -131,7 +132,7 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 		if err != nil {
 			if ctx.Err() == nil {
 				c.kafkaLog.Warn().Err(err).Msg("fetch failed")
-				topic.Pause(ctx, commitInterval)
+				retry.Pause(ctx, commitInterval)
 			}
 			continue
 		}

@@ -38,7 +38,7 @@ func (l *letters) write(ctx context.Context, m kafka.Message) error {
 	l.writing = true
 	l.mu.Unlock()
 	if first {
-		go l.run(context.WithoutCancel(ctx))
+		go l.run(ctx)
 	}
 	select {
 	case err := <-done:

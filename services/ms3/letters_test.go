@@ -3,10 +3,16 @@ package ms3
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/segmentio/kafka-go"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 func TestLettersShareRequests(t *testing.T) {
@@ -72,4 +78,56 @@ func TestLettersShareRequests(t *testing.T) {
 	cancel()
 	l.produce = func(context.Context, ...kafka.Message) error { return nil }
 	_ = l.write(ctx, kafka.Message{}) // either outcome, but it returns
+}
+
+// Kafka that takes a request and never answers must not hold up the shutdown.
+func TestLettersEndWithTheWork(t *testing.T) {
+	t.Parallel()
+	ended := make(chan struct{})
+	work, stop := context.WithCancel(t.Context())
+	l := &letters{produce: func(ctx context.Context, _ ...kafka.Message) error {
+		stop()
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Second):
+		}
+		if ctx.Err() != nil {
+			close(ended)
+		}
+		return ctx.Err()
+	}}
+	if err := l.write(work, kafka.Message{}); err == nil {
+		t.Error("got no error for a letter that was not written")
+	}
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("the request goes on after the work has ended")
+	}
+}
+
+func TestStopIsBoundedWhenADeadLetterHangs(t *testing.T) {
+	t.Parallel()
+	address, hang := hangingBroker(t)
+	k, store := topictest.For(t, address), newMS1(t)
+	source := newMS2(t, k)
+	hung := make(chan struct{})
+	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
+		<-hung
+		httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound}.Write(w)
+	})
+	r := start(t, k, store.URL)
+	_, records := messages(20)
+	source.spread(records)
+	topictest.Eventually(t, 20*time.Second, "posting", func() bool { return store.got() > 0 })
+	hang()
+	close(hung)
+	topictest.Eventually(t, 20*time.Second, "writing dead letters", func() bool {
+		r.consumer.letters.mu.Lock()
+		defer r.consumer.letters.mu.Unlock()
+		return r.consumer.letters.writing
+	})
+	if took := r.stop(); took > 8*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
 }

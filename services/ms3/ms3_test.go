@@ -30,6 +30,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
@@ -943,7 +944,7 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	var sent atomic.Int64
 	var loading sync.WaitGroup
 	loading.Go(func() {
-		for topic.Pause(load, 20*time.Millisecond) { // 1,000 messages a second
+		for retry.Pause(load, 20*time.Millisecond) { // 1,000 messages a second
 			_, records := messages(20)
 			source.spread(records)
 			sent.Add(20)

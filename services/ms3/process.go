@@ -17,6 +17,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
@@ -90,7 +91,7 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 // post sends a message to MS1 until the answer is final.
 func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 	span := trace.SpanFromContext(work)
-	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+	for pause := (retry.Backoff{First: retryFirst, Most: retryMost}); ; {
 		select {
 		case c.posting <- struct{}{}:
 		case <-ctx.Done():
@@ -117,7 +118,7 @@ func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
 		default:
 			c.ms1Log.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages")
 		}
-		if !topic.Pause(ctx, wait) {
+		if pause.Wait(ctx) != nil {
 			return a, false
 		}
 		c.metrics.retries.Inc()
@@ -144,8 +145,9 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 	copied := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
 	span := trace.SpanFromContext(work)
 	fail(span, kind, reason)
-	refused := 0 // permanent errors in a row
-	for wait := retryFirst; ; wait = min(2*wait, retryMost) {
+	away := retry.Backoff{First: retryFirst, Most: retryMost}
+	refused := retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries}
+	for {
 		err := c.letters.write(work, copied)
 		if err == nil {
 			break
@@ -153,21 +155,23 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 		if errors.Is(err, kafka.MessageSizeTooLarge) { // by our headers; then without its value
 			copied = kafka.Message{Headers: own}
 		}
-		if refused++; !isPermanent(err) {
-			refused = 0
-		}
-		if refused == permanentTries {
-			c.metrics.dropped.Inc()
-			c.log.Error().Err(err).Str("reason", reason).Str("topic", m.Topic).Int("partition", m.Partition).Int64("offset", m.Offset).
-				Stringer("trace_id", span.SpanContext().TraceID()).Msg("dead letter dropped")
-			return true
-		}
 		if work.Err() == nil {
 			c.kafkaLog.Warn().Err(err).Msg("dead letter not written")
 		}
 		span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(topic.ErrorType(err)),
 			attribute.String("messaging.destination.name", c.config.Kafka.DeadLetterTopic)))
-		if !topic.Pause(ctx, wait) {
+		pause := &refused
+		if !isPermanent(err) {
+			refused.Reset() // only errors in a row count
+			pause = &away
+		}
+		switch end := pause.Wait(ctx); {
+		case errors.Is(end, retry.ErrExhausted):
+			c.metrics.dropped.Inc()
+			c.log.Error().Err(err).Str("reason", reason).Str("topic", m.Topic).Int("partition", m.Partition).Int64("offset", m.Offset).
+				Stringer("trace_id", span.SpanContext().TraceID()).Msg("dead letter dropped")
+			return true
+		case end != nil:
 			return false
 		}
 	}

@@ -8,7 +8,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
-	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
 const (
@@ -33,7 +33,7 @@ func (c *consumer) watch(ctx context.Context, clientID string) error {
 	}
 	member := time.Now()
 	positions, short := map[int]position{}, map[int]int64{}
-	for interval := joinInterval; topic.Pause(ctx, interval); {
+	for interval := joinInterval; retry.Pause(ctx, interval); {
 		group, err := c.inspect(ctx, clientID)
 		if ctx.Err() != nil {
 			break
