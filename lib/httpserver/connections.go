@@ -33,8 +33,9 @@ const (
 // A connection that was hijacked does not count any more.
 type connections struct {
 	net.Listener
-	limit int
-	log   zerolog.Logger
+	limit         int
+	answerTimeout time.Duration
+	log           zerolog.Logger
 
 	mu      sync.Mutex
 	changed *sync.Cond // a connection is closed or waits, or the listener is closed
@@ -44,7 +45,7 @@ type connections struct {
 }
 
 func newConnections(l net.Listener, limit int, log zerolog.Logger) *connections {
-	c := &connections{Listener: l, limit: limit, log: log, open: map[net.Conn]*list.Element{}, waiting: list.New()}
+	c := &connections{Listener: l, limit: limit, answerTimeout: AnswerTimeout, log: log, open: map[net.Conn]*list.Element{}, waiting: list.New()}
 	c.changed = sync.NewCond(&c.mu)
 	return c
 }
@@ -59,7 +60,7 @@ func (c *connections) Accept() (net.Conn, error) {
 		_ = tcp.SetReadBuffer(socketBuffer)
 		_ = tcp.SetWriteBuffer(socketBuffer)
 	}
-	conn := &connection{Conn: plain}
+	conn := &connection{Conn: plain, timeout: c.answerTimeout}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.open) >= c.limit && !c.closed {
@@ -129,7 +130,8 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 // that net/http answers by itself, in plain text, are problem details.
 type connection struct {
 	net.Conn
-	armed atomic.Bool // the deadline of this answer is set
+	timeout time.Duration // for the client to read an answer
+	armed   atomic.Bool   // the deadline of this answer is set
 }
 
 // rearm prepares for the answer to the next request.
@@ -141,7 +143,7 @@ func (c *connection) rearm() {
 // Write implements [net.Conn].
 func (c *connection) Write(p []byte) (int, error) {
 	if c.armed.CompareAndSwap(false, true) {
-		if err := c.SetWriteDeadline(time.Now().Add(AnswerTimeout)); err != nil {
+		if err := c.SetWriteDeadline(time.Now().Add(c.timeout)); err != nil {
 			return 0, err
 		}
 		if problem := plainError(p); problem != nil {

@@ -272,6 +272,8 @@ func TestProbe(t *testing.T) {
 	})
 }
 
+const answerTimeout = time.Second
+
 // console is a writer that two goroutines may use.
 type console struct {
 	mu sync.Mutex
@@ -290,13 +292,15 @@ func (c *console) String() string {
 	return c.b.String()
 }
 
-// serve runs a server until the test ends it.
+// serve runs a server until the test ends it. Clients have a second to read an
+// answer.
 func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
 	t.Helper()
 	s, err := httpserver.Listen("127.0.0.1:0", h, log)
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.SetAnswerTimeout(answerTimeout)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()

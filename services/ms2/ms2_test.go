@@ -533,10 +533,13 @@ func stalledCluster(t *testing.T) (address string, heal func()) {
 	return address, heal
 }
 
+// ping is the time between two pings where a test waits for several.
+const ping = 500 * time.Millisecond
+
 func TestPressureReachesMS1(t *testing.T) {
 	address, heal := stalledCluster(t)
 	k := topictest.For(t, address)
-	r := start(t, k, func(s *Service) { s.queue.stall = time.Minute }).ready()
+	r := start(t, k, func(s *Service) { s.queue.stall, s.ping = time.Minute, ping }).ready()
 	var before, full runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -566,7 +569,7 @@ func TestPressureReachesMS1(t *testing.T) {
 		if received() != queueLength+1 {
 			t.Fatal("it reads though its queue is full")
 		}
-		return time.Since(begin) > silence+pingInterval
+		return time.Since(begin) > (lostPings+1)*ping
 	})
 	if sent.Load() == int64(len(ms)) {
 		t.Error("everything could be sent; pressure did not reach the sender")
@@ -850,7 +853,7 @@ func TestStopIsBoundedWhenKafkaIsStuck(t *testing.T) {
 
 func TestSilentPeerIsClosed(t *testing.T) {
 	t.Parallel()
-	r := start(t, topictest.Config(t)).ready()
+	r := start(t, topictest.Config(t), func(s *Service) { s.ping = ping }).ready()
 	living := r.dial()
 	silent, _, err := websocket.DefaultDialer.Dial("ws://"+r.Address()+"/ws", nil) // reads nothing, so answers no ping
 	if err != nil {
@@ -860,11 +863,11 @@ func TestSilentPeerIsClosed(t *testing.T) {
 	topictest.Eventually(t, 5*time.Second, "both are connected", func() bool { return r.metric("tricycle_ms2_connections") == 2 })
 	begin := time.Now()
 	topictest.Eventually(t, 15*time.Second, "the silent one is closed", func() bool { return r.metric("tricycle_ms2_connections") == 1 })
-	if took := time.Since(begin); took < silence-time.Second {
-		t.Errorf("closed after %s, expected %s", took, silence)
+	if took := time.Since(begin); took < (lostPings-1)*ping {
+		t.Errorf("closed after %s, expected %s", took, lostPings*ping)
 	}
 	if living.pings.Load() < 2 {
-		t.Errorf("found %d pings in %s", living.pings.Load(), silence)
+		t.Errorf("found %d pings in %s", living.pings.Load(), lostPings*ping)
 	}
 	living.send(t, messages(1)...)
 	topictest.Eventually(t, 5*time.Second, "acknowledged", func() bool { return r.metric("tricycle_ms2_messages_produced_total") == 1 })

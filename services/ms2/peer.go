@@ -25,9 +25,9 @@ import (
 
 const (
 	pingInterval = 2 * time.Second
-	silence      = 6 * time.Second // without a frame, after which the link is dead
-	closeTimeout = time.Second     // for the peer to answer a close frame
-	maxReason    = 123             // bytes; RFC 6455, 5.5
+	lostPings    = 3           // without a frame, after which the link is dead
+	closeTimeout = time.Second // for the peer to answer a close frame
+	maxReason    = 123         // bytes; RFC 6455, 5.5
 )
 
 // closure is why MS2 closes a connection: a status code of RFC 6455, 7.4, and
@@ -53,8 +53,8 @@ func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 	pinging := make(chan struct{})
 	go func() {
 		defer close(pinging)
-		for retry.Pause(ctx, pingInterval) {
-			if err := ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(pingInterval)); err != nil {
+		for retry.Pause(ctx, s.ping) {
+			if err := ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(s.ping)); err != nil {
 				cancel(fmt.Errorf("sending a ping: %w", err))
 			}
 		}
@@ -92,7 +92,7 @@ func (s *Service) read(place *seat, ws *websocket.Conn) error {
 	// The deadline is set before ctx is asked: whoever ends ctx sets a deadline
 	// that has passed, which must not be overwritten.
 	alive := func(string) error {
-		_ = ws.SetReadDeadline(time.Now().Add(silence))
+		_ = ws.SetReadDeadline(time.Now().Add(lostPings * s.ping))
 		return context.Cause(ctx)
 	}
 	ws.SetReadLimit(message.MaxBytes)

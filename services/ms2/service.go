@@ -57,9 +57,10 @@ type Service struct {
 	queue     *queue
 	server    *httpserver.Server
 	upgrader  websocket.Upgrader
-	opened    seldom // log of connections that began
-	ended     seldom // log of connections that ended or were refused
-	rejected  seldom // log of frames that are no message
+	ping      time.Duration // between two pings
+	opened    seldom        // log of connections that began
+	ended     seldom        // log of connections that ended or were refused
+	rejected  seldom        // log of frames that are no message
 
 	// open ends, with the reason for the peers as its cause, when the
 	// connections are to be closed; a new one takes its place then, unless the
@@ -93,7 +94,7 @@ func Run(ctx context.Context, c Config, console io.Writer, listening func(*Servi
 // [Service.Run]. It fails if it cannot listen.
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
 	s := &Service{
-		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic,
+		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, ping: pingInterval,
 		link:   topic.NewLink(c.Kafka, "tricycle-ms2", log),
 		opened: seldom{log: log}, ended: seldom{log: log}, rejected: seldom{log: log},
 	}

@@ -369,6 +369,7 @@ func TestWaitsLongerEachTime(t *testing.T) {
 func TestSilence(t *testing.T) {
 	const silence = 300 * time.Millisecond
 	t.Run("of a peer that is gone without a word", func(t *testing.T) {
+		t.Parallel()
 		m := newMS2(t, upgrade(read)) // reads, and never pings
 		l, connected, _ := run(t, m.url(), silence)
 		next(t, connected)
@@ -382,6 +383,7 @@ func TestSilence(t *testing.T) {
 		trouble(t, l, "timeout") // the second comes to the same end
 	})
 	t.Run("broken by pings", func(t *testing.T) {
+		t.Parallel()
 		pongs := make(chan string, 100)
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
 			c.SetPongHandler(func(data string) error { pongs <- data; return nil })
@@ -405,6 +407,7 @@ func TestSilence(t *testing.T) {
 		}
 	})
 	t.Run("broken by other frames", func(t *testing.T) {
+		t.Parallel()
 		m := newMS2(t, upgrade(func(m *ms2, c *gorilla.Conn) {
 			for range 20 {
 				_ = c.WriteMessage(gorilla.TextMessage, []byte("of no meaning"))
@@ -459,6 +462,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
 	t.Run("holds up Send until its connection breaks", func(t *testing.T) {
+		t.Parallel()
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) { <-release }), upgrade(read))
 		l, connected, _ := run(t, m.url(), 0)
 		next(t, connected)
@@ -477,6 +481,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		}
 	})
 	t.Run("and is silent besides", func(t *testing.T) {
+		t.Parallel()
 		end := make(chan struct{})
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) { <-end }))
 		l, connected, stop := run(t, m.url(), time.Second)
@@ -491,6 +496,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		stop()
 	})
 	t.Run("but pings keeps the connection", func(t *testing.T) {
+		t.Parallel()
 		const silence = 1200 * time.Millisecond
 		end := make(chan struct{})
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
@@ -521,6 +527,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		<-failed
 	})
 	t.Run("for a while gets pongs when it reads on", func(t *testing.T) {
+		t.Parallel()
 		reads, pongs := make(chan struct{}), make(chan string, 1)
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
 			c.SetPongHandler(func(data string) error { pongs <- data; return nil })
