@@ -50,10 +50,11 @@ const (
 
 // trio is the three services and what they are told of each other.
 type trio struct {
-	config  Config
-	screen  *screen
-	console io.Writer // of the services' logs
-	client  *http.Client
+	config   Config
+	screen   *screen
+	console  io.Writer // of the services' logs
+	client   *http.Client
+	patience time.Duration // with a database that is gone
 
 	embedded *sqlite.Store // set before ms1 is known; nil: a real database
 
@@ -84,6 +85,10 @@ func (k known[T]) wait(ctx context.Context) (v T, ok bool) {
 // first and drains through the others. The error of a session that has lost
 // messages says how many.
 func Run(ctx context.Context, c Config, console io.Writer) error {
+	return run(ctx, c, console, databasePatience)
+}
+
+func run(ctx context.Context, c Config, console io.Writer, patience time.Duration) error {
 	if err := private.Directory(c.Data); err != nil {
 		return fmt.Errorf("making the data folder: %w", err)
 	}
@@ -95,7 +100,7 @@ func Run(ctx context.Context, c Config, console io.Writer) error {
 	defer unlock()
 
 	t := &trio{
-		config: c, screen: newScreen(console), console: console,
+		config: c, screen: newScreen(console), console: console, patience: patience,
 		client: &http.Client{Transport: &http.Transport{}},
 		kafka:  make(known[topic.Config], 1), ms1: make(known[*ms1.Service], 1),
 		ms2: make(known[string], 1), ms3: make(known[string], 1),

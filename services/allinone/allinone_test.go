@@ -80,7 +80,7 @@ func start(t *testing.T, c Config) (*console, func() error) {
 	said := &console{}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- Run(ctx, c, said) }()
+	go func() { done <- run(ctx, c, said, time.Second) }()
 	stop := sync.OnceValue(func() error {
 		cancel()
 		select {
@@ -380,13 +380,12 @@ func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
 	}
 }
 
-// takeTwenty makes the broker refuse what is produced after the first twenty
-// requests.
-func takeTwenty(cluster *kfake.Cluster) {
+// takeOne makes the broker refuse what is produced after the first request.
+func takeOne(cluster *kfake.Cluster) {
 	var produced atomic.Int64
 	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
-		if produced.Add(1) <= 20 {
+		if produced.Add(1) == 1 {
 			return nil, nil, false
 		}
 		return nil, fmt.Errorf("the broker has had enough"), true
@@ -400,11 +399,32 @@ func TestStopOfOnceWaitsForTheWholeDrain(t *testing.T) {
 	c.Once = true
 	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 6
 	c.Kafka = topictest.For(t, address)
-	takeTwenty(cluster)
+	takeOne(cluster)
 	said, stop := start(t, c)
 	said.find(t, " WRN ms2 kafka did not take messages")
 	if err := stop(); err == nil || !strings.HasSuffix(err.Error(), " messages of session 1 were lost") {
 		t.Errorf("stopped: %v, want that a message was lost", err)
+	}
+}
+
+func TestADatabaseThatIsDeletedEndsOnce(t *testing.T) {
+	t.Parallel()
+	c := usual(t)
+	c.Once = true
+	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 1
+	said, ended := &console{}, make(chan error, 1)
+	go func() { ended <- run(t.Context(), c, said, time.Second) }()
+	said.find(t, `stored [1-9]`)
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(filepath.Join(c.Data, "tricycle.db"+suffix)); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "database file is gone") {
+		t.Errorf("error %v, want that the file is gone", err)
+	}
+	if !strings.Contains(said.String(), "  ERROR  ") {
+		t.Errorf("it said\n%s\nwant that the figures are not recorded", said)
 	}
 }
 
@@ -415,7 +435,7 @@ func TestLostMessagesAreAnError(t *testing.T) {
 	c.Once = true
 	c.Interaction.GiveUpAfterSeconds, c.Interaction.InFlight = 1, 3
 	c.Kafka = topictest.For(t, address)
-	takeTwenty(cluster)
+	takeOne(cluster)
 	said := &console{}
 	err := Run(t.Context(), c, said)
 	groups := said.find(t, `messages generated +(\d+)\n  stored \d+, resent \d+, duplicates 0, lost (\d+)`)

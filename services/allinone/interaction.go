@@ -74,7 +74,7 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 		return fmt.Errorf("starting a session: %s", answer.Detail)
 	}
 	id := answer.SessionID
-	for missing := time.Duration(0); missing <= databasePatience; {
+	for missing := time.Duration(0); missing <= t.patience; {
 		now, err := service.Session(ctx, id)
 		if err == nil {
 			t.screen.progress(seen(now.Session), now.State == ms1.Idle)

@@ -32,7 +32,6 @@ func TestProgram(t *testing.T) {
 		"its console goes away":             consoleGone,
 		"nobody reads its console":          consoleFull,
 		"its database is deleted":           databaseDeleted,
-		"its database is deleted, once":     databaseDeletedOnce,
 		"healthcheck":                       healthcheck,
 		"exit status":                       exitStatus,
 	} {
@@ -272,29 +271,6 @@ func databaseDeleted(t *testing.T, program string) {
 	_ = p.Process.Signal(syscall.SIGTERM)
 	if err := p.Wait(); p.ProcessState.ExitCode() != 1 || time.Since(began) > 8*time.Second {
 		t.Errorf("after SIGTERM: %v in %s, want exit status 1 within 8 s", err, time.Since(began))
-	}
-}
-
-func databaseDeletedOnce(t *testing.T, program string) {
-	said, complained := &console{}, &console{}
-	data := t.TempDir()
-	p := exec.Command(program, "-once", "-interval", "3", "-listen", anyPort, "-data", data)
-	p.Stdout, p.Stderr = said, complained
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Process.Kill() })
-	said.find(t, `stored [1-9]`)
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.Remove(filepath.Join(data, "tricycle.db"+suffix)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := p.Wait(); p.ProcessState.ExitCode() != 1 || !strings.Contains(complained.String(), "database file is gone") {
-		t.Errorf("%v, and it complained %q; want exit status 1 and that the file is gone", err, complained)
-	}
-	if !strings.Contains(said.String(), "  ERROR  ") {
-		t.Errorf("it said\n%s\nwant that the figures are not recorded", said)
 	}
 }
 

@@ -136,7 +136,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		{func(c *Config) { c.Data = "" }, "data: found nothing, expected the path of a folder"},
 		{func(c *Config) { c.Interaction.InFlight = 0 }, "interaction.in_flight: found 0, expected 1 to 4096"},
 		{func(c *Config) { c.Workers = 0 }, "workers: found 0, expected 1 to 1024"},
-		{func(c *Config) { c.GroupID = "" }, `group_id: found "", expected a name`},
+		{func(c *Config) { c.GroupID = "" }, `group_id: must be a name, got ""`},
 		{func(c *Config) { c.Kafka.Brokers = []string{"x"} }, `kafka.brokers: found "x", expected host:port with a port from 1 to 65535`},
 		{func(c *Config) { c.Kafka.Partitions = 0 }, "kafka.partitions: found 0, expected 1 to 1000"},
 		{func(c *Config) { c.Database.Name = "" }, ""}, // the embedded one has no name

@@ -801,9 +801,13 @@ func (c conn) Write(p []byte) (int, error) {
 
 func TestSlowLinkToKafka(t *testing.T) {
 	t.Parallel()
+	var slow atomic.Bool
 	_, address := topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
 		l, err := net.Listen(network, address)
 		return listener{l, func() {
+			if !slow.Load() {
+				return
+			}
 			select {
 			case <-time.After(300*time.Millisecond + mathrand.N(400*time.Millisecond)): // the latency itself
 			case <-t.Context().Done():
@@ -812,9 +816,10 @@ func TestSlowLinkToKafka(t *testing.T) {
 	}))
 	k, store := topictest.For(t, address), newMS1(t)
 	source := newMS2(t, k)
-	r := start(t, k, store.URL)
 	ms, records := messages(500)
 	source.spread(records)
+	slow.Store(true)
+	r := start(t, k, store.URL)
 	topictest.Eventually(t, 60*time.Second, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(500)
 	if r.metric("tricycle_ms3_reader_reopened_total") != 0 {
