@@ -34,8 +34,10 @@ type consumer struct {
 	telemetry *telemetry.Telemetry
 	metrics   *metrics
 	offsets   *offsets
+	members   members // of the goroutine that watches
 	letters   letters
 	stall     time.Duration
+	session   time.Duration // a silent member is removed after it
 
 	log        zerolog.Logger
 	lettersLog zerolog.Logger // dead letters; repeated events are counted
@@ -55,8 +57,9 @@ func newConsumer(c Config, link *topic.Link, client *storeClient, t *telemetry.T
 		return log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
 	}
 	k := &consumer{
-		config: c, link: link, client: client, telemetry: t, offsets: newOffsets(maxOpen), stall: stallTime,
-		log: log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
+		config: c, link: link, client: client, telemetry: t, offsets: newOffsets(maxOpen), stall: stallTime, session: sessionTime,
+		members: members{clientID: "tricycle-ms3-" + rand.Text()},
+		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
 		posting: make(chan struct{}, c.Workers),
 	}
 	boundDecompression()
@@ -100,12 +103,12 @@ func (c *consumer) run(ctx context.Context) error {
 func (c *consumer) consume(ctx, work context.Context) error {
 	wire, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
-	clientID := "tricycle-ms3-" + rand.Text() // identifies this member to the watch
-	reader := newReader(wire, c.config, clientID, c.link, c.log)
+	c.members.rejoin()
+	reader := c.newReader(wire)
 
 	reading, cancel := context.WithCancelCause(ctx)
 	var beside sync.WaitGroup
-	beside.Go(func() { cancel(c.watch(reading, clientID)) })
+	beside.Go(func() { cancel(c.watch(reading)) })
 	beside.Go(func() {
 		for retry.Pause(reading, commitInterval) {
 			c.commit(reading, reader)

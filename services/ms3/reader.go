@@ -5,37 +5,36 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
 const (
-	sessionTimeout = 6 * time.Second // the brokers remove a silent member after it
-	closeTime      = 1500 * time.Millisecond
+	sessionTime = 6 * time.Second // the least that brokers accept by default
+	closeTime   = 1500 * time.Millisecond
 )
 
 // newReader returns a reader that joins the consumer group. Its connections
 // are closed when ctx is cancelled.
-func newReader(ctx context.Context, c Config, clientID string, link *topic.Link, log zerolog.Logger) *kafka.Reader {
+func (c *consumer) newReader(ctx context.Context) *kafka.Reader {
 	return kafka.NewReader(kafka.ReaderConfig{
 		Brokers:               []string{topic.Bootstrap},
-		Topic:                 c.Kafka.Topic,
-		GroupID:               c.GroupID,
-		Dialer:                &kafka.Dialer{ClientID: clientID, Timeout: 10 * time.Second, DialFunc: patient(link.Dial(ctx))},
+		Topic:                 c.config.Kafka.Topic,
+		GroupID:               c.config.GroupID,
+		Dialer:                &kafka.Dialer{ClientID: c.members.clientID, Timeout: 10 * time.Second, DialFunc: patient(c.link.Dial(ctx))},
 		MinBytes:              1,
 		MaxBytes:              1 << 20,
 		MaxWait:               500 * time.Millisecond, // Close takes as long
 		StartOffset:           kafka.FirstOffset,
 		HeartbeatInterval:     500 * time.Millisecond,
-		SessionTimeout:        sessionTimeout,
-		RebalanceTimeout:      10 * time.Second,
+		SessionTimeout:        c.session,
+		RebalanceTimeout:      c.session + 4*time.Second,
 		JoinGroupBackoff:      200 * time.Millisecond,
 		CommitInterval:        commitInterval,
 		WatchPartitionChanges: true,
 		ErrorLogger: kafka.LoggerFunc(func(text string, args ...any) {
-			log.Debug().Str("detail", fmt.Sprintf(text, args...)).Msg("kafka reader failed")
+			c.log.Debug().Str("detail", fmt.Sprintf(text, args...)).Msg("kafka reader failed")
 		}),
 	})
 }

@@ -26,7 +26,7 @@ var errStalled = errors.New("reader has stalled")
 // ends before the offset read last, as that of a recreated topic does: the
 // reader would wait indefinitely, so the partition is read from its start. It
 // returns the error of ctx when ctx ends.
-func (c *consumer) watch(ctx context.Context, clientID string) error {
+func (c *consumer) watch(ctx context.Context) error {
 	type position struct {
 		offset int64
 		since  time.Time
@@ -34,7 +34,7 @@ func (c *consumer) watch(ctx context.Context, clientID string) error {
 	member := time.Now()
 	positions, short := map[int]position{}, map[int]int64{}
 	for interval := joinInterval; retry.Pause(ctx, interval); {
-		group, err := c.inspect(ctx, clientID)
+		group, err := c.inspect(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -88,7 +88,7 @@ type group struct {
 
 // inspect asks the brokers for the group. The error is why the group is not
 // ready; the group is nil if the brokers did not answer.
-func (c *consumer) inspect(ctx context.Context, clientID string) (*group, error) {
+func (c *consumer) inspect(ctx context.Context) (*group, error) {
 	client, name := c.link.Client(), c.config.Kafka.Topic
 	described, err := client.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{c.config.GroupID}})
 	if err == nil && len(described.Groups) == 1 {
@@ -97,19 +97,12 @@ func (c *consumer) inspect(ctx context.Context, clientID string) (*group, error)
 	if err != nil || len(described.Groups) != 1 {
 		return nil, fmt.Errorf("describe group %s: %w", c.config.GroupID, err)
 	}
-	g, assigned, mine := group{}, 0, []int(nil)
-	for _, m := range described.Groups[0].Members {
-		for _, t := range m.MemberAssignments.Topics {
-			if t.Topic != name {
-				continue
-			}
-			assigned += len(t.Partitions)
-			if m.ClientID == clientID {
-				mine = append(mine, t.Partitions...)
-			}
-		}
-		g.member = g.member || m.ClientID == clientID
+	own, former := c.members.observe(described.Groups[0])
+	if err := c.remove(ctx, former); err != nil {
+		c.kafkaLog.Warn().Err(err).Msg("former member not removed")
 	}
+	assigned, mine := len(partitions(name, described.Groups[0].Members)), partitions(name, own)
+	g := group{member: len(own) > 0}
 	switch state := described.Groups[0].GroupState; {
 	case !g.member:
 		return &g, fmt.Errorf("not a member of group %s", c.config.GroupID)
@@ -149,4 +142,32 @@ func (c *consumer) inspect(ctx context.Context, clientID string) (*group, error)
 		}
 	}
 	return &g, err
+}
+
+// remove removes former members of this process from the group.
+func (c *consumer) remove(ctx context.Context, former []string) error {
+	if len(former) == 0 {
+		return nil
+	}
+	request := &kafka.LeaveGroupRequest{GroupID: c.config.GroupID}
+	for _, id := range former {
+		request.Members = append(request.Members, kafka.LeaveGroupRequestMember{ID: id})
+	}
+	resp, err := c.link.Client().LeaveGroup(ctx, request)
+	if err == nil {
+		err = resp.Error
+	}
+	return err
+}
+
+// partitions returns the partitions of a topic that the members have.
+func partitions(topic string, members []kafka.DescribeGroupsResponseMember) (numbers []int) {
+	for _, m := range members {
+		for _, t := range m.MemberAssignments.Topics {
+			if t.Topic == topic {
+				numbers = append(numbers, t.Partitions...)
+			}
+		}
+	}
+	return numbers
 }
