@@ -31,6 +31,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/private"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
@@ -231,7 +232,7 @@ func (t *trio) untilReady(ctx context.Context, address, query string) error {
 		if last == nil || ctx.Err() == nil { // else the question was cut short
 			last = err
 		}
-		if !pause(ctx, askEvery) {
+		if !retry.Pause(ctx, askEvery) {
 			return last
 		}
 	}
@@ -252,16 +253,4 @@ func (t *trio) get(ctx context.Context, url string, answer any) (status int, err
 		return 0, fmt.Errorf("reading the answer of %s: %w", url, err)
 	}
 	return resp.StatusCode, nil
-}
-
-// pause waits for d; it returns false if ctx ended first.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/tricycle-relay/tricycle/lib/private"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
@@ -63,7 +64,7 @@ func serveBroker(ctx context.Context, b *kfake.Cluster) {
 	defer b.Close()
 	for {
 		b.ApplyRetention()
-		if !pause(ctx, retainEvery) {
+		if !retry.Pause(ctx, retainEvery) {
 			return
 		}
 	}

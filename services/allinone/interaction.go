@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -61,7 +62,7 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 	status, err := t.get(ctx, url+"/start", &answer)
 	for err == nil && status == http.StatusConflict {
 		t.screen.say("waiting for another client: %s", answer.Detail)
-		for pause(ctx, askEvery) && service.Status(ctx).State != ms1.Idle {
+		for retry.Pause(ctx, askEvery) && service.Status(ctx).State != ms1.Idle {
 		}
 		status, err = t.get(ctx, url+"/start", &answer)
 	}
@@ -87,7 +88,7 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 		} else {
 			missing = 0
 		}
-		if !pause(ctx, askEvery) {
+		if !retry.Pause(ctx, askEvery) {
 			break
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -72,10 +73,11 @@ type engine struct {
 
 	committer *committer
 	sessions  sync.WaitGroup
-	quit      chan struct{} // closed when the program stops
-	quitAt    time.Time     // when that was; set before
-	outboxed  chan struct{} // something to send, or a connection to send it on
-	late      chan struct{} // holds a token for each look for a late message
+	running   context.Context // ends when the program stops
+	quit      func()          // ends it
+	quitAt    time.Time       // when that was; set before
+	outboxed  chan struct{}   // something to send, or a connection to send it on
+	late      chan struct{}   // holds a token for each look for a late message
 
 	mu         sync.Mutex
 	starting   chan struct{} // closed when a /start under way has its outcome
@@ -90,10 +92,10 @@ func newEngine(c InteractionConfig, store Store, l link, now func() time.Time, l
 	e := &engine{
 		config: c, store: store, link: l, now: now, log: log, tel: tel,
 		committer: newCommitter(store),
-		quit:      make(chan struct{}),
 		outboxed:  make(chan struct{}, 1),
 		late:      make(chan struct{}, maxLate),
 	}
+	e.running, e.quit = context.WithCancel(context.Background())
 	e.meters = newMeters(tel.Metrics, e)
 	return e
 }
@@ -110,7 +112,7 @@ func (e *engine) run(ctx context.Context) error {
 	<-ctx.Done()
 	e.mu.Lock()
 	e.quitAt = time.Now()
-	close(e.quit)
+	e.quit()
 	starting := e.starting
 	e.mu.Unlock()
 	if starting != nil {
@@ -127,14 +129,7 @@ func (e *engine) run(ctx context.Context) error {
 	return e.fault
 }
 
-func (e *engine) stopping() bool {
-	select {
-	case <-e.quit:
-		return true
-	default:
-		return false
-	}
-}
+func (e *engine) stopping() bool { return e.running.Err() != nil }
 
 // recover closes what a crash left open, as soon as the store can be used.
 func (e *engine) recover(ctx context.Context) {
@@ -146,10 +141,7 @@ func (e *engine) recover(ctx context.Context) {
 			}
 			e.log.Warn().Err(err).Msg("closing interrupted sessions failed, will try again")
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(sweepEvery):
-		}
+		retry.Pause(ctx, sweepEvery)
 	}
 }
 

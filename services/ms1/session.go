@@ -9,7 +9,9 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
 // session is a session under way, or what is left of the last one. The
@@ -205,28 +207,19 @@ func (s *session) record(reason EndReason) {
 		if over {
 			return
 		}
-		select {
-		case <-time.After(recordRetry):
-		case <-e.quit:
-		}
+		retry.Pause(e.running, recordRetry)
 	}
 }
 
 // recordContext ends after the timeout. While the program runs, asking it to
 // stop leaves what is left of the time for that, and half a second at least.
 func recordContext(e *engine, timeout time.Duration) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	go func() {
-		select {
-		case <-e.quit:
-		case <-ctx.Done():
-			return
-		}
-		select {
-		case <-time.After(max(time.Until(e.quitAt.Add(shutdownTimeout)), settleTimeout/2)):
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
+	grace := shutdownTimeout
+	if e.stopping() {
+		grace = max(time.Until(e.quitAt.Add(grace)), settleTimeout/2)
+	}
+	work, end := lifecycle.Grace(e.running, grace)
+	ctx, cancel := context.WithTimeout(work, timeout)
+	context.AfterFunc(ctx, end)
 	return ctx, cancel
 }

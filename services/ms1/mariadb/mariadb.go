@@ -23,12 +23,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/go-sql-driver/mysql"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/dial"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -155,26 +155,10 @@ func (s *Store) set(l *link, closed bool, why error) {
 	s.link, s.closed, s.why = l, closed, why
 }
 
-func newBackoff(first, most time.Duration) *backoff.ExponentialBackOff {
-	return &backoff.ExponentialBackOff{
-		InitialInterval: first, MaxInterval: most, Multiplier: 2, RandomizationFactor: 0.5,
-	}
-}
-
-// pause waits for d or the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
-
 // repeat tries until it succeeds, fails for good or ctx ends, and returns the
 // last error of the database then.
 func (s *Store) repeat(ctx context.Context, doing string, try func(ctx context.Context, db *sql.DB) error) error {
-	wait := newBackoff(20*time.Millisecond, 500*time.Millisecond)
+	pause := retry.Backoff{First: 20 * time.Millisecond, Most: 500 * time.Millisecond}
 	timeout := answerTimeout
 	var last error
 	for {
@@ -206,7 +190,7 @@ func (s *Store) repeat(ctx context.Context, doing string, try func(ctx context.C
 			}
 			return fmt.Errorf("%s: %w", doing, last)
 		}
-		pause(ctx, wait.NextBackOff())
+		_ = pause.Wait(ctx) // the last error says more
 	}
 }
 

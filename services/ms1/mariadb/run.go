@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/pressly/goose/v3"
+
+	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
 // lockPrefix and the name of the database make the name of the lock: locks
@@ -41,11 +43,11 @@ func (s *Store) System() string { return "mariadb" }
 
 // Run implements [ms1.Store].
 func (s *Store) Run(ctx context.Context) error {
-	wait := newBackoff(50*time.Millisecond, time.Second)
+	pause := retry.Backoff{First: 50 * time.Millisecond, Most: time.Second}
 	said := ""
 	for {
 		err := s.hold(ctx, func() {
-			wait.Reset()
+			pause.Reset()
 			said = ""
 		})
 		if ctx.Err() != nil {
@@ -62,7 +64,7 @@ func (s *Store) Run(ctx context.Context) error {
 			said = err.Error()
 			s.log.Warn().Err(err).Msg("the database cannot be used; trying again")
 		}
-		pause(ctx, wait.NextBackOff())
+		_ = pause.Wait(ctx) // hold ends with ctx
 	}
 }
 

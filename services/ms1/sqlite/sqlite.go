@@ -26,13 +26,13 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/pressly/goose/v3"
 	"github.com/rs/zerolog"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
 	"github.com/tricycle-relay/tricycle/lib/private"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -295,9 +295,7 @@ func (s *Store) inPlace() error {
 // repeat tries until it succeeds, fails for good or ctx ends, and returns the
 // last error of the database then.
 func (s *Store) repeat(ctx context.Context, doing string, try func() error) error {
-	wait := &backoff.ExponentialBackOff{
-		InitialInterval: 10 * time.Millisecond, MaxInterval: 500 * time.Millisecond, Multiplier: 2, RandomizationFactor: 0.5,
-	}
+	pause := retry.Backoff{First: 10 * time.Millisecond, Most: 500 * time.Millisecond}
 	var last error
 	for {
 		err := s.Ready(ctx)
@@ -313,12 +311,7 @@ func (s *Store) repeat(ctx context.Context, doing string, try func() error) erro
 		if ctx.Err() != nil || final(err) {
 			return fmt.Errorf("%s: %w", doing, last)
 		}
-		timer := time.NewTimer(wait.NextBackOff())
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		}
-		timer.Stop()
+		_ = pause.Wait(ctx) // the last try has the better error
 	}
 }
 

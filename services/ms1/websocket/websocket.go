@@ -12,11 +12,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"github.com/gorilla/websocket"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/dial"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
 const (
@@ -82,8 +82,7 @@ func (l *Link) Send(frame []byte) (connection uint64, err error) {
 // Run keeps a connection until ctx is cancelled, and calls connected with its
 // number each time a new one stands.
 func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error {
-	retry := &backoff.ExponentialBackOff{InitialInterval: firstRetry, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: longestRetry}
-	retry.Reset()
+	pause := retry.Backoff{First: firstRetry, Most: longestRetry}
 	said := ""
 	for {
 		began := time.Now()
@@ -92,17 +91,15 @@ func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error
 			return nil
 		}
 		if time.Since(began) > l.silence {
-			retry.Reset() // it was a good connection
+			pause.Reset() // it was a good connection
 			said = ""
 		}
 		if text := err.Error(); text != said {
 			l.log.Warn().Err(err).Str("url", l.url).Msg("no connection to ms2, will dial again")
 			said = text
 		}
-		select {
-		case <-ctx.Done():
+		if pause.Wait(ctx) != nil {
 			return nil
-		case <-time.After(retry.NextBackOff()):
 		}
 	}
 }
