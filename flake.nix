@@ -1,5 +1,5 @@
 {
-  description = "tricycle: a shell with every tool, and the commands of the environment";
+  description = "tricycle: a development shell, and commands for the environment";
 
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
 
@@ -13,14 +13,14 @@
       ];
       eachSystem = make: nixpkgs.lib.genAttrs systems (system: make nixpkgs.legacyPackages.${system});
 
-      # Bazelisk starts the Bazel that .bazelversion names; nixpkgs has another one.
+      # Bazelisk starts the version in .bazelversion; nixpkgs has another one.
       bazel =
         pkgs:
         pkgs.writeShellScriptBin "bazel" ''
           exec ${pkgs.bazelisk}/bin/bazelisk "$@"
         '';
 
-      # What it takes to build and test.
+      # The minimum to build and test.
       least = pkgs: [
         pkgs.go_1_26
         (bazel pkgs)
@@ -32,9 +32,9 @@
         pkgs: packages:
         pkgs.mkShellNoCC {
           inherit packages;
-          # The shell's Go, and not one that it would download because go.mod names a newer toolchain.
+          # Use the shell's Go; do not download a newer toolchain for go.mod.
           GOTOOLCHAIN = "local";
-          # nix points these at a folder of this one shell; what outlives it, as Bazel's server does, must not keep that.
+          # Nix points these at a directory of this shell, which the Bazel server outlives.
           shellHook = ''
             unset TMPDIR TMP TEMP TEMPDIR
             if [[ $- == *i* ]]; then
@@ -43,7 +43,7 @@
           '';
         };
 
-      # An app: knows --help, goes to the root of the clone it is started in, and passes on its arguments.
+      # An app has --help, changes to the root of its clone, and passes its arguments on.
       program =
         pkgs: name:
         {
@@ -63,7 +63,7 @@
             here=$PWD
             until [[ -e go.mod && $(<go.mod) == "module github.com/tricycle-relay/tricycle"* ]]; do
               if [ "$PWD" = / ]; then
-                echo "$here is not in a clone of tricycle; go into one and start this again" >&2
+                echo "$here: must be in a clone of tricycle" >&2
                 exit 1
               fi
               cd ..
@@ -76,7 +76,7 @@
         pkgs:
         builtins.mapAttrs (program pkgs) {
           up = {
-            description = "docker compose up -d --wait ARGUMENT...; before that it makes the passwords and, unless TRICYCLE_VERSION names a release, the images";
+            description = "generates the passwords, builds the images unless TRICYCLE_VERSION names a release, then runs docker compose up -d --wait ARGUMENT...";
             inputs = [
               (bazel pkgs)
               pkgs.coreutils
@@ -91,14 +91,14 @@
             '';
           };
           down = {
-            description = "docker compose down ARGUMENT...; the data stay, and -v destroys them";
+            description = "docker compose down ARGUMENT...; the data remain, -v destroys them";
             inputs = [ pkgs.docker-client ];
             text = ''
               exec docker compose -f compose/compose.yaml down "$@"
             '';
           };
           inspect = {
-            description = "the MariaDB client, with these arguments, on the database, whether anything else runs or not";
+            description = "the MariaDB client with these arguments, whether anything else runs or not";
             inputs = [ pkgs.docker-client ];
             text = ''
               exec docker compose -f compose/compose.yaml run --rm inspect "$@"
@@ -112,14 +112,14 @@
             '';
           };
           push = {
-            description = "bazel run //:push ARGUMENT..., the images to the registry; wants a docker login";
+            description = "bazel run //:push ARGUMENT...; needs a docker login";
             inputs = [ (bazel pkgs) ];
             text = ''
               exec bazel run //:push "$@"
             '';
           };
           fmt = {
-            description = "formats the Go and the Nix files in these places, or in the whole clone";
+            description = "formats the Go and the Nix files under these paths, or in the whole clone";
             inputs = [
               pkgs.findutils
               pkgs.go_1_26
@@ -179,7 +179,7 @@
           [ -z "$unformatted" ] || { echo "not formatted: $unformatted"; exit 1; }
           find . -name '*.nix' -exec nixfmt --check {} +
         '';
-        # The apps are scripts too: writeShellApplication looks at each as it builds it.
+        # The apps are scripts too; writeShellApplication checks each when it is built.
         scripts = check pkgs "scripts" ([ pkgs.shellcheck ] ++ builtins.attrValues (programs pkgs)) ''
           bash .ci/scripts
         '';

@@ -2,7 +2,7 @@
 
 load("@rules_go//go:def.bzl", "TOOLS_NOGO")
 
-# What `go tool vet help` lists. Left out: cgocall (there is no cgo, and nogo does not show it the sources).
+# The analyzers of `go tool vet help` except cgocall: there is no cgo, and nogo does not pass the sources to it.
 _VET = [
     "appends",
     "asmdecl",
@@ -40,14 +40,14 @@ _VET = [
     "waitgroup",
 ]
 
-# golang.org/x/tools as rules_go sees it: go.mod does not name it, so this module has no name for it of its own.
+# golang.org/x/tools under the name of rules_go, because go.mod does not require it directly.
 _PASSES = TOOLS_NOGO[0].partition("/passes/")[0] + "/passes/"
 
 VET = [_PASSES + name + ":go_default_library" for name in _VET]
 
-# staticcheck's default set, by number. Left out, as staticcheck does unless asked: SA9003, ST1000, ST1003, ST1016,
-# ST1020 to ST1023. Left out as well: U1000, which looks at a whole program while nogo looks at one package, and SA5011,
-# which in this version only panics.
+# staticcheck's default set, by number. It omits SA9003, ST1000, ST1003, ST1016 and ST1020 to ST1023, as staticcheck does by
+# default. It also omits U1000, which needs a whole program while nogo checks one package, and SA5011, which panics in this
+# version.
 _SA = [
     1000, 1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1010, 1011, 1012, 1013, 1014, 1015, 1016, 1017, 1018, 1019,
     1020, 1021, 1023, 1024, 1025, 1026, 1027, 1028, 1029, 1030, 1031, 1032,

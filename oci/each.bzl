@@ -1,4 +1,4 @@
-"""`bazel run` of programs and scripts, one after the other."""
+"""A rule that runs several programs with `bazel run`, one after the other."""
 
 load("@bazel_skylib//lib:shell.bzl", "shell")
 
@@ -26,11 +26,11 @@ def _each_impl(ctx):
 
 each = rule(
     implementation = _each_impl,
-    doc = "Runs the targets in their order, each with all arguments; the first that fails ends it.",
+    doc = "Runs the targets in order, each with all arguments, and stops at the first failure.",
     attrs = {
-        "help": attr.string(doc = "said after a target that has failed: what to do about it"),
+        "help": attr.string(doc = "advice that is printed after a failure"),
         "targets": attr.label_list(mandatory = True, allow_empty = False, allow_files = True, cfg = "target"),
-        "_runfiles": attr.label(default = "@bazel_tools//tools/bash/runfiles"),  # the targets' scripts find files by it
+        "_runfiles": attr.label(default = "@bazel_tools//tools/bash/runfiles"),  # the scripts of the targets locate files with it
     },
     executable = True,
 )

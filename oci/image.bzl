@@ -11,11 +11,11 @@ load(":repository.bzl", "repository_file")
 _AMD64 = "@rules_go//go/toolchain:linux_amd64"
 _ARM64 = "@rules_go//go/toolchain:linux_arm64"
 
-# Who a container runs as: nobody that the host or another image knows.
+# The user of a container, unknown to the host and to other images.
 _USER = "65532"
 
 def images(entries):
-    """Makes the images of oci/images.bzl.
+    """Defines the targets of the images in oci/images.bzl.
 
     Args:
       entries: the list; target NAME is the index of both platforms, NAME_load and NAME_push are for `bazel run`
@@ -23,21 +23,21 @@ def images(entries):
     for entry in entries:
         for key in ["name", "binary", "port", "description"]:
             if not entry.get(key):
-                fail("oci/images.bzl: %s: found no %s, expected name, binary, port and description" % (entry.get("name") or entry, key))
+                fail("oci/images.bzl: %s: must have a %s" % (entry.get("name") or entry, key))
         _image(**entry)
 
 def _image(name, binary, port, description):
 
-    # Every path, owner, mode and time is said here, so that nothing of the machine gets in.
+    # Every path, owner, mode and time is explicit, so the layer does not depend on the machine.
     tar(
         name = name + "_layer",
         srcs = [binary],
-        compress = "gzip",  # Docker 20.10 reads no zstd
+        compress = "gzip",  # Docker 20.10 does not read zstd
         mtree = [
             "%s type=file uid=0 gid=0 mode=0755 time=0 content=$(execpath %s)" % (name, binary),
             "var type=dir uid=0 gid=0 mode=0755 time=0",
             "var/log type=dir uid=0 gid=0 mode=0755 time=0",
-            # A new named volume takes owner and mode of the folder that it is mounted on.
+            # A new named volume takes owner and mode of the directory that it is mounted on.
             "var/log/tricycle type=dir uid=%s gid=%s mode=0755 time=0" % (_USER, _USER),
         ],
     )
@@ -59,7 +59,7 @@ def _image(name, binary, port, description):
         ],
     )
 
-    # No base: nothing but the layer is inside.
+    # Without a base the image contains only the layer.
     oci_image(
         name = name + "_image",
         architecture = select({
@@ -80,7 +80,7 @@ def _image(name, binary, port, description):
         platforms = [_AMD64, _ARM64],
     )
 
-    # An engine is loaded with the image for its machine's processor.
+    # A Docker engine loads the image for the processor of its machine.
     platform_transition_filegroup(
         name = name + "_linux",
         srcs = [name + "_image"],
@@ -115,7 +115,7 @@ def _image(name, binary, port, description):
         repo_tags = name + "_tags",
     )
 
-    # Only a release has a tag that others may rely on; any other push is found by its digest, which is printed.
+    # Only a release has a tag. Any other push prints its digest, which identifies it.
     write_file(
         name = name + "_release_tag_template",
         out = name + "_release_tag_template.txt",

@@ -1,27 +1,27 @@
-"""The images. A further one is an entry here: load, push and the tests take it from this list."""
+"""The list of images. Load, push and the tests read it; a new image is one entry."""
 
-# Where images go and come from unless --//oci:repository says otherwise.
+# The default of --//oci:repository.
 REPOSITORY = "docker.io/tricycle-relay"
 
-# The tag of an image that is no release; the programs say the same when asked with -version.
+# The tag of an image without a release; the programs print it for -version.
 VERSION = "0.0.0-dev"
 
-# name: of the service; the image is <repository>/tricycle-<name>, its program /<name>.
+# name: the service. The image is <repository>/tricycle-<name>, its program /<name>.
 # binary: the go_binary.
-# port: where it listens.
+# port: the port that it listens on.
 # description: one sentence; registries show it.
 IMAGES = [
     {
         "name": "ms1",
         "binary": "//services/ms1/cmd/ms1",
         "port": 8080,
-        "description": "Opens sessions, sends messages to MS2, takes them back from MS3 and stores them in MariaDB.",
+        "description": "Opens sessions, sends messages to MS2, receives them from MS3 and stores them in MariaDB.",
     },
     {
         "name": "ms2",
         "binary": "//services/ms2/cmd/ms2",
         "port": 8081,
-        "description": "Takes messages from MS1's WebSocket, stamps them and writes them to Kafka.",
+        "description": "Receives messages from MS1 over a WebSocket, stamps them and writes them to Kafka.",
     },
     {
         "name": "ms3",

@@ -1,4 +1,4 @@
-"""The setting --//oci:repository, and the files that tell load and push of it."""
+"""The setting --//oci:repository, and the files that pass it to load and push."""
 
 load("@bazel_skylib//rules:common_settings.bzl", "BuildSettingInfo")
 
@@ -13,12 +13,12 @@ def _repository_file_impl(ctx):
         "it has a space": " " in repository,
     }.items():
         if why:
-            fail("--//oci:repository=%s: %s, expected HOST/NAMESPACE such as docker.io/NAMESPACE or 127.0.0.1:5000/NAMESPACE" % (repository, wrong))
+            fail("--//oci:repository: must be HOST/NAMESPACE such as docker.io/NAMESPACE or 127.0.0.1:5000/NAMESPACE, got %s: %s" % (repository, wrong))
     ctx.actions.write(ctx.outputs.out, repository + "/" + ctx.attr.image + ctx.attr.suffix)
 
 _repository_file = rule(
     implementation = _repository_file_impl,
-    doc = "A file with an image's name in the repository that the setting names.",
+    doc = "Writes a file with the name of an image in the configured repository.",
     attrs = {
         "image": attr.string(mandatory = True),
         "out": attr.output(mandatory = True),

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# oci/reproduce.sh [USER USER]: proves that the images do not depend on where, when and by whom they are built.
+# oci/reproduce.sh [USER USER]: verifies that the images do not depend on the place, the time or the user of a build.
 #
-# It builds HEAD twice, in two fresh clones that share nothing: other path, user (as root, when two are named), home,
-# output base, no cache, other umask, time zone, language and file dates. It prints the digests of every image's index
-# and of both platforms in it, and fails unless they are equal. Then it changes one line of the second clone and fails
-# unless every digest differs: a check that cannot fail proves nothing.
+# It builds HEAD in two fresh clones that share nothing. They differ in path, user (as root, with two names), home, output
+# base, umask, time zone, language and file dates, and use no cache. The script prints the digests of every index and of
+# both platforms in it, and fails unless they are equal. Then it changes one line of the second clone and fails unless
+# every digest differs, which shows that the comparison works.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -16,7 +16,7 @@ zones=(UTC Pacific/Auckland)
 masks=(022 077)
 dates=('2001-01-01 00:00' 'now')
 
-# as N COMMAND...: in clone N, as its user, in its surroundings.
+# as N COMMAND...: runs COMMAND in clone N, as its user, in its environment.
 as() {
   local n=$1 user=() home
   shift
@@ -42,10 +42,10 @@ clone() {
   chown -R "${users[$1]}" "${places[$1]}" "$work/out$1"
 }
 
-# build N: the digests, a line for each image.
+# build N: builds clone N and prints the digests, one line per image.
 build() {
   local layout index
-  # No cache, and no analysers: they say nothing about what comes out.
+  # No cache, and no analyzers, which do not affect the output.
   bazel_in "$1" build --disk_cache= --remote_cache= --norun_validations //:images >&2
   for layout in "${places[$1]}"/bazel-bin/oci/*/; do
     [ -e "$layout/index.json" ] || continue
@@ -61,13 +61,13 @@ clone 1
 first=$(build 0)
 second=$(build 1)
 printf 'image  index  linux/amd64  linux/arm64\n%s\n' "$first"
-[ -n "$first" ] || { echo "no images were built" >&2; exit 1; }
-[ "$first" = "$second" ] || { diff <(echo "$first") <(echo "$second") >&2 || true; echo "the second build gave other digests" >&2; exit 1; }
-echo "a second build, elsewhere, gave the same digests"
+[ -n "$first" ] || { echo "reproduce: the build produced no images" >&2; exit 1; }
+[ "$first" = "$second" ] || { diff <(echo "$first") <(echo "$second") >&2 || true; echo "reproduce: the digests of the two builds differ" >&2; exit 1; }
+echo "the independent second build has the same digests"
 
 sed -i 's/^const healthTimeout = 3/const healthTimeout = 4/' "${places[1]}/lib/program/program.go"
-grep -q '^const healthTimeout = 4' "${places[1]}/lib/program/program.go" || { echo "the line to change was not found" >&2; exit 1; }
+grep -q '^const healthTimeout = 4' "${places[1]}/lib/program/program.go" || { echo "reproduce: lib/program/program.go has no line healthTimeout = 3" >&2; exit 1; }
 changed=$(build 1)
 same=$(comm -12 <(tr ' ' '\n' <<<"$first" | grep sha256 | sort) <(tr ' ' '\n' <<<"$changed" | grep sha256 | sort))
-[ -z "$same" ] || { echo "with a changed line, these digests stayed: $same" >&2; exit 1; }
-echo "with one line changed, every digest was another"
+[ -z "$same" ] || { echo "reproduce: these digests do not depend on the changed line: $same" >&2; exit 1; }
+echo "after a change of one line, every digest differs"

@@ -1,7 +1,7 @@
--- What people look for first. `docker compose -f compose/compose.yaml run --rm inspect` prints it; any client can run it.
--- It reads at most the 20,000 newest messages, however many there are.
+-- The overview that `docker compose -f compose/compose.yaml run --rm inspect` prints. Any client can run it.
+-- It reads at most the 20,000 newest messages.
 
--- Sessions: the figures of the summary, and the rows among the newest messages.
+-- Sessions: the figures of the summary, and the number of rows among the newest messages.
 WITH newest AS (
   SELECT session_id FROM messages ORDER BY session_id DESC, service1_timestamp DESC LIMIT 20000
 ), counted AS (
@@ -16,7 +16,7 @@ SELECT s.id, s.started_at, s.ended_at, s.in_flight, s.generated, s.stored, s.res
 FROM (SELECT * FROM sessions ORDER BY id DESC LIMIT 10) s CROSS JOIN bound b LEFT JOIN counted c ON c.session_id = s.id
 ORDER BY s.id DESC;
 
--- The hops of the last session's newest messages. A negative one comes from two clocks that disagree.
+-- The hops of the last session's newest messages. A hop is negative if two clocks disagree.
 WITH last AS (
   SELECT * FROM messages WHERE session_id = (SELECT MAX(id) FROM sessions) ORDER BY service1_timestamp DESC LIMIT 20000
 ), hops AS (
