@@ -84,18 +84,8 @@ func TestDistantDatabase(t *testing.T) {
 	r := newRelay(t, c.db.Address, 40*time.Millisecond)
 	c.overlays["ms1"]["database"].(settings)["address"] = r.address
 	c.up()
-	rate := func(seconds, inFlight int) float64 {
-		began := time.Now()
-		c.begin(seconds, inFlight)
-		s := c.end()
-		c.noneLost(s)
-		if s.Resent > s.Generated/20 {
-			t.Errorf("%d in flight: %d of %d messages were sent again, want at most 5 %%", inFlight, s.Resent, s.Generated)
-		}
-		return float64(s.Stored) / time.Since(began).Seconds()
-	}
-	few := rate(4, 64)
-	many := rate(8, 4096)
+	few := c.rate(4, 64)
+	many := c.rate(8, 4096)
 	t.Logf("%.0f messages/s with 64 in flight, %.0f with 4096", few, many)
 	if many < 0.8*few {
 		t.Errorf("%.0f messages/s with 4096 in flight, want about the %.0f of 64 or more", many, few)

@@ -1,0 +1,58 @@
+package chain
+
+import (
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/servertest"
+)
+
+// rate runs a session and returns its messages per second, drain included. It
+// fails the test if a message is lost or more than 5 % are resent.
+func (c *chain) rate(seconds, inFlight int) float64 {
+	c.t.Helper()
+	began := time.Now()
+	c.begin(seconds, inFlight)
+	s := c.end()
+	c.noneLost(s)
+	if s.Resent > s.Generated/20 {
+		c.t.Errorf("%d in flight: %d of %d messages were resent, want at most 5 %%", inFlight, s.Resent, s.Generated)
+	}
+	return float64(s.Stored) / time.Since(began).Seconds()
+}
+
+// On a slow link messages wait, some for longer than MS1 waits before it
+// resends. With many in flight the rate must not fall below that of a few.
+func TestSlowLinks(t *testing.T) {
+	t.Parallel()
+	for name, slow := range map[string]func(t *testing.T) *chain{
+		"Kafka": func(t *testing.T) *chain {
+			r := newRelay(t, "", 40*time.Millisecond)
+			server := servertest.Kafka(t, r.address)
+			r.target.Store(server.Address)
+			c := newChain(t)
+			for _, service := range []string{"ms2", "ms3"} {
+				c.overlays[service]["kafka"].(settings)["brokers"] = []string{r.address}
+			}
+			return c
+		},
+		"MS3": func(t *testing.T) *chain {
+			c := newChain(t)
+			r := newRelay(t, c.address["ms1"], 100*time.Millisecond)
+			c.overlays["ms3"]["ms1"].(settings)["url"] = "http://" + r.address + "/store"
+			return c
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := slow(t)
+			c.up()
+			few := c.rate(3, 64)
+			many := c.rate(4, 4096)
+			t.Logf("%.0f messages/s with 64 in flight, %.0f with 4096", few, many)
+			if many < 0.8*few {
+				t.Errorf("%.0f messages/s with 4096 in flight, want about the %.0f of 64 or more", many, few)
+			}
+		})
+	}
+}
