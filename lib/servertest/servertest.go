@@ -6,6 +6,7 @@ package servertest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/go-sql-driver/mysql"
@@ -79,6 +81,38 @@ func Kafka(t testing.TB, advertised string, properties ...string) *Server {
 	return s
 }
 
+// Brokers starts a cluster of n brokers with a quorum of controllers. Its
+// internal topics and those created without further settings have n replicas,
+// of which n-1 must be in sync for a write with acks=all.
+func Brokers(t testing.TB, n int) []*Server {
+	t.Helper()
+	first := freePort(t, 2*n)
+	var voters []string
+	for i := range n {
+		voters = append(voters, fmt.Sprintf("%d@127.0.0.1:%d", i+1, first+2*i+1))
+	}
+	brokers := make([]*Server, n)
+	failed := make([]error, n)
+	var starting sync.WaitGroup
+	for i := range brokers {
+		b := newServer(t, "kafka", "properties", []string{
+			fmt.Sprintf("node.id=%d", i+1),
+			"controller.quorum.voters=" + strings.Join(voters, ","),
+			fmt.Sprintf("offsets.topic.replication.factor=%d", n),
+			fmt.Sprintf("default.replication.factor=%d", n),
+			fmt.Sprintf("min.insync.replicas=%d", max(1, n-1)),
+		}, strconv.Itoa(first+2*i))
+		brokers[i] = b
+		// Together: no broker is up before a majority of the controllers is.
+		starting.Go(func() { b.Address, failed[i] = b.try("start", b.args...) })
+	}
+	starting.Wait()
+	if err := errors.Join(failed...); err != nil {
+		t.Fatal(err)
+	}
+	return brokers
+}
+
 func newServer(t testing.TB, name, file string, lines []string, args ...string) *Server {
 	t.Helper()
 	if os.Getenv("TRICYCLE_TEST_SERVERS") == "" {
@@ -131,13 +165,21 @@ func (s *Server) PID() int {
 
 func (s *Server) run(action string, args ...string) string {
 	s.t.Helper()
+	answer, err := s.try(action, args...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return answer
+}
+
+func (s *Server) try(action string, args ...string) (answer string, err error) {
 	cmd := exec.Command(os.Getenv("TRICYCLE_TEST_SERVERS"), append([]string{s.name, action, s.Dir}, args...)...)
 	var out, problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	if err := cmd.Run(); err != nil {
-		s.t.Fatalf("%s %s: %v\n%s", s.name, action, err, &problems)
+		return "", fmt.Errorf("%s %s: %w\n%s", s.name, action, err, &problems)
 	}
-	return strings.TrimSpace(out.String())
+	return strings.TrimSpace(out.String()), nil
 }
 
 // freePort returns the first of n free neighbouring ports, below the range

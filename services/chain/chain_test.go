@@ -135,13 +135,19 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 }
 
 // records returns how many records the message topic holds.
-func (c *chain) records() (n int) {
+func (c *chain) records() int {
+	c.t.Helper()
+	return c.recordsOf(c.kafka.Topic)
+}
+
+// recordsOf returns how many records a topic holds.
+func (c *chain) recordsOf(topic string) (n int) {
 	c.t.Helper()
 	client := &kafka.Client{Addr: kafka.TCP(c.kafka.Brokers...), Transport: &kafka.Transport{}}
 	defer client.Transport.(*kafka.Transport).CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.kafka.Topic}})
+	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -149,11 +155,11 @@ func (c *chain) records() (n int) {
 	for _, p := range meta.Topics[0].Partitions {
 		requests = append(requests, kafka.LastOffsetOf(p.ID))
 	}
-	offsets, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{c.kafka.Topic: requests}})
+	offsets, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: requests}})
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	for _, p := range offsets.Topics[c.kafka.Topic] {
+	for _, p := range offsets.Topics[topic] {
 		n += int(p.LastOffset)
 	}
 	return n

@@ -63,6 +63,7 @@ type chain struct {
 	address  map[string]string
 	overlays map[string]settings
 	running  map[string]*program
+	initial  bool // each program is process 1 of its own
 }
 
 // newChain prepares a chain. Nothing runs yet.
@@ -158,6 +159,9 @@ func (c *chain) start(name string, extra ...string) *program {
 	}, extra...)
 	p := &program{name: name, cmd: exec.Command(filepath.Join(dir, name), args...), out: &programtest.Console{}, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	if c.initial {
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+	}
 	if err := p.cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}

@@ -1,0 +1,475 @@
+package chain
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+)
+
+// slow skips a test that takes minutes unless it was asked for.
+func slow(t *testing.T) {
+	t.Helper()
+	if os.Getenv("TRICYCLE_TEST_FAULTS") == "" {
+		t.Skip("TRICYCLE_TEST_FAULTS is not set: takes minutes")
+	}
+}
+
+// ownDatabase starts a MariaDB server for one chain.
+func ownDatabase(t *testing.T) (*servertest.Database, storetest.Server) {
+	t.Helper()
+	d := servertest.MariaDB(t)
+	db, err := sql.Open("mysql", d.User+":"+d.Password+"@tcp("+d.Address+")/tricycle")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return d, storetest.Server{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db}
+}
+
+// useKafka makes the chain use other brokers than those of the environment.
+// Topics are created with the given number of partitions and replicas.
+func (c *chain) useKafka(partitions, replicas int, brokers ...*servertest.Server) {
+	c.kafka.Brokers = nil
+	for _, b := range brokers {
+		c.kafka.Brokers = append(c.kafka.Brokers, b.Address)
+	}
+	for _, name := range []string{"ms2", "ms3"} {
+		c.overlays[name]["kafka"] = settings{"brokers": c.kafka.Brokers, "topic": c.kafka.Topic, "dead_letter_topic": c.kafka.DeadLetterTopic,
+			"partitions": partitions, "replication_factor": replicas}
+	}
+}
+
+// survives runs a session in which a fault strikes under load, checks that no
+// message was lost, and returns the longest time in which none was stored.
+func (c *chain) survives(seconds, inFlight int, fault func()) (s session, pause time.Duration) {
+	c.t.Helper()
+	c.load(seconds, inFlight)
+	topictest.Eventually(c.t, 30*time.Second, "100 messages/s", func() bool { return c.growth(time.Second) >= 100 })
+	fault()
+	if c.status().State != "running" {
+		c.t.Error("the session ended before the fault was over")
+	}
+	s = c.end()
+	c.noneLost(s)
+	var microseconds int64
+	if err := c.db.DB.QueryRow(`SELECT MAX(gap) FROM (SELECT TIMESTAMPDIFF(MICROSECOND, LAG(end_timestamp) OVER (ORDER BY end_timestamp), end_timestamp) AS gap
+		FROM messages WHERE session_id = ?) gaps`, s.ID).Scan(&microseconds); err != nil {
+		c.t.Fatal(err)
+	}
+	pause = time.Duration(microseconds) * time.Microsecond
+	c.t.Logf("longest pause %s", pause.Round(time.Millisecond))
+	return s, pause
+}
+
+// growth returns how many messages are stored in a while.
+func (c *chain) growth(d time.Duration) int64 {
+	before := c.status().Session.Stored
+	time.Sleep(d)
+	return c.status().Session.Stored - before
+}
+
+// atMost compares a pause with the outage and what recovery may add to it.
+func atMost(t *testing.T, pause, outage, recovery time.Duration) {
+	t.Helper()
+	if pause > outage+recovery {
+		t.Errorf("paused for %s, want at most %s more than the outage of %s", pause, recovery, outage)
+	}
+}
+
+// admin returns a client of the chain's brokers.
+func (c *chain) admin() *kafka.Client {
+	transport := &kafka.Transport{}
+	c.t.Cleanup(transport.CloseIdleConnections)
+	return &kafka.Client{Addr: kafka.TCP(c.kafka.Brokers...), Transport: transport, Timeout: 10 * time.Second}
+}
+
+// partitions returns the partitions of the message topic as the brokers
+// describe them.
+func (c *chain) partitions() []kafka.Partition {
+	c.t.Helper()
+	meta, err := c.admin().Metadata(context.Background(), &kafka.MetadataRequest{Topics: []string{c.kafka.Topic}})
+	if err != nil || len(meta.Topics) != 1 || meta.Topics[0].Error != nil {
+		return nil
+	}
+	return meta.Topics[0].Partitions
+}
+
+// frozen stops a process for a while as SIGSTOP does.
+func frozen(t *testing.T, pid int, d time.Duration) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(d)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestServersKilledAndRestarted(t *testing.T) {
+	t.Parallel()
+	database, server := ownDatabase(t)
+	broker := servertest.Kafka(t, "")
+	c := newChainOn(t, server)
+	c.useKafka(4, 1, broker)
+	c.up()
+	for name, s := range map[string]*servertest.Server{"mariadb": database.Server, "kafka": broker} {
+		var outage time.Duration
+		_, pause := c.survives(20, 32, func() {
+			began := time.Now()
+			s.Kill()
+			s.Start()
+			outage = time.Since(began)
+		})
+		t.Logf("%s was unavailable for %s", name, outage.Round(time.Millisecond))
+		atMost(t, pause, outage, 15*time.Second)
+	}
+}
+
+func TestThreeBrokers(t *testing.T) {
+	slow(t)
+	brokers := servertest.Brokers(t, 3)
+	inSync := func(c *chain) func() bool {
+		return func() bool {
+			found := c.partitions()
+			for _, p := range found {
+				if len(p.Isr) != len(p.Replicas) || p.Leader.ID == 0 {
+					return false
+				}
+			}
+			return len(found) > 0
+		}
+	}
+
+	t.Run("each is killed and restarted in turn", func(t *testing.T) {
+		c := newChain(t)
+		c.useKafka(6, 3, brokers...)
+		c.up()
+		_, pause := c.survives(180, 32, func() {
+			for i, b := range brokers {
+				b.Kill()
+				time.Sleep(2 * time.Second)
+				b.Start()
+				topictest.Eventually(t, 30*time.Second, fmt.Sprintf("every replica is in sync after broker %d", i+1), inSync(c))
+			}
+		})
+		atMost(t, pause, 0, 20*time.Second) // two brokers remain at any time
+	})
+
+	t.Run("a partition without a leader", func(t *testing.T) {
+		c := newChain(t)
+		c.useKafka(6, 1, brokers...)
+		c.up()
+		stopped := brokers[0]
+		led := 0
+		for _, p := range c.partitions() {
+			if stopped.Address == fmt.Sprintf("%s:%d", p.Leader.Host, p.Leader.Port) {
+				led++
+			}
+		}
+		if led == 0 || led == 6 {
+			t.Fatalf("broker 1 leads %d of 6 partitions", led)
+		}
+		_, pause := c.survives(90, 64, func() {
+			stopped.Stop()
+			topictest.Eventually(t, 15*time.Second, "the others go on", func() bool { return c.growth(time.Second) > 100 })
+			for range 50 {
+				if code, body := get(t, "ms2", "http://"+c.address["ms2"]+"/readyz"); code != http.StatusOK {
+					t.Fatalf("MS2 is not ready with %d of 6 partitions without a leader: %s", led, body)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			stopped.Start()
+		})
+		atMost(t, pause, 0, 15*time.Second)
+	})
+}
+
+func TestPartitionsAddedUnderLoad(t *testing.T) {
+	slow(t)
+	broker := servertest.Kafka(t, "")
+	c := newChain(t)
+	c.useKafka(2, 1, broker)
+	c.up()
+	_, pause := c.survives(20, 64, func() {
+		resp, err := c.admin().CreatePartitions(t.Context(), &kafka.CreatePartitionsRequest{Topics: []kafka.TopicPartitionsConfig{{Name: c.kafka.Topic, Count: 5}}})
+		if err == nil {
+			err = resp.Errors[c.kafka.Topic]
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	atMost(t, pause, 0, 10*time.Second)
+	for p := range 5 {
+		resp, err := c.admin().ListOffsets(t.Context(), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{c.kafka.Topic: {kafka.LastOffsetOf(p)}}})
+		if err != nil || resp.Topics[c.kafka.Topic][0].LastOffset == 0 {
+			t.Errorf("partition %d: %v %+v, want it used", p, err, resp)
+		}
+	}
+}
+
+func TestTopicDeletedUnderLoad(t *testing.T) {
+	slow(t)
+	broker := servertest.Kafka(t, "")
+	c := newChain(t)
+	c.useKafka(4, 1, broker)
+	c.up()
+	_, pause := c.survives(60, 64, func() {
+		for range 2 {
+			resp, err := c.admin().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{c.kafka.Topic}})
+			if err == nil {
+				err = resp.Errors[c.kafka.Topic]
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			before := c.status().Session.Stored
+			topictest.Eventually(t, 25*time.Second, "the session goes on", func() bool { return c.status().Session.Stored > before+500 })
+		}
+	})
+	atMost(t, pause, 0, 20*time.Second)
+}
+
+func TestFrozen(t *testing.T) {
+	slow(t)
+	const outage = 10 * time.Second
+	t.Run("a program", func(t *testing.T) {
+		c := newChain(t)
+		c.useKafka(4, 1, servertest.Kafka(t, ""))
+		c.up()
+		for _, name := range []string{"ms1", "ms2", "ms3"} {
+			_, pause := c.survives(20, 64, func() { frozen(t, c.running[name].cmd.Process.Pid, outage) })
+			t.Logf("%s was frozen for %s", name, outage)
+			atMost(t, pause, outage, 15*time.Second)
+		}
+	})
+	t.Run("a server with 4096 in flight", func(t *testing.T) {
+		database, server := ownDatabase(t)
+		broker := servertest.Kafka(t, "")
+		c := newChainOn(t, server)
+		c.useKafka(4, 1, broker)
+		c.up()
+		for name, s := range map[string]*servertest.Server{"mariadb": database.Server, "kafka": broker} {
+			const stall = 8 * time.Second
+			_, pause := c.survives(25, 4096, func() { frozen(t, s.PID(), stall) })
+			t.Logf("%s was frozen for %s", name, stall)
+			atMost(t, pause, stall, 15*time.Second)
+		}
+	})
+}
+
+// A broker that tells its clients a name that leads nowhere.
+func TestWrongAdvertisedName(t *testing.T) {
+	slow(t)
+	broker := servertest.Kafka(t, "")
+	c := newChain(t)
+	c.useKafka(4, 1, broker)
+	c.up()
+	var outage time.Duration
+	_, pause := c.survives(50, 64, func() {
+		began := time.Now()
+		broker.Stop()
+		file := filepath.Join(broker.Dir, "properties")
+		writeFile(t, file, "advertised.listeners=PLAINTEXT://nowhere.invalid:9092\n")
+		broker.Start()
+		time.Sleep(15 * time.Second)
+		broker.Stop()
+		writeFile(t, file, "")
+		broker.Start()
+		outage = time.Since(began)
+	})
+	t.Logf("the broker was not to be reached for %s", outage.Round(time.Millisecond))
+	atMost(t, pause, outage, 15*time.Second)
+}
+
+// As PID 1, a process gets no signal that it has no handler for.
+func TestPID1(t *testing.T) {
+	slow(t)
+	c := newChain(t)
+	c.initial = true
+	c.up()
+	for _, name := range []string{"ms3", "ms2", "ms1"} {
+		c.load(600, 64)
+		began := time.Now()
+		p := c.running[name]
+		p.signal(syscall.SIGTERM)
+		if took := time.Since(began); took > 8*time.Second || p.cmd.ProcessState.ExitCode() != 0 {
+			t.Errorf("%s ended after %s with %s, want status 0 within 8 s", name, took, p.cmd.ProcessState)
+		}
+		if name == "ms1" {
+			break
+		}
+		c.start(name)
+		topictest.Eventually(t, 20*time.Second, "the session goes on", func() bool { return c.growth(time.Second) > 100 })
+		var s session
+		c.get("/stop", http.StatusOK, &s)
+		c.check(s)
+		c.noneLost(s)
+	}
+}
+
+// link forwards TCP connections until it is cut.
+type link struct {
+	address string
+
+	mu     sync.Mutex
+	cut    string // of the connections that begin with a request that has this in it; "" is none
+	silent bool   // bytes vanish and connections seem open, else they are closed
+	open   map[*carried]bool
+}
+
+// carried is a connection through a link.
+type carried struct {
+	hello          atomic.Pointer[string] // the first bytes of the client
+	dead           atomic.Bool            // bytes vanish
+	client, server net.Conn
+}
+
+func newLink(t *testing.T, target func() string) *link {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &link{address: l.Addr().String(), open: map[*carried]bool{}}
+	t.Cleanup(func() {
+		l.Close()
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		for c := range k.open {
+			c.client.Close()
+			c.server.Close()
+		}
+	})
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial("tcp", target())
+			if err != nil {
+				client.Close()
+				continue
+			}
+			c := &carried{client: client, server: server}
+			k.mu.Lock()
+			k.open[c] = true
+			k.mu.Unlock()
+			go k.carry(c, client, server)
+			go k.carry(c, server, client)
+		}
+	}()
+	return k
+}
+
+func (k *link) carry(c *carried, from, to net.Conn) {
+	defer from.Close()
+	data := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(data)
+		if from == c.client && n > 0 {
+			hello := string(data[:n])
+			c.hello.CompareAndSwap(nil, &hello)
+		}
+		if !k.passes(c) {
+			if err == nil && c.dead.Load() {
+				continue
+			}
+			return // the other end does not learn of it
+		}
+		if err != nil {
+			to.Close()
+			return
+		}
+		_, _ = to.Write(data[:n]) // if it fails, so does the reading end
+	}
+}
+
+// passes reports whether what was read goes on, and ends what is cut.
+func (k *link) passes(c *carried) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	hello := c.hello.Load()
+	if hit := k.cut == "*" || k.cut != "" && hello != nil && strings.Contains(*hello, k.cut); hit && k.silent {
+		c.dead.Store(true)
+	} else if hit {
+		c.client.Close()
+		c.server.Close()
+	}
+	return !c.dead.Load()
+}
+
+// interrupt cuts the link for a while. Silent connections stay dead.
+func (k *link) interrupt(cut string, silent bool, d time.Duration) {
+	set := func(cut string) {
+		k.mu.Lock()
+		k.cut, k.silent = cut, silent
+		k.mu.Unlock()
+		for c := range k.open {
+			k.passes(c)
+		}
+	}
+	set(cut)
+	time.Sleep(d)
+	set("")
+}
+
+func TestLinksCut(t *testing.T) {
+	slow(t)
+	const outage = 10 * time.Second
+	_, server := ownDatabase(t)
+	address := server.Address
+	database := newLink(t, func() string { return address })
+	var broker *servertest.Server
+	brokers := newLink(t, func() string { return broker.Address })
+	broker = servertest.Kafka(t, brokers.address)
+	c := newChainOn(t, server)
+	c.useKafka(4, 1, &servertest.Server{Address: brokers.address})
+	ms2 := newLink(t, func() string { return c.address["ms2"] })
+	ms1 := newLink(t, func() string { return c.address["ms1"] })
+	c.overlays["ms1"]["database"].(settings)["address"] = database.address
+	c.overlays["ms1"]["ms2"] = settings{"url": "ws://" + ms2.address + "/ws"}
+	c.overlays["ms3"]["ms1"] = settings{"url": "http://" + ms1.address + "/store"}
+	c.up()
+	for _, k := range []struct {
+		name string
+		link *link
+		cut  string
+	}{
+		{"ms1 to mariadb", database, "*"},
+		{"ms1 to ms2", ms2, "*"},
+		{"ms2 to kafka", brokers, "ms2"},
+		{"ms3 to kafka", brokers, "ms3"},
+		{"ms3 to ms1", ms1, "*"},
+	} {
+		for how, silent := range map[string]bool{"closed": false, "silent": true} {
+			t.Run(k.name+" "+how, func(t *testing.T) {
+				c := *c
+				c.t = t
+				_, pause := c.survives(20, 64, func() { k.link.interrupt(k.cut, silent, outage) })
+				atMost(t, pause, outage, 15*time.Second)
+				for _, name := range []string{"ms1", "ms2", "ms3"} {
+					c.ready(name)
+				}
+			})
+		}
+	}
+}
