@@ -26,13 +26,12 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-// TestCommands looks at every command of the written pages: in blocks marked
-// sh, in the columns of tables that are headed 'command', and in code marks
-// anywhere else that begin as a command does. Each program has
-// a rule below that says what of its command must be there: the packages and
-// tests of go, the targets of bazel, the services of docker compose, the paths
-// of curl, the flags of our programs, files, tables. A program without a rule
-// is an error.
+// TestCommands checks every command of the written pages: in blocks marked sh,
+// in table columns headed 'command', and in other code marks that begin with a
+// command. A rule per program checks what its command refers to: the packages
+// and tests of go, the targets of bazel, the services of docker compose, the
+// paths of curl, the flags of our programs, files, tables. A program without a
+// rule is an error.
 func TestCommands(t *testing.T) {
 	tree := tree(t)
 	seen := 0
@@ -56,19 +55,19 @@ func TestCommands(t *testing.T) {
 		seen += c.seen
 	}
 	if seen < 50 {
-		t.Errorf("found %d commands, expected more", seen)
+		t.Errorf("got %d commands, want at least 50", seen)
 	}
 }
 
-// checker holds commands against the tree.
+// checker compares commands with the tree.
 type checker struct {
 	tree  fs.FS
-	root  string   // the same, for what reads the real tree
+	root  string   // the same, for functions that read the real tree
 	built []string // programs that earlier commands of the page have built
 	seen  int
 }
 
-// rule returns what looks at the commands of a program that a page may name.
+// rule returns the check for the commands of a program.
 func rule(program string) (look func(c *checker, args []string) error, ok bool) {
 	switch program {
 	case "bash":
@@ -87,19 +86,19 @@ func rule(program string) (look func(c *checker, args []string) error, ok bool) 
 		return (*checker).sql, true
 	case "nix":
 		return (*checker).nix, true
-	case "cat", "cd", "cut", "echo", "git", "gofmt", "mkdir", "printf", "sha256sum", "sleep": // they need nothing of the tree
+	case "cat", "cd", "cut", "echo", "git", "gofmt", "mkdir", "printf", "sha256sum", "sleep": // they use nothing of the tree
 		return func(*checker, []string) error { return nil }, true
 	}
 	return nil, false
 }
 
-// script looks at every command of a text for a shell.
+// script checks every command of a shell script.
 func (c *checker) script(text string) (errs []error) {
-	// "… FLAG" goes on where the command of the row before stopped.
+	// "… FLAG" continues the command of the previous row.
 	text = strings.Replace(text, "… ", "bazel run //:load ", 1)
 	file, err := syntax.NewParser(syntax.Variant(syntax.LangBash)).Parse(strings.NewReader(text), "")
 	if err != nil {
-		return []error{fmt.Errorf("found %q, which no shell understands: %w", text, err)}
+		return []error{fmt.Errorf("parse %q: %w", text, err)}
 	}
 	syntax.Walk(file, func(n syntax.Node) bool {
 		call, ok := n.(*syntax.CallExpr)
@@ -116,14 +115,14 @@ func (c *checker) script(text string) (errs []error) {
 			err = errors.Join(err, c.variable(a.Name.Value))
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("found the command %q: %w", strings.Join(args, " "), err))
+			errs = append(errs, fmt.Errorf("command %q: %w", strings.Join(args, " "), err))
 		}
 		return true
 	})
 	return errs
 }
 
-// word returns what a shell makes of a word, but for what it would look up.
+// word returns a shell word without quotes. It expands nothing.
 func word(w *syntax.Word) string {
 	var text strings.Builder
 	var add func(parts []syntax.WordPart)
@@ -156,17 +155,17 @@ func (c *checker) command(args []string) error {
 	case strings.Contains(name, "/"):
 		return c.exists(name)
 	}
-	return errors.New("there is no rule for this program in docs/commands_test.go")
+	return errors.New("docs/commands_test.go has no rule for this program")
 }
 
 func (c *checker) exists(name string) error {
 	if _, err := fs.Stat(c.tree, path.Clean(name)); err != nil {
-		return fmt.Errorf("there is no %s", name)
+		return fmt.Errorf("%s does not exist", name)
 	}
 	return nil
 }
 
-// variable says whether a test or the compose file knows an environment
+// variable checks that a test or the compose file reads an environment
 // variable.
 func (c *checker) variable(name string) error {
 	found := false
@@ -174,7 +173,7 @@ func (c *checker) variable(name string) error {
 		switch {
 		case err != nil:
 			return err
-		case file == "docs": // it speaks of all variables
+		case file == "docs": // it mentions all variables
 			return fs.SkipDir
 		case found || !strings.HasSuffix(file, ".go") && !strings.HasSuffix(file, "compose.yaml"):
 			return nil
@@ -189,7 +188,7 @@ func (c *checker) variable(name string) error {
 	return err
 }
 
-// ours looks at the flags of one of our programs.
+// ours checks the flags of one of our programs.
 func (c *checker) ours(program string, args []string) error {
 	known, err := generate.Flags(c.root, program)
 	if err != nil {
@@ -214,10 +213,10 @@ func (c *checker) ours(program string, args []string) error {
 	return nil
 }
 
-// goCommand looks at the packages, and at the tests that -run names.
+// goCommand checks the packages, and the tests that -run selects.
 func (c *checker) goCommand(args []string) error {
 	if len(args) == 0 {
-		return errors.New("go does what?")
+		return errors.New("go: expected a subcommand")
 	}
 	var packages []string
 	run, output := "", ""
@@ -236,7 +235,7 @@ func (c *checker) goCommand(args []string) error {
 		case strings.HasPrefix(a, "./"):
 			packages = append(packages, a)
 		case strings.HasPrefix(a, "-"):
-			return fmt.Errorf("flag %s is none that the rule knows", a)
+			return fmt.Errorf("go: unknown flag %s", a)
 		default:
 			packages = append(packages, a)
 		}
@@ -247,7 +246,7 @@ func (c *checker) goCommand(args []string) error {
 	}
 	switch args[0] {
 	case "get", "mod", "tool", "version":
-		return nil // of modules, not of this tree
+		return nil // modules, not this tree
 	case "run", "build":
 		for _, p := range packages {
 			if err := c.main(p); err != nil {
@@ -263,7 +262,7 @@ func (c *checker) goCommand(args []string) error {
 		return nil
 	case "test", "vet", "doc", "generate":
 	default:
-		return fmt.Errorf("go %s is none that the rule knows", args[0])
+		return fmt.Errorf("go: unknown subcommand %s", args[0])
 	}
 	if len(args) == 1 {
 		return nil // the command as such
@@ -290,9 +289,9 @@ func (c *checker) goCommand(args []string) error {
 	return nil
 }
 
-// main says whether a folder holds a main package.
-func (c *checker) main(folder string) error {
-	files, err := fs.Glob(c.tree, path.Join(folder, "*.go"))
+// main checks that a directory contains a main package.
+func (c *checker) main(directory string) error {
+	files, err := fs.Glob(c.tree, path.Join(directory, "*.go"))
 	if err != nil {
 		return err
 	}
@@ -305,19 +304,19 @@ func (c *checker) main(folder string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("there is no program in %s", folder)
+	return fmt.Errorf("%s contains no program", directory)
 }
 
-// tests returns the tests of a package, or of all below a folder.
+// tests returns the tests of a package, or of all packages below a directory.
 func (c *checker) tests(pattern string) (names []string, err error) {
-	folder, all := strings.CutSuffix(pattern, "/...")
-	folder = path.Clean(folder)
+	directory, all := strings.CutSuffix(pattern, "/...")
+	directory = path.Clean(directory)
 	goFiles := 0
-	err = fs.WalkDir(c.tree, folder, func(name string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(c.tree, directory, func(name string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && name != folder && (!all || strings.HasPrefix(d.Name(), ".")):
+		case d.IsDir() && name != directory && (!all || strings.HasPrefix(d.Name(), ".")):
 			return fs.SkipDir
 		case !strings.HasSuffix(name, ".go"):
 			return nil
@@ -342,20 +341,20 @@ func (c *checker) tests(pattern string) (names []string, err error) {
 		return nil
 	})
 	if err == nil && goFiles == 0 {
-		err = fmt.Errorf("there is no package %s", pattern)
+		err = fmt.Errorf("package %s does not exist", pattern)
 	}
 	return names, err
 }
 
-// bazel looks at targets, configurations and settings.
+// bazel checks targets, configurations and settings.
 func (c *checker) bazel(args []string) error {
 	for i, a := range args {
 		switch {
-		case a == "--": // for what is run
+		case a == "--": // arguments of the program
 			return nil
 		case i == 0:
 			if !slices.Contains([]string{"build", "run", "test", "query", "cquery", "mod"}, a) {
-				return fmt.Errorf("bazel %s is none that the rule knows", a)
+				return fmt.Errorf("bazel: unknown subcommand %s", a)
 			}
 		case strings.HasPrefix(a, "--config="):
 			text, err := fs.ReadFile(c.tree, ".bazelrc")
@@ -377,32 +376,32 @@ func (c *checker) bazel(args []string) error {
 			}
 		case args[0] == "mod":
 		default:
-			return fmt.Errorf("%s is none that the rule knows", a)
+			return fmt.Errorf("bazel: unknown argument %s", a)
 		}
 	}
 	return nil
 }
 
 func (c *checker) target(label string) error {
-	folder, name, named := strings.Cut(strings.TrimPrefix(label, "//"), ":")
-	if below, all := strings.CutSuffix(folder, "..."); all {
+	directory, name, named := strings.Cut(strings.TrimPrefix(label, "//"), ":")
+	if below, all := strings.CutSuffix(directory, "..."); all {
 		return c.exists(path.Join(below, "."))
 	}
 	if !named {
-		name = path.Base(folder)
+		name = path.Base(directory)
 	}
-	text, err := fs.ReadFile(c.tree, path.Join(folder, "BUILD.bazel"))
+	text, err := fs.ReadFile(c.tree, path.Join(directory, "BUILD.bazel"))
 	if err != nil || !strings.Contains(string(text), fmt.Sprintf("name = %q,", name)) {
-		return fmt.Errorf("there is no target %s", label)
+		return fmt.Errorf("target %s does not exist", label)
 	}
 	return nil
 }
 
-// servers are what curl may ask: our services, and Jaeger by a path that it has.
+// servers are the hosts that curl may request: our services, and Jaeger.
 var servers = map[string]string{"127.0.0.1:8080": "ms1", "127.0.0.1:8081": "ms2", "127.0.0.1:8082": "ms3", "127.0.0.1:16686": "jaeger"}
 
-// curl looks the request up in the description of the service, its parameters
-// too.
+// curl compares the request and its parameters with the description of the
+// service.
 func (c *checker) curl(args []string) error {
 	for _, a := range args {
 		if strings.HasPrefix(a, "-") {
@@ -415,15 +414,15 @@ func (c *checker) curl(args []string) error {
 		service := servers[r.URL.Host]
 		switch {
 		case service == "":
-			return fmt.Errorf("found host %s, expected one of the defaults: 127.0.0.1:8080 and so on", r.URL.Host)
+			return fmt.Errorf("curl: unknown host %s", r.URL.Host)
 		case service == "jaeger":
 			if !strings.HasPrefix(r.URL.Path, "/trace/") && !strings.HasPrefix(r.URL.Path, "/api/") {
-				return fmt.Errorf("found path %s, expected /trace/ or /api/", r.URL.Path)
+				return fmt.Errorf("curl: path must begin with /trace/ or /api/, got %s", r.URL.Path)
 			}
 			continue
 		}
 		if err := openapitest.Request(service, r); err != nil {
-			return fmt.Errorf("%s would not take it: %w", service, err)
+			return fmt.Errorf("%s refuses the request: %w", service, err)
 		}
 		for name := range r.URL.Query() {
 			if name != "interval" && name != "in_flight" && name != "exclude" {
@@ -434,10 +433,10 @@ func (c *checker) curl(args []string) error {
 	return nil
 }
 
-// composeCommands are those of docker compose that a page may name.
+// composeCommands are the commands of docker compose that a page may use.
 var composeCommands = []string{"build", "config", "cp", "down", "exec", "kill", "logs", "ps", "pull", "restart", "run", "start", "stop", "up"}
 
-// docker looks at the compose file and its services.
+// docker checks the compose file and its services.
 func (c *checker) docker(args []string) error {
 	if len(args) > 0 && args[0] == "login" {
 		return nil
@@ -447,7 +446,7 @@ func (c *checker) docker(args []string) error {
 	}
 	text, err := fs.ReadFile(c.tree, args[2])
 	if err != nil {
-		return fmt.Errorf("there is no %s", args[2])
+		return fmt.Errorf("%s does not exist", args[2])
 	}
 	var file struct {
 		Services map[string]struct {
@@ -476,7 +475,7 @@ func (c *checker) docker(args []string) error {
 	}
 	command := args[0]
 	if !slices.Contains(composeCommands, command) {
-		return fmt.Errorf("docker compose has no command %s that the rule knows", command)
+		return fmt.Errorf("docker compose: unknown command %s", command)
 	}
 	for i := 1; i < len(args); i++ {
 		switch a := args[i]; {
@@ -497,21 +496,21 @@ func (c *checker) docker(args []string) error {
 				return err
 			}
 			if command == "run" || command == "exec" {
-				return nil // what follows is for the service
+				return nil // the rest is for the service
 			}
 		}
 	}
 	return nil
 }
 
-// nix looks a flake's output up.
+// nix checks that the flake has the output.
 func (c *checker) nix(args []string) error {
 	text, err := fs.ReadFile(c.tree, "flake.nix")
 	if err != nil {
-		return errors.New("there is no flake.nix")
+		return errors.New("flake.nix does not exist")
 	}
 	if len(args) == 0 || !slices.Contains([]string{"build", "develop", "flake", "fmt", "run"}, args[0]) {
-		return errors.New("found no command of nix that the rule knows")
+		return errors.New("nix: unknown command")
 	}
 	for i, a := range args[1:] {
 		if a == "--" {
@@ -527,14 +526,14 @@ func (c *checker) nix(args []string) error {
 	return nil
 }
 
-// bash looks at a script, and at the stages that it is given.
+// bash checks a script and the stages in its arguments.
 func (c *checker) bash(args []string) error {
 	if len(args) == 0 {
-		return errors.New("expected a script")
+		return errors.New("bash: expected a script")
 	}
 	text, err := fs.ReadFile(c.tree, path.Clean(args[0]))
 	if err != nil {
-		return fmt.Errorf("there is no %s", args[0])
+		return fmt.Errorf("%s does not exist", args[0])
 	}
 	for _, stage := range args[1:] {
 		if !strings.Contains(string(text), "stage_"+stage+"()") {
@@ -544,27 +543,26 @@ func (c *checker) bash(args []string) error {
 	return nil
 }
 
-// lines are examples of what MS1 writes into its log, by the text of the event
-// in the code.
+// lines are examples of log lines of MS1, by the text of the event in the code.
 var lines = map[string]string{
 	`"%s %s"`:                 `"message":"GET /start"`,
 	`"session %d ended (%s)"`: `"message":"session 1 ended (stopped)"`,
 }
 
-// grep looks whether the pattern finds anything in the log of a service.
+// grep checks that the pattern matches a line in the log of a service.
 func (c *checker) grep(args []string) error {
 	for len(args) > 0 && strings.HasPrefix(args[0], "-") {
 		args = args[1:]
 	}
-	if len(args) == 1 { // reads what another command prints
+	if len(args) == 1 { // reads the output of another command
 		_, err := regexp.Compile(args[0])
 		return err
 	}
 	if len(args) != 2 {
-		return errors.New("expected a pattern and a file")
+		return errors.New("grep: expected a pattern and a file")
 	}
 	if !regexp.MustCompile(`^tricycle-data/ms[123]\.log$`).MatchString(args[1]) {
-		return fmt.Errorf("found file %s, expected the log of a service: tricycle-data/ms1.log", args[1])
+		return fmt.Errorf("grep: file must be the log of a service such as tricycle-data/ms1.log, got %s", args[1])
 	}
 	pattern, err := regexp.Compile(args[0])
 	if err != nil {
@@ -575,12 +573,12 @@ func (c *checker) grep(args []string) error {
 			return c.mentioned("services/ms1", event)
 		}
 	}
-	return errors.New("it finds no event of MS1")
+	return errors.New("grep: the pattern matches no event of MS1")
 }
 
-// mentioned looks for a text in the Go files of a folder.
-func (c *checker) mentioned(folder, text string) error {
-	files, err := fs.Glob(c.tree, folder+"/*.go")
+// mentioned checks that the Go files of a directory contain a text.
+func (c *checker) mentioned(directory, text string) error {
+	files, err := fs.Glob(c.tree, directory+"/*.go")
 	for _, file := range files {
 		code, err := fs.ReadFile(c.tree, file)
 		if err != nil {
@@ -590,10 +588,10 @@ func (c *checker) mentioned(folder, text string) error {
 			return nil
 		}
 	}
-	return errors.Join(err, fmt.Errorf("%s: must have %s", folder, text))
+	return errors.Join(err, fmt.Errorf("%s: must have %s", directory, text))
 }
 
-// sql looks at the tables of the query.
+// sql checks the tables of the query.
 func (c *checker) sql(args []string) error {
 	tables, err := fs.ReadFile(c.tree, "docs/reference/database.md")
 	if err != nil {
@@ -601,17 +599,17 @@ func (c *checker) sql(args []string) error {
 	}
 	from := regexp.MustCompile(`(?i)\bFROM (\w+)`).FindAllStringSubmatch(strings.Join(args, " "), -1)
 	if len(from) == 0 {
-		return errors.New("expected a query")
+		return errors.New("sql: expected a query")
 	}
 	for _, table := range from {
 		if !regexp.MustCompile(`CREATE TABLE (IF NOT EXISTS )?` + table[1] + ` `).Match(tables) {
-			return fmt.Errorf("there is no table %s", table[1])
+			return fmt.Errorf("table %s does not exist", table[1])
 		}
 	}
 	return nil
 }
 
-// TestRules shows each rule a command that it must not let through.
+// TestRules runs each rule on a command that it must reject.
 func TestRules(t *testing.T) {
 	real := tree(t)
 	made := fstest.MapFS{
@@ -628,67 +626,67 @@ func TestRules(t *testing.T) {
 		"go run ./services/allinone/cmd/allinone -once -interval 3":                          "",
 		"go run ./services/allinone/cmd/allinone -ones":                                      "no flag -ones",
 		"go run ./services/allinone/cmd/allinone -interval":                                  "needs a value",
-		"go run ./services/allinone -once":                                                   "no program",
+		"go run ./services/allinone -once":                                                   "contains no program",
 		"go build -o bin/ ./services/ms1/cmd/ms1 && bin/ms1 -version":                        "",
-		"bin/ms1 -version":                                                                   "there is no bin/ms1",
-		"go build -o bin/ ./services/ms1/cmd/ms1 && bin/ms1 -config compose/config/ms4.yaml": "there is no compose/config/ms4.yaml",
-		"go tset ./...":                                 "go tset",
+		"bin/ms1 -version":                                                                   "bin/ms1 does not exist",
+		"go build -o bin/ ./services/ms1/cmd/ms1 && bin/ms1 -config compose/config/ms4.yaml": "compose/config/ms4.yaml does not exist",
+		"go tset ./...":                                 "unknown subcommand tset",
 		"bazel run //:load":                             "",
-		"bazel run //:laod":                             "no target //:laod",
-		"bazel tset //...":                              "bazel tset",
+		"bazel run //:laod":                             "target //:laod does not exist",
+		"bazel tset //...":                              "unknown subcommand tset",
 		"bazel run --config=relaese //:push":            "--config=relaese",
-		"bazel run //:load --//oci:repo=x":              "no target //oci:repo",
+		"bazel run //:load --//oci:repo=x":              "target //oci:repo does not exist",
 		"curl http://127.0.0.1:8080/start?interval=3":   "",
 		"curl http://127.0.0.1:8080/start?interval=0":   "interval",
 		"curl http://127.0.0.1:8080/start?interwal=3":   "no parameter interwal",
 		"curl http://127.0.0.1:8080/strat":              "no matching operation",
-		"curl http://127.0.0.1:8081/start":              "ms2 would not take it",
+		"curl http://127.0.0.1:8081/start":              "ms2 refuses the request",
 		"curl http://127.0.0.1:8082/readyz?exclude=ms1": "",
-		"curl http://127.0.0.1:8083/readyz":             "found host",
+		"curl http://127.0.0.1:8083/readyz":             "unknown host",
 		"curl http://127.0.0.1:16686/api/traces/1":      "",
-		"curl http://127.0.0.1:16686/traces/1":          "found path",
+		"curl http://127.0.0.1:16686/traces/1":          "path must begin",
 		`grep '"message":"GET /' tricycle-data/ms1.log`: "",
-		"grep 'GTE /' tricycle-data/ms1.log":            "finds no event",
-		"grep 'GET /' tricycle-data/ms4.log":            "found file",
+		"grep 'GTE /' tricycle-data/ms1.log":            "matches no event",
+		"grep 'GET /' tricycle-data/ms4.log":            "file must be",
 		"mariadb tricycle -e 'SELECT * FROM sessions'":  "",
-		"mariadb tricycle -e 'SELECT * FROM session'":   "no table session",
+		"mariadb tricycle -e 'SELECT * FROM session'":   "table session does not exist",
 		"bash .ci/full all":                             "",
 		"bash .ci/full jeager":                          "no stage jeager",
-		"bash .ci/fully":                                "there is no .ci/fully",
+		"bash .ci/fully":                                ".ci/fully does not exist",
 		"TRICYCLE_TEST_KAFKA=x go test ./lib/topic":     "",
 		"TRICYCLE_TEST_KAKFA=x go test ./lib/topic":     "nothing reads the variable",
 		"oci/reproduce.sh":                              "",
-		"oci/reproduces.sh":                             "there is no oci/reproduces.sh",
+		"oci/reproduces.sh":                             "oci/reproduces.sh does not exist",
 		"rm -rf tricycle-data":                          "no rule for this program",
-		"go test ./lib/message | (":                     "no shell understands",
+		"go test ./lib/message | (":                     "parse ",
 
 		"docker compose -f compose/compose.yaml up -d --wait":                 "",
 		"docker compose -f compose/compose.yaml logs ms1":                     "",
 		"docker compose -f compose/compose.yaml logs ms4":                     "no service ms4",
 		"docker compose -f compose/compose.yaml run --rm mariadb -e SELECT x": "",
-		"docker compose -f compose/compose.yaml upp":                          "no command upp",
-		"docker compose -f compose.yaml up":                                   "there is no compose.yaml",
+		"docker compose -f compose/compose.yaml upp":                          "unknown command upp",
+		"docker compose -f compose.yaml up":                                   "compose.yaml does not exist",
 		"docker run x":                                                        "expected docker compose",
 		"nix run .#up":                                                        "",
 		"nix run .#test":                                                      "",
 		"nix run .#down":                                                      "flake.nix has no down",
 		"nix develop":                                                         "",
 		"tools/some.sh":                                                       "",
-		"tools/somebody.sh":                                                   "there is no tools/somebody.sh",
+		"tools/somebody.sh":                                                   "tools/somebody.sh does not exist",
 	} {
 		c := checker{tree: real, root: root(t)}
 		if regexp.MustCompile(`^(docker|nix|tools)`).MatchString(command) {
-			c.tree = made // what may not be in the tree yet
+			c.tree = made // a small tree with known names
 		}
 		err := errors.Join(c.script(command)...)
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: found %v, expected %q", command, err, want)
+			t.Errorf("%s: got %v, want %q", command, err, want)
 		}
 	}
 }
 
-// TestQueries looks at the SQL of the pages: a query has to be one of those
-// that docs/reference/database.md has, which a test runs on a MariaDB.
+// TestQueries checks the SQL of the pages: each query must be in
+// docs/reference/database.md, whose queries a test runs on a MariaDB.
 func TestQueries(t *testing.T) {
 	tree := tree(t)
 	plain := func(text string) string {
@@ -705,33 +703,33 @@ func TestQueries(t *testing.T) {
 			continue
 		}
 		for _, b := range readPage(t, tree, name).blocks {
-			// Who makes a database and its user is no query.
+			// The creation of a database and its user is not a query.
 			if b.info != "sql" || strings.HasPrefix(b.text, "CREATE DATABASE") {
 				continue
 			}
 			seen++
 			if !slices.Contains(known, plain(b.text)) {
-				t.Errorf("%s: found the query\n%s\nexpected one of generate.Queries", name, b.text)
+				t.Errorf("%s: got the query\n%s\nwant one of generate.Queries", name, b.text)
 			}
 		}
 	}
 	if seen == 0 {
-		t.Error("found no query, expected some")
+		t.Error("got no query, want some")
 	}
 }
 
 // TestTraceOfARow runs the command of docs/architecture.md that computes a
-// trace id, and compares it with what the services compute.
+// trace id, and compares its output with the id that the services compute.
 func TestTraceOfARow(t *testing.T) {
 	p := readPage(t, tree(t), "docs/architecture.md")
 	at := slices.IndexFunc(p.blocks, func(b block) bool { return b.info == "sh" && strings.Contains(b.text, "sha256sum") })
 	if at < 0 {
-		t.Fatal("found no command with sha256sum")
+		t.Fatal("docs/architecture.md has no command with sha256sum")
 	}
 	command := p.blocks[at].text
 	row := regexp.MustCompile(`' (\d+) (\S+Z) \|`).FindStringSubmatch(command)
 	if row == nil {
-		t.Fatalf("found no row in %q", command)
+		t.Fatalf("the command has no row: %q", command)
 	}
 	m, err := message.Decode([]byte(fmt.Sprintf(`{"session_id":%s,"service1_timestamp":%q,"service2_timestamp":null,"service3_timestamp":null,"end_timestamp":null}`,
 		row[1], row[2])), message.AtMS2)
@@ -744,13 +742,13 @@ func TestTraceOfARow(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.Contains(string(text), "`"+id.String()+"`") {
-		t.Errorf("%s does not say the trace id %s of its row", p.name, id)
+		t.Errorf("%s: must have the trace id %s of its row", p.name, id)
 	}
 	out, err := exec.Command("sh", "-c", command).Output()
 	if err != nil {
 		t.Skipf("the command cannot be run here: %v", err)
 	}
 	if got := strings.TrimSpace(string(out)); got != id.String() {
-		t.Errorf("found %s, expected %s", got, id)
+		t.Errorf("got %s, want %s", got, id)
 	}
 }

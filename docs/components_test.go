@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestComponents holds the table of docs/decisions.md against the files that
-// say what is used: each has its row, with its version.
+// TestComponents compares the table of docs/decisions.md with the files that
+// declare components: each component must have a row with its version.
 func TestComponents(t *testing.T) {
 	tree := tree(t)
 	text, err := fs.ReadFile(tree, "docs/decisions.md")
@@ -20,11 +20,11 @@ func TestComponents(t *testing.T) {
 	for _, source := range []struct {
 		file  string
 		uses  *regexp.Regexp // name and version
-		least int            // how many there are at least
+		least int            // smallest number of components
 	}{
-		{"go.mod", regexp.MustCompile(`^\t(\S+) (v\S+)$`), 20}, // those that are needed directly
+		{"go.mod", regexp.MustCompile(`^\t(\S+) (v\S+)$`), 20}, // direct dependencies
 		{"MODULE.bazel", regexp.MustCompile(`^bazel_dep\(name = "(\S+)", version = "(\S+)"`), 5},
-		{"compose/compose.yaml", regexp.MustCompile(`^\s+image: ([a-z/]+):([0-9.]+)$`), 3}, // ours have variables
+		{"compose/compose.yaml", regexp.MustCompile(`^\s+image: ([a-z/]+):([0-9.]+)$`), 3}, // the service images have variables
 	} {
 		file, err := tree.Open(source.file)
 		if errors.Is(err, fs.ErrNotExist) && source.file == "compose/compose.yaml" {
@@ -43,7 +43,7 @@ func TestComponents(t *testing.T) {
 			}
 		}
 		if found < source.least {
-			t.Errorf("found %d components in %s, expected %d at least", found, source.file, source.least)
+			t.Errorf("%s: got %d components, want at least %d", source.file, found, source.least)
 		}
 	}
 	for file, row := range map[string]string{".bazelversion": "| Bazel | %s |", "go.mod": "| Go | %s |", "flake.nix": "| nixpkgs | %s |"} {

@@ -11,9 +11,8 @@ import (
 	"testing"
 )
 
-// root returns the folder of the repository. Under Bazel, which gives a test
-// only the files that it declares, this is where the link to go.mod leads: the
-// real one.
+// root returns the directory of the repository. Bazel gives a test only its
+// declared files, but the link to go.mod leads to the real directory.
 func root(t *testing.T) string {
 	t.Helper()
 	file, err := filepath.EvalSymlinks("../go.mod")
@@ -34,12 +33,12 @@ type block struct {
 	text string
 }
 
-// page is a Markdown page, taken apart as far as its tests need it.
+// page is a Markdown page, parsed as far as the tests need it.
 type page struct {
 	name     string
 	blocks   []block
-	commands []string // in code marks: all in the columns of tables that are headed 'command', and what begins like one elsewhere
-	prose    string   // what is not in blocks and not in code marks
+	commands []string // in code marks: all in table columns headed 'command', elsewhere those that begin with a command
+	prose    string   // text outside blocks and code marks
 	anchors  []string // of its headings
 }
 
@@ -64,7 +63,7 @@ func takeApart(name, text string) page {
 	p := page{name: name}
 	var open *block
 	var prose []string
-	column := -1 // of commands, in the table that is being read
+	column := -1 // of commands, in the current table
 	inTable := false
 	for line := range strings.Lines(text) {
 		line = strings.TrimRight(line, "\n")
@@ -131,7 +130,7 @@ func pages(t *testing.T, tree fs.FS) (names []string) {
 		t.Fatal(err)
 	}
 	if len(names) < 5 {
-		t.Fatalf("found the pages %v, expected more", names)
+		t.Fatalf("got the pages %v, want at least 5", names)
 	}
 	return names
 }
@@ -146,8 +145,8 @@ func links(p page) (targets []string) {
 	return targets
 }
 
-// deadLinks returns what is wrong with the links of a page. Other hosts are not
-// asked.
+// deadLinks returns the errors of the links of a page. It makes no requests to
+// other hosts.
 func deadLinks(t *testing.T, tree fs.FS, p page) (wrong []string) {
 	for _, target := range links(p) {
 		if strings.Contains(target, "://") {
@@ -160,7 +159,7 @@ func deadLinks(t *testing.T, tree fs.FS, p page) (wrong []string) {
 		}
 		switch _, err := fs.Stat(tree, name); {
 		case err != nil:
-			wrong = append(wrong, "link to "+target+": there is no "+name)
+			wrong = append(wrong, "link to "+target+": "+name+" does not exist")
 		case fragment != "" && path.Ext(name) != ".md":
 			wrong = append(wrong, "link to "+target+": only pages have anchors")
 		case fragment != "" && !slices.Contains(readPage(t, tree, name).anchors, fragment):
@@ -181,7 +180,7 @@ func TestLinks(t *testing.T) {
 		}
 	}
 	if found < 100 {
-		t.Errorf("found %d links, expected more", found)
+		t.Errorf("got %d links, want at least 100", found)
 	}
 }
 
@@ -194,7 +193,7 @@ func TestTheTwoREADMEs(t *testing.T) {
 	shape := func(p page) (all []string) {
 		for _, b := range p.blocks {
 			if b.info == "" {
-				continue // pictures and what a program prints
+				continue // pictures and output of programs
 			}
 			all = append(all, b.info+"\n"+comment.ReplaceAllString(b.text, "--"))
 		}
@@ -220,6 +219,6 @@ func TestTakeApart(t *testing.T) {
 	p := takeApart("x.md", "# A `b` – c\n[l](m.md) `[no](x.md)` `go fmt x` `go`\n```sh\n[no](y)\n```\n| x | the command that shows it |\n|---|---|\n| `no` | `go test` and `go vet` |\n\n| y |\n|---|\n| `no` |\n")
 	if !slices.Equal(p.anchors, []string{"a-b--c"}) || !slices.Equal(p.commands, []string{"go fmt x", "go test", "go vet"}) ||
 		!slices.Equal(links(p), []string{"m.md"}) || len(p.blocks) != 1 || p.blocks[0] != (block{"sh", "[no](y)\n"}) {
-		t.Errorf("found %+v, links %v", p, links(p))
+		t.Errorf("got %+v, links %v", p, links(p))
 	}
 }

@@ -67,7 +67,7 @@ func sqliteColumns(t *testing.T) (names []string) {
 	return names
 }
 
-// migrate runs a store until its tables are there.
+// migrate runs a store until its tables exist.
 func migrate(t *testing.T, store interface {
 	Run(ctx context.Context) error
 	LastSession(ctx context.Context) (ms1.Session, error)
@@ -77,7 +77,7 @@ func migrate(t *testing.T, store interface {
 	done := make(chan error, 1)
 	go func() { done <- store.Run(ctx) }()
 	if _, err := store.LastSession(ctx); !errors.Is(err, ms1.ErrNoSession) { // waits for the tables
-		t.Errorf("last session: found %v, expected %v", err, ms1.ErrNoSession)
+		t.Errorf("last session: got %v, want %v", err, ms1.ErrNoSession)
 	}
 	cancel()
 	if err := <-done; err != nil {
@@ -94,7 +94,7 @@ func TestColumns(t *testing.T) {
 		found = append(found, "sessions."+f.Tag.Get("json"))
 	}
 	if want := slices.DeleteFunc(slices.Clone(columns), func(c string) bool { return !strings.HasPrefix(c, "sessions.") }); !slices.Equal(found, want) {
-		t.Errorf("ms1.Session: found the members %v, expected the columns of SQLite: %v", found, want)
+		t.Errorf("ms1.Session: got the members %v, want the columns of SQLite: %v", found, want)
 	}
 
 	server := storetest.MariaDB(t)
@@ -124,7 +124,7 @@ func TestColumns(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !slices.Equal(found, columns) {
-		t.Errorf("MariaDB: found the columns %v, expected those of SQLite: %v", found, columns)
+		t.Errorf("MariaDB: got the columns %v, want those of SQLite: %v", found, columns)
 	}
 	for _, q := range generate.Queries {
 		if _, err := server.DB.Exec(q.SQL); err != nil {
@@ -174,26 +174,26 @@ func TestSpans(t *testing.T) {
 		name := strings.ReplaceAll(route.ReplaceAllString(s.Name, "METHOD ROUTE"), c.Kafka.Topic, "TOPIC")
 		described, ok := table[name]
 		if !ok {
-			t.Fatalf("found span %q, expected one of docs/reference/traces.md", s.Name)
+			t.Fatalf("docs/reference/traces.md has no span %q", s.Name)
 		}
 		if kind := strings.TrimPrefix(s.Kind.String(), "SPAN_KIND_"); kind != described.kind {
-			t.Fatalf("span %q: found kind %s, expected %s", s.Name, kind, described.kind)
+			t.Fatalf("span %q: got kind %s, want %s", s.Name, kind, described.kind)
 		}
 		var attributes string
 		for _, a := range s.Attributes {
 			attributes += "`" + a.Key + "`"
 			if !strings.Contains(described.always+described.sometimes, "`"+a.Key+"`") {
-				t.Fatalf("span %q: found attribute %s, expected one of docs/reference/traces.md", s.Name, a.Key)
+				t.Fatalf("span %q: docs/reference/traces.md has no attribute %s", s.Name, a.Key)
 			}
 		}
 		for _, want := range codeSpan.FindAllString(described.always, -1) {
 			if !strings.Contains(attributes, want) {
-				t.Fatalf("span %q: found the attributes %s, expected %s too", s.Name, attributes, want)
+				t.Fatalf("span %q: got the attributes %s, want %s too", s.Name, attributes, want)
 			}
 		}
 		for _, e := range s.Events {
 			if !strings.Contains(described.events, "`"+e.Name+"`") {
-				t.Fatalf("span %q: found event %s, expected one of docs/reference/traces.md", s.Name, e.Name)
+				t.Fatalf("span %q: docs/reference/traces.md has no event %s", s.Name, e.Name)
 			}
 		}
 		seen[name] += attributes
@@ -201,7 +201,7 @@ func TestSpans(t *testing.T) {
 	for name, described := range table {
 		for _, want := range codeSpan.FindAllString(described.always+described.sometimes, -1) {
 			if want != "`error.type`" && !strings.Contains(seen[name], want) {
-				t.Errorf("span %q: docs/reference/traces.md has the attribute %s, which no span of a round has", name, want)
+				t.Errorf("span %q: no exported span has the attribute %s of docs/reference/traces.md", name, want)
 			}
 		}
 	}
@@ -250,7 +250,7 @@ func TestDescriptionsAreOpenAPI(t *testing.T) {
 			continue
 		}
 		if !api.IsOpenAPI31OrLater() {
-			t.Errorf("%s: found version %s, expected 3.1", service, api.OpenAPI)
+			t.Errorf("%s: got version %s, want 3.1", service, api.OpenAPI)
 		}
 	}
 }

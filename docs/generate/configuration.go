@@ -21,15 +21,15 @@ type Key struct {
 	Name    string // path, with dots
 	Type    string
 	Default string
-	Range   string // what Validate expects, in its own words
+	Range   string // the expectation in the errors of Validate
 	Meaning string
 }
 
 // Programs are the programs that have a configuration.
 var Programs = []string{"ms1", "ms2", "ms3", "allinone"}
 
-// ms1Settings is MS1's configuration with that of its database, as the program
-// has it. A test holds both against the shipped file.
+// ms1Settings is MS1's configuration with that of its database, as in the
+// program. A test compares both with the shipped file.
 type ms1Settings struct {
 	ms1.Config
 	Database mariadb.Config `yaml:"database"`
@@ -79,7 +79,7 @@ func keys(src *source, program string) ([]Key, error) {
 			default:
 				meaning, err := src.fieldComment(v.Type(), field.Name)
 				if err == nil && meaning == "" {
-					err = fmt.Errorf("found no comment at %s.%s, expected what the key %s means", v.Type(), field.Name, name)
+					err = fmt.Errorf("%s.%s: must have a comment for the key %s", v.Type(), field.Name, name)
 				}
 				if err != nil {
 					return err
@@ -94,8 +94,8 @@ func keys(src *source, program string) ([]Key, error) {
 	return all, err
 }
 
-// expectation gives a key values that make no sense and returns its type and what
-// the configuration expects instead.
+// expectation sets a key to invalid values and returns its type and what the
+// configuration expects instead.
 func expectation(c interface{ Validate() error }, field reflect.Value, key string) (kind, expected string) {
 	var absurd []any
 	switch field.Kind() {
@@ -150,8 +150,8 @@ type Flag struct{ Name, Meaning string }
 func Flags(root, program string) ([]Flag, error) { return flags(newSource(root), program) }
 
 func flags(src *source, program string) (all []Flag, err error) {
-	for _, folder := range []string{"lib/program", "services/" + program + "/cmd/" + program} {
-		err = errors.Join(err, src.inspect(folder, func(n ast.Node) bool {
+	for _, directory := range []string{"lib/program", "services/" + program + "/cmd/" + program} {
+		err = errors.Join(err, src.inspect(directory, func(n ast.Node) bool {
 			call, _ := n.(*ast.CallExpr)
 			if call == nil || len(call.Args) < 3 {
 				return true
@@ -181,8 +181,8 @@ func flags(src *source, program string) (all []Flag, err error) {
 
 func configurationPage(src *source, pages map[string]string) error {
 	p := newPage("Configuration", "A program reads the YAML files that its flag `-config` names; a later file overrides an earlier one. "+
-		"A key that no file names has its\ndefault. An unknown key, another type or a value out of its range is an error that names file, line and key. "+
-		"The range is what the program\nitself says it expects. The shipped files are in [compose/config](../../compose/config).")
+		"A missing key has its\ndefault. An unknown key, another type or a value out of range is an error with file, line and key. "+
+		"The ranges come from the\nerrors of the program. The shipped files are in [compose/config](../../compose/config).")
 	for _, program := range Programs {
 		all, err := keys(src, program)
 		if err != nil {
@@ -204,7 +204,7 @@ func configurationPage(src *source, pages map[string]string) error {
 		}
 		p.table([]string{"flag", "meaning"}, rows)
 	}
-	p.linef("## Environment\n\nThese variables of the OpenTelemetry specification override the section `tracing`, in every program; the SDK reads others of its own.\n")
+	p.linef("## Environment\n\nThese variables of the OpenTelemetry specification override the section `tracing` in every program. The SDK also reads others.\n")
 	names, err := src.environment("lib/telemetry")
 	if err != nil {
 		return err
@@ -219,8 +219,8 @@ func configurationPage(src *source, pages map[string]string) error {
 }
 
 // environment returns the OTEL_* variables that a package reads.
-func (s *source) environment(folder string) (names []string, err error) {
-	err = s.inspect(folder, func(n ast.Node) bool {
+func (s *source) environment(directory string) (names []string, err error) {
+	err = s.inspect(directory, func(n ast.Node) bool {
 		if e, ok := n.(ast.Expr); ok {
 			if text, ok := literal(e); ok && strings.HasPrefix(text, "OTEL_") && !strings.ContainsAny(text, ": ") {
 				names = append(names, text)

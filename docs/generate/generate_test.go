@@ -11,8 +11,8 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// tree returns the repository. Under Bazel, which gives a test only the files
-// that it declares, this is where the link to go.mod leads: the real one.
+// tree returns the directory of the repository. Bazel gives a test only its
+// declared files, but the link to go.mod leads to the real directory.
 func tree(t *testing.T) string {
 	t.Helper()
 	file, err := filepath.EvalSymlinks("../../go.mod")
@@ -22,7 +22,7 @@ func tree(t *testing.T) string {
 	return filepath.Dir(file)
 }
 
-// TestReference compares the pages with what the code would make of them now.
+// TestReference compares the pages with the output of the generator.
 func TestReference(t *testing.T) {
 	root := tree(t)
 	want, err := Pages(root)
@@ -39,18 +39,18 @@ func TestReference(t *testing.T) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		if want[name] != again[name] {
-			t.Errorf("%s/%s comes out differently each time", Folder, name)
+			t.Errorf("%s/%s differs between two runs", Directory, name)
 		}
 		switch page, ok := found[name]; {
 		case !ok:
-			t.Errorf("%s/%s is missing; mend it with: %s", Folder, name, Command)
+			t.Errorf("%s/%s does not exist, run: %s", Directory, name, Command)
 		case page != want[name]:
-			t.Errorf("%s/%s is not what the code says; mend it with: %s\n%s", Folder, name, Command, difference(page, want[name]))
+			t.Errorf("%s/%s is out of date, run: %s\n%s", Directory, name, Command, difference(page, want[name]))
 		}
 		delete(found, name)
 	}
 	for name := range found {
-		t.Errorf("%s/%s is no page any more; remove it with: %s", Folder, name, Command)
+		t.Errorf("%s/%s is no longer generated, run: %s", Directory, name, Command)
 	}
 }
 
@@ -65,7 +65,7 @@ func difference(found, expected string) string {
 			return "nothing"
 		}
 		if line(a) != line(b) {
-			return "found    " + line(a) + "\nexpected " + line(b)
+			return "got  " + line(a) + "\nwant " + line(b)
 		}
 	}
 	return ""
@@ -73,31 +73,31 @@ func difference(found, expected string) string {
 
 func TestWriteRemovesWhatIsNoLongerGenerated(t *testing.T) {
 	root := t.TempDir()
-	for _, folder := range []string{"lib", "services"} {
-		if err := os.CopyFS(filepath.Join(root, folder), os.DirFS(filepath.Join(tree(t), folder))); err != nil {
+	for _, directory := range []string{"lib", "services"} {
+		if err := os.CopyFS(filepath.Join(root, directory), os.DirFS(filepath.Join(tree(t), directory))); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(root, Folder), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(root, Directory), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for name, text := range map[string]string{"old.md": newPage("Old", "").text(), "written.md": "# By hand\n"} {
-		if err := os.WriteFile(filepath.Join(root, Folder, name), []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(root, Directory, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := Write(root); err != nil {
 		t.Fatal(err)
 	}
-	if names, err := filepath.Glob(filepath.Join(root, Folder, "*.md")); err != nil || !slices.ContainsFunc(names, func(name string) bool {
+	if names, err := filepath.Glob(filepath.Join(root, Directory, "*.md")); err != nil || !slices.ContainsFunc(names, func(name string) bool {
 		return filepath.Base(name) == "written.md"
 	}) || slices.ContainsFunc(names, func(name string) bool { return filepath.Base(name) == "old.md" }) {
-		t.Errorf("found %v, %v, expected written.md and not old.md", names, err)
+		t.Errorf("got %v, %v, want written.md and not old.md", names, err)
 	}
 }
 
-// TestKeysAreThoseOfTheFiles holds the keys on the page against the shipped
-// files, of which a test of each program knows that they name every key.
+// TestKeysAreThoseOfTheFiles compares the keys on the page with the shipped
+// files. A test of each program checks that these have every key.
 func TestKeysAreThoseOfTheFiles(t *testing.T) {
 	root := tree(t)
 	for _, program := range Programs {
@@ -129,7 +129,7 @@ func TestKeysAreThoseOfTheFiles(t *testing.T) {
 		slices.Sort(shipped)
 		slices.Sort(described)
 		if !slices.Equal(shipped, described) {
-			t.Errorf("%s: found the keys %v on the page, expected those of compose/config/%s.yaml: %v", program, described, program, shipped)
+			t.Errorf("%s: got the keys %v on the page, want those of compose/config/%s.yaml: %v", program, described, program, shipped)
 		}
 	}
 }

@@ -21,16 +21,16 @@ import (
 	"github.com/tricycle-relay/tricycle/services/ms3"
 )
 
-// services make each service as its program does, to see which metrics it has.
-// None of them is run.
+// services construct each service as its program does, to collect its metrics.
+// None of them runs.
 var services = map[string]func(*telemetry.Telemetry) error{
 	"ms1": func(t *telemetry.Telemetry) error {
-		folder, err := os.MkdirTemp("", "generate")
+		directory, err := os.MkdirTemp("", "generate")
 		if err != nil {
 			return err
 		}
-		defer os.RemoveAll(folder)
-		store, err := sqlite.Open(filepath.Join(folder, "tricycle.db"), zerolog.Nop())
+		defer os.RemoveAll(directory)
+		store, err := sqlite.Open(filepath.Join(directory, "tricycle.db"), zerolog.Nop())
 		if err != nil {
 			return err
 		}
@@ -56,8 +56,7 @@ var services = map[string]func(*telemetry.Telemetry) error{
 	},
 }
 
-// runStopped runs a service that is asked to stop at once, so that it lets go
-// of its port.
+// runStopped runs a service and stops it at once, which releases its port.
 func runStopped(s interface{ Run(context.Context) error }, err error) error {
 	if err != nil {
 		return err
@@ -67,7 +66,7 @@ func runStopped(s interface{ Run(context.Context) error }, err error) error {
 	return s.Run(ctx)
 }
 
-// gather returns the metrics of a service before it has done anything.
+// gather returns the metrics of a new service.
 func gather(service string) (_ []*dto.MetricFamily, err error) {
 	ctx := context.Background()
 	c := telemetry.Defaults()
@@ -84,9 +83,9 @@ func gather(service string) (_ []*dto.MetricFamily, err error) {
 }
 
 func metricsPage(_ *source, pages map[string]string) error {
-	p := newPage("Metrics", "Each service answers `GET /metrics` in Prometheus' text format. Beside these there are `go_…` and `process_…`, "+
-		"which\nevery program with Prometheus' client has, and `tricycle_log_lines_dropped_total`: lines of the log that the `output` `console` or `file`\n"+
-		"did not take. All are there, as 0, from the start.")
+	p := newPage("Metrics", "Each service answers `GET /metrics` in the Prometheus text format. All metrics exist, as 0, from the start. Every service also\n"+
+		"has the metrics `go_…` and `process_…` of the Prometheus client, and `tricycle_log_lines_dropped_total`: log lines that the `output`\n"+
+		"`console` or `file` did not accept.")
 	for _, service := range slices.Sorted(maps.Keys(services)) {
 		families, err := gather(service)
 		if err != nil {
@@ -97,7 +96,7 @@ func metricsPage(_ *source, pages map[string]string) error {
 		for _, f := range families {
 			if !strings.HasPrefix(f.GetName(), "tricycle_") {
 				if !strings.HasPrefix(f.GetName(), "go_") && !strings.HasPrefix(f.GetName(), "process_") {
-					return fmt.Errorf("found metric %s, expected a name that begins with tricycle_", f.GetName())
+					return fmt.Errorf("metric %s: must begin with tricycle_", f.GetName())
 				}
 				continue
 			}

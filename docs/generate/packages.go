@@ -12,32 +12,32 @@ import (
 // packagePages writes a page for each Go package from its doc comments. go/doc
 // and its Markdown are those of the toolchain that go.mod pins.
 func packagePages(src *source, pages map[string]string) error {
-	folders, err := src.folders()
+	directories, err := src.directories()
 	if err != nil {
 		return err
 	}
-	p := newPage("Go packages", "What each package is for, and all that it exports, from its doc comments.")
+	p := newPage("Go packages", "Each package with its exported names, from its doc comments.")
 	var rows [][]string
-	for _, folder := range folders {
-		fresh := newSource(src.root) // go/doc takes what is not exported out of the trees
-		files, err := fresh.parse(folder)
+	for _, directory := range directories {
+		fresh := newSource(src.root) // go/doc removes unexported names from the trees
+		files, err := fresh.parse(directory)
 		if err != nil {
 			return err
 		}
-		pkg, err := doc.NewFromFiles(fresh.fset, files, module+folder)
+		pkg, err := doc.NewFromFiles(fresh.fset, files, module+directory)
 		if err != nil {
 			return err
 		}
-		name := "go/" + folder + ".md"
-		pages[name] = fresh.packagePage(pkg, folder)
-		rows = append(rows, []string{"[" + folder + "](" + name + ")", pkg.Synopsis(pkg.Doc)})
+		name := "go/" + directory + ".md"
+		pages[name] = fresh.packagePage(pkg, directory)
+		rows = append(rows, []string{"[" + directory + "](" + name + ")", pkg.Synopsis(pkg.Doc)})
 	}
-	p.table([]string{"package", "what it is"}, rows)
+	p.table([]string{"package", "purpose"}, rows)
 	pages["packages.md"] = p.text()
 	return nil
 }
 
-func (s *source) packagePage(pkg *doc.Package, folder string) string {
+func (s *source) packagePage(pkg *doc.Package, directory string) string {
 	printer := pkg.Printer()
 	printer.HeadingLevel = 3
 	printer.HeadingID = nil
@@ -48,13 +48,13 @@ func (s *source) packagePage(pkg *doc.Package, folder string) string {
 		case link.ImportPath == "":
 			return anchor(pkg, link)
 		case ours:
-			return strings.Repeat("../", strings.Count(folder, "/")+1) + "go/" + to + ".md"
+			return strings.Repeat("../", strings.Count(directory, "/")+1) + "go/" + to + ".md"
 		}
 		return link.DefaultURL("https://pkg.go.dev")
 	}
 	text := func(doc string) string { return strings.TrimSpace(string(printer.Markdown(pkg.Parser().Parse(doc)))) }
 
-	p := newPage("package "+pkg.Name, "`import \""+module+folder+"\"`\n\n"+text(pkg.Doc))
+	p := newPage("package "+pkg.Name, "`import \""+module+directory+"\"`\n\n"+text(pkg.Doc))
 	part := func(title, comment string, decl ast.Node) {
 		if title != "" {
 			p.linef("## %s\n", title)

@@ -30,12 +30,12 @@ func newSource(root string) *source {
 	return &source{root: root, fset: token.NewFileSet(), files: map[string][]*ast.File{}}
 }
 
-// parse returns the files of the package in a folder, without its tests.
-func (s *source) parse(folder string) ([]*ast.File, error) {
-	if files, ok := s.files[folder]; ok {
+// parse returns the files of the package in a directory, without its tests.
+func (s *source) parse(directory string) ([]*ast.File, error) {
+	if files, ok := s.files[directory]; ok {
 		return files, nil
 	}
-	names, err := filepath.Glob(filepath.Join(s.root, folder, "*.go"))
+	names, err := filepath.Glob(filepath.Join(s.root, directory, "*.go"))
 	if err != nil {
 		return nil, err
 	}
@@ -48,18 +48,18 @@ func (s *source) parse(folder string) ([]*ast.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		file, err := parser.ParseFile(s.fset, path.Join(folder, filepath.Base(name)), text, parser.ParseComments)
+		file, err := parser.ParseFile(s.fset, path.Join(directory, filepath.Base(name)), text, parser.ParseComments)
 		if err != nil {
 			return nil, err
 		}
 		files = append(files, file)
 	}
-	s.files[folder] = files
+	s.files[directory] = files
 	return files, nil
 }
 
-// folders returns the folders of lib and services that hold a package.
-func (s *source) folders() (folders []string, err error) {
+// directories returns the directories of lib and services that contain a package.
+func (s *source) directories() (directories []string, err error) {
 	for _, top := range []string{"lib", "services"} {
 		err = errors.Join(err, filepath.WalkDir(filepath.Join(s.root, top), func(name string, d fs.DirEntry, err error) error {
 			if err != nil || !d.IsDir() {
@@ -68,18 +68,18 @@ func (s *source) folders() (folders []string, err error) {
 			if d.Name() == "testdata" {
 				return fs.SkipDir
 			}
-			folder, err := filepath.Rel(s.root, name)
+			directory, err := filepath.Rel(s.root, name)
 			if err != nil {
 				return err
 			}
-			files, err := s.parse(filepath.ToSlash(folder))
+			files, err := s.parse(filepath.ToSlash(directory))
 			if len(files) > 0 {
-				folders = append(folders, filepath.ToSlash(folder))
+				directories = append(directories, filepath.ToSlash(directory))
 			}
 			return err
 		}))
 	}
-	return folders, err
+	return directories, err
 }
 
 // fieldComment returns the comments of a field of a struct of this module.
@@ -102,8 +102,8 @@ func (s *source) fieldComment(t reflect.Type, field string) (comment string, err
 }
 
 // inspect calls f for every node of a package, in the order of the code.
-func (s *source) inspect(folder string, f func(ast.Node) bool) error {
-	files, err := s.parse(folder)
+func (s *source) inspect(directory string, f func(ast.Node) bool) error {
+	files, err := s.parse(directory)
 	for _, file := range files {
 		ast.Inspect(file, f)
 	}

@@ -33,14 +33,14 @@ import (
 
 const problemType = "application/problem+json"
 
-// Client returns a client for requests to the service (ms1, ms2 or ms3), whose
-// test fails at the first exchange that the description does not allow. It
-// keeps no connections.
+// Client returns a client for requests to the service (ms1, ms2 or ms3). It fails
+// the test at an exchange that the description does not allow. It keeps no
+// connections.
 func Client(t testing.TB, service string) *http.Client {
 	return &http.Client{Transport: Transport(t, service, &http.Transport{DisableKeepAlives: true})}
 }
 
-// Transport returns a transport that sends by next and compares.
+// Transport returns a transport that sends with next and compares.
 func Transport(t testing.TB, service string, next http.RoundTripper) http.RoundTripper {
 	t.Helper()
 	d, err := describe(service)
@@ -50,8 +50,8 @@ func Transport(t testing.TB, service string, next http.RoundTripper) http.RoundT
 	return transport{t, service, d, next}
 }
 
-// Request returns what the description of the service does not allow about a
-// request, for tests that stand for the service.
+// Request returns an error if the description of the service does not allow the
+// request. It is for tests that replace the service.
 func Request(service string, r *http.Request) error {
 	d, err := describe(service)
 	if err != nil {
@@ -77,8 +77,8 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, t.answer(r, input, refused, resp)
 }
 
-// Exchange is [Client] for a test that has made the exchange by itself. It
-// reads the body of the answer and puts it back.
+// Exchange checks an exchange of a test that does not use [Client]. It reads the
+// body of the answer and restores it.
 func Exchange(t testing.TB, service string, r *http.Request, resp *http.Response) {
 	t.Helper()
 	d, err := describe(service)
@@ -91,28 +91,28 @@ func Exchange(t testing.TB, service string, r *http.Request, resp *http.Response
 	}
 }
 
-// answer fails the test if the description does not allow the answer. Its error
-// is that the answer could not be read.
+// answer fails the test if the description does not allow the answer. It returns
+// an error if the answer could not be read.
 func (t transport) answer(r *http.Request, input *openapi3filter.RequestValidationInput, refused error, resp *http.Response) error {
 	var body []byte
 	if resp.StatusCode != http.StatusSwitchingProtocols {
 		var err error
 		body, err = io.ReadAll(resp.Body)
-		_ = resp.Body.Close() // it was read
+		_ = resp.Body.Close() // fully read
 		if err != nil {
 			return err
 		}
 		resp.Body = io.NopCloser(bytes.NewReader(body))
 	}
 	if err := t.compare(input, refused, resp, body); err != nil {
-		t.t.Errorf("%s %s, answered %s: not as docs/reference/%s.openapi.yaml has it: %v", r.Method, r.URL.RequestURI(), resp.Status, t.service, err)
+		t.t.Errorf("%s %s: docs/reference/%[4]s.openapi.yaml does not allow the answer %[3]s: %[5]v", r.Method, r.URL.RequestURI(), resp.Status, t.service, err)
 	}
 	return nil
 }
 
-// Complete returns an end for TestMain, which gets the exit status of the tests
-// and exits. When all tests of a package have run well it fails if one of the
-// described answers was never given. Of HEAD one answer is enough.
+// Complete returns an exit function for TestMain that takes the exit status of
+// the tests. If all tests of a package passed, it fails if a described answer did
+// not occur. For HEAD one answer is enough.
 func Complete(service string) func(status int) {
 	return func(status int) {
 		for _, filter := range []string{"test.run", "test.skip", "test.list", "test.fuzz"} {
@@ -131,7 +131,7 @@ func Complete(service string) func(status int) {
 	}
 }
 
-// unanswered returns the described answers that were not given yet.
+// unanswered returns the described answers that have not occurred yet.
 func unanswered(service string) (missing []string) {
 	d, err := describe(service)
 	if err != nil {
@@ -186,14 +186,14 @@ func describe(service string) (*description, error) {
 		d.router, err = gorillamux.NewRouter(d.doc)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading the description of %s: %w", service, err)
+		return nil, fmt.Errorf("read the description of %s: %w", service, err)
 	}
 	known[service] = d
 	return d, nil
 }
 
-// request holds a request against the description. It reads the body and puts
-// it back.
+// request compares a request with the description. It reads the body and restores
+// it.
 func (d *description) request(r *http.Request) (*openapi3filter.RequestValidationInput, error) {
 	route, parameters, err := d.router.FindRoute(r)
 	if err != nil {
@@ -203,15 +203,15 @@ func (d *description) request(r *http.Request) (*openapi3filter.RequestValidatio
 	return input, openapi3filter.ValidateRequest(r.Context(), input)
 }
 
-// compare holds the answer to a request, which was refused if the description
-// does not allow it, against the description.
+// compare compares the answer to a request with the description. refused is the
+// error of a request that the description does not allow.
 func (d *description) compare(input *openapi3filter.RequestValidationInput, refused error, resp *http.Response, body []byte) error {
 	switch {
 	case errors.Is(refused, routers.ErrPathNotFound):
 		return d.problem(resp, body, http.StatusNotFound)
 	case errors.Is(refused, routers.ErrMethodNotAllowed):
 		if want := d.methods(resp.Request); resp.Header.Get("Allow") != want {
-			return fmt.Errorf("found Allow: %s, expected the described methods: %s", resp.Header.Get("Allow"), want)
+			return fmt.Errorf("header Allow must be %s, got %s", want, resp.Header.Get("Allow"))
 		}
 		return d.problem(resp, body, http.StatusMethodNotAllowed)
 	case refused != nil && resp.StatusCode < http.StatusBadRequest:
@@ -220,7 +220,7 @@ func (d *description) compare(input *openapi3filter.RequestValidationInput, refu
 	return d.response(input, resp, body)
 }
 
-// methods returns the methods that are described for the path of a request.
+// methods returns the described methods for the path of a request.
 func (d *description) methods(r *http.Request) string {
 	var methods []string
 	for _, method := range []string{"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"} {
@@ -245,14 +245,14 @@ func (d *description) response(input *openapi3filter.RequestValidationInput, res
 	return openapi3filter.ValidateResponse(context.Background(), output)
 }
 
-// problem holds an answer that every path may give against the schema of
-// problem details.
+// problem compares an answer that any path may give with the schema of problem
+// details.
 func (d *description) problem(resp *http.Response, body []byte, status int) error {
 	if resp.StatusCode != status {
-		return fmt.Errorf("found status %d, expected %d", resp.StatusCode, status)
+		return fmt.Errorf("status must be %d, got %d", status, resp.StatusCode)
 	}
 	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind != problemType {
-		return fmt.Errorf("found %s, expected %s", resp.Header.Get("Content-Type"), problemType)
+		return fmt.Errorf("content type must be %s, got %s", problemType, resp.Header.Get("Content-Type"))
 	}
 	if resp.Request.Method == http.MethodHead {
 		return nil

@@ -25,7 +25,7 @@ func TestClient(t *testing.T) {
 	const (
 		plain   = "application/json"
 		problem = "application/problem+json"
-		refusal = `{"type":"about:blank","title":"Bad Request","status":400,"detail":"found a, expected b"}`
+		refusal = `{"type":"about:blank","title":"Bad Request","status":400,"detail":"expected b, found a"}`
 	)
 	good := `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":"2026-11-23T10:15:30.123456Z",` +
 		`"service3_timestamp":"2026-11-23T10:15:30.123456Z","end_timestamp":null}`
@@ -52,7 +52,7 @@ func TestClient(t *testing.T) {
 		"an error that is no problem":     {"GET", "/start", "", 409, map[string]string{"Content-Type": problem, "Cache-Control": "no-store"}, `{"error":"busy"}`, "error"},
 		"an error in another media type":  {"GET", "/start", "", 409, map[string]string{"Content-Type": plain, "Cache-Control": "no-store"}, refusal, "Content-Type"},
 		"no such path":                    {"GET", "/nowhere", "", 404, map[string]string{"Content-Type": problem}, refusal, ""},
-		"no such path, yet an answer":     {"GET", "/nowhere", "", 200, map[string]string{"Content-Type": plain}, "{}", "expected 404"},
+		"no such path, yet an answer":     {"GET", "/nowhere", "", 200, map[string]string{"Content-Type": plain}, "{}", "status must be 404"},
 		"no such method":                  {"HEAD", "/start", "", 405, map[string]string{"Content-Type": problem, "Allow": "GET"}, "", ""},
 		"no such method, others allowed":  {"POST", "/start", "", 405, map[string]string{"Content-Type": problem, "Allow": "GET, HEAD"}, refusal, "Allow"},
 		"no such method, another allowed": {"POST", "/status", "", 405, map[string]string{"Content-Type": problem, "Allow": "GET"}, refusal, "Allow"},
@@ -81,9 +81,9 @@ func TestClient(t *testing.T) {
 			resp.Body.Close()
 			switch {
 			case c.want == "" && len(failed.failures) > 0:
-				t.Errorf("found %q, expected no failure", failed.failures)
+				t.Errorf("got %q, want no failure", failed.failures)
 			case c.want != "" && (len(failed.failures) != 1 || !strings.Contains(failed.failures[0], c.want)):
-				t.Errorf("found %q, expected a failure that says %q", failed.failures, c.want)
+				t.Errorf("got %q, want a failure with %q", failed.failures, c.want)
 			}
 		})
 	}
@@ -95,7 +95,7 @@ func TestRequest(t *testing.T) {
 		r := httptest.NewRequest("POST", "/store", strings.NewReader(body))
 		r.Header.Set("Content-Type", "application/json")
 		if err := Request("ms1", r); (err == nil) != want {
-			t.Errorf("%s: found %v", body, err)
+			t.Errorf("%s: got %v", body, err)
 		}
 	}
 }
@@ -103,7 +103,7 @@ func TestRequest(t *testing.T) {
 func TestUnanswered(t *testing.T) {
 	const healthz = "GET /healthz 200"
 	if missing := unanswered("ms3"); !slices.Contains(missing, healthz) || !slices.Contains(missing, "HEAD /readyz 503") {
-		t.Errorf("found %v before any exchange, expected all", missing)
+		t.Errorf("got %v before any exchange, want all", missing)
 	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -123,6 +123,6 @@ func TestUnanswered(t *testing.T) {
 	}
 	missing := unanswered("ms3")
 	if slices.Contains(missing, healthz) || slices.Contains(missing, "HEAD /readyz 503") || !slices.Contains(missing, "GET /readyz 503") {
-		t.Errorf("found %v, expected neither what was answered nor HEAD of the same path", missing)
+		t.Errorf("got %v, want neither the answers that occurred nor HEAD of the same path", missing)
 	}
 }
