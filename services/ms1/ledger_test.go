@@ -189,7 +189,7 @@ func TestLedgerTransitions(t *testing.T) {
 				got = gone
 			}
 			if got != want {
-				t.Errorf("%s in state %d: found state %d, expected %d", name, from, got, want)
+				t.Errorf("%s in state %d: got state %d, want %d", name, from, got, want)
 			}
 			b.consistent(t)
 		}

@@ -19,7 +19,7 @@ type Config struct {
 	PasswordFile string `yaml:"password_file"` // holds the user's password on one line; empty: no password
 }
 
-// Defaults returns the configuration of a program that is told nothing.
+// Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{Address: "127.0.0.1:3306", Name: "tricycle", User: "tricycle"}
 }
@@ -28,10 +28,10 @@ func Defaults() Config {
 func (c Config) Validate() error {
 	var name, user error
 	if n := utf8.RuneCountInString(c.Name); n < 1 || n > maxName {
-		name = fmt.Errorf("database.name: found %q, expected 1 to %d characters", c.Name, maxName)
+		name = fmt.Errorf("database.name: must be 1 to %d characters, got %q", maxName, c.Name)
 	}
 	if c.User == "" {
-		user = errors.New("database.user: found nothing, expected the name of a database user")
+		user = errors.New("database.user: must be the name of a database user, got nothing")
 	}
 	return errors.Join(config.HostPort("database.address", c.Address, 1), name, user)
 }

@@ -59,20 +59,20 @@ var settings = []setting{
 // variables are called tx_… before MariaDB 11.1.
 var transactions = []setting{{isolation, "REPEATABLE-READ"}, {accessMode, "OFF"}}
 
-// writable are the global variables without which no row can be committed. A
-// user who may write nevertheless must not: the server is no primary.
+// writable are the global variables without which no row can be committed. Even
+// a user with the privilege to write must not: the server is no primary.
 var writable = []setting{{"read_only", "OFF"}, {"innodb_read_only", "OFF"}}
 
 // identity are the variables that tell one server from another.
 var identity = []string{"hostname", "port", "server_id", "server_uid", "datadir"}
 
 // unfitError is the reason why a server or a connection cannot be used. It
-// ends the link.
+// ends the pool.
 type unfitError struct{ error }
 
 func (e unfitError) Unwrap() error { return e.error }
 
-// connector opens the connections of one link, all to the same server.
+// connector opens the connections of one pool, all to the same server.
 type connector struct {
 	driver.Connector
 	mu     sync.Mutex
@@ -165,7 +165,7 @@ func (n *connector) check(ctx context.Context, conn driver.Conn, want []setting)
 		n.server = server
 	}
 	if n.server != server {
-		return unfitError{errors.New("the address leads to another server now")}
+		return unfitError{errors.New("address leads to another server now")}
 	}
 	return nil
 }
@@ -203,9 +203,9 @@ func text(v driver.Value) string {
 	return fmt.Sprint(v)
 }
 
-// endsLink reports whether the server can commit nothing now and another one
+// endsPool reports whether the server can commit nothing now and another one
 // may: it became read-only or is no part of its cluster.
-func endsLink(err error) bool {
+func endsPool(err error) bool {
 	if errors.As(err, new(unfitError)) {
 		return true
 	}

@@ -1,16 +1,12 @@
 // Package mariadb stores sessions and messages in a MariaDB database.
 //
-// [Store.Run] owns the access to the server, a 'link': one connection that holds
-// the lock 'one MS1 per database', and a pool for the work. Every second the
-// lock's connection checks that the server accepts writes. If it does not, or if
-// the read-only server refuses a statement, the whole link ends at once, including
-// statements in flight. The store then dials again, another address first, and its
-// methods wait and retry. A silent link is thus noticed within seconds, and no dead
-// connection stays in the pool.
-//
-// No statement may rely on arriving once or in time. A row that exists is never
-// changed. Every statement that adds rows locks the row of its session. It runs
-// completely before the end of that session or has no effect.
+// [Store.Run] connects to the server. One connection holds the lock 'one MS1 per
+// database', and a pool beside it does the work. Every second the lock's
+// connection checks that the server accepts writes. If it does not, or if the
+// read-only server refuses a statement, the whole pool ends at once, including
+// statements in flight. The store then dials again, another address first, and
+// its methods wait and retry. A silent connection is thus noticed within seconds,
+// and no dead connection stays in the pool.
 package mariadb
 
 import (
@@ -28,58 +24,55 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/dial"
+	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/sqlstore"
 )
 
 const (
 	dialTimeout = 2 * time.Second
-	// answerTimeout is what a statement gets at first. Each repeat of one that
-	// did not answer gets twice as much as the last: the count at the end of a
-	// session of a day takes minutes.
+	// answerTimeout is the time of a statement's first attempt. It doubles with
+	// each attempt without an answer: counting the rows of a day takes minutes.
 	answerTimeout = 3 * time.Second
 	maxOpen       = 8 // connections, the lock's included
 	maxLifetime   = 10 * time.Minute
 )
 
 var (
-	errClosed   = errors.New("the store is closed")
-	errStarting = errors.New("not connected to the database yet")
-	errNoAnswer = errors.New("the database did not answer in time")
+	errClosed   = errors.New("store is closed")
+	errStarting = errors.New("not connected yet")
+	errNoAnswer = errors.New("no answer in time")
 )
 
-// finalError is what repeating cannot mend.
-type finalError struct{ error }
-
-func (e finalError) Unwrap() error { return e.error }
-
 // Store is an [ms1.Store] in MariaDB. Its methods can be called at any time
-// and from many goroutines; they wait for Run to have a link.
+// and from many goroutines; they wait until Run has a pool.
 type Store struct {
+	sqlstore.Statements
 	config    Config
 	log       zerolog.Logger
-	open      func() *sql.DB // a pool without connections yet
+	open      func() *sql.DB // without connections yet
 	dialer    dial.Dialer
 	pingEvery time.Duration
 	probe     func(context.Context, *sql.Conn) error // an error if no row could be committed
-	avoid     func()                                 // has the address of the last link tried last
+	avoid     func()                                 // dials the last pool's address last
 
 	mu     sync.Mutex
-	link   *link // nil while the database cannot be used
-	why    error // why not
-	closed bool  // there will never be a link again
+	pool   *pool // nil while the database is unavailable
+	cause  error // of that
+	closed bool  // there will be no other pool
 	mine   holder
 }
 
-// link is what Run has when the database can be used.
-type link struct {
-	ctx context.Context         // cancelled with the reason when the lock is lost
-	end context.CancelCauseFunc // does that
+// pool is the connections to a server whose lock this store holds.
+type pool struct {
+	ctx context.Context         // ends with the cause when the pool is not usable any more
+	end context.CancelCauseFunc // of ctx
 	db  *sql.DB
 }
 
 // Open returns a store for the database of the configuration, which must be
-// valid. It reads the password and connects to nothing.
+// valid. It reads the password and connects in Run.
 func Open(c Config, log zerolog.Logger) (*Store, error) {
 	password, err := config.Secret("database.password_file", c.PasswordFile)
 	if err != nil {
@@ -90,10 +83,10 @@ func Open(c Config, log zerolog.Logger) (*Store, error) {
 	m.User, m.Passwd = c.User, password
 	m.ParseTime, m.Loc = true, time.UTC
 	m.InterpolateParams = true // one trip to the server for a statement instead of three
-	m.ClientFoundRows = true   // see Insert
-	// There is no ReadTimeout: it would cut off a long count. Every statement
-	// has a context with a deadline instead, COMMIT included; that is why no
-	// sql.Tx, whose Commit has none, is used here.
+	m.ClientFoundRows = true   // an INSERT counts existing rows as well
+	// Every statement, COMMIT included, has a context with a deadline instead of
+	// a ReadTimeout, which would interrupt a long count. The Commit of a sql.Tx
+	// has no context, so transact does without.
 	m.Timeout, m.WriteTimeout = dialTimeout, answerTimeout
 	m.Logger = driverLog{log}
 	if _, err := mysql.NewConnector(m); err != nil {
@@ -123,63 +116,79 @@ func Open(c Config, log zerolog.Logger) (*Store, error) {
 }
 
 func newStore(c Config, log zerolog.Logger, open func() *sql.DB) *Store {
-	return &Store{
-		config: c, log: log, open: open, pingEvery: time.Second, why: errStarting,
+	s := &Store{
+		config: c, log: log, open: open, pingEvery: time.Second, cause: errStarting,
 		probe: func(ctx context.Context, conn *sql.Conn) error { return conn.PingContext(ctx) },
 		avoid: func() {},
 	}
+	s.Statements = sqlstore.Statements{
+		Stamp:    func(s message.Stamp) any { return s.Time() },
+		ForShare: " LOCK IN SHARE MODE", ForUpdate: " FOR UPDATE", KeepFirst: " ON DUPLICATE KEY UPDATE session_id = messages.session_id",
+		Retry: s.retry, Transact: transact,
+		Fresh: func(db *sql.DB) *sql.DB { // closes the idle connections, and waits for none in use
+			db.SetMaxIdleConns(0)
+			db.SetMaxIdleConns(maxOpen)
+			return db
+		},
+	}
+	return s
 }
 
-// driverLog takes what the driver would print to stderr: details of errors
-// that are returned as well.
+// driverLog takes the lines that the driver would print to stderr: details of
+// errors that are returned as well.
 type driverLog struct{ log zerolog.Logger }
 
-func (d driverLog) Print(v ...any) { d.log.Debug().Msg("database driver: " + fmt.Sprint(v...)) }
+func (d driverLog) Print(v ...any) {
+	d.log.Debug().Str("detail", fmt.Sprint(v...)).Msg("database driver reports")
+}
 
-// Ready implements [ms1.Store]. It asks nothing of the server: the link is
+// System implements [ms1.Store].
+func (s *Store) System() string { return "mariadb" }
+
+// Ready implements [ms1.Store]. It sends nothing to the server: the pool is
 // watched all the time.
 func (s *Store) Ready(context.Context) error {
 	_, _, err := s.current()
 	return err
 }
 
-func (s *Store) current() (l *link, closed bool, why error) {
+func (s *Store) current() (p *pool, closed bool, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.link, s.closed, s.why
+	return s.pool, s.closed, s.cause
 }
 
-func (s *Store) set(l *link, closed bool, why error) {
+func (s *Store) set(p *pool, closed bool, cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.link, s.closed, s.why = l, closed, why
+	s.pool, s.closed, s.cause = p, closed, cause
 }
 
-// repeat tries until it succeeds, fails for good or ctx ends, and returns the
-// last error of the database then.
-func (s *Store) repeat(ctx context.Context, doing string, try func(ctx context.Context, db *sql.DB) error) error {
-	pause := retry.Backoff{First: 20 * time.Millisecond, Most: 500 * time.Millisecond}
+// retry calls try until it succeeds, fails permanently or ctx ends, and returns
+// the last error of the database then.
+func (s *Store) retry(ctx context.Context, operation string, try func(ctx context.Context, db *sql.DB) error) error {
+	backoff := retry.Backoff{First: 20 * time.Millisecond, Most: 500 * time.Millisecond}
 	timeout := answerTimeout
 	var last error
 	for {
-		l, closed, why := s.current()
+		p, closed, cause := s.current()
 		switch {
 		case closed:
-			return fmt.Errorf("%s: %w", doing, why)
-		case l == nil:
-			last = why
+			return fmt.Errorf("%s: %w", operation, cause)
+		case p == nil:
+			last = cause
 		case ctx.Err() == nil:
-			err := l.try(ctx, timeout, try)
+			err := p.try(ctx, timeout, try)
 			switch {
 			case err == nil:
 				return nil
-			case final(err):
-				return fmt.Errorf("%s: %w", doing, err)
+			case permanent(err):
+				return fmt.Errorf("%s: %w", operation, err)
 			case !errors.Is(err, errNoAnswer):
 				last = err
 			default:
 				timeout *= 2
-				if last == nil || ctx.Err() == nil { // else the try was cut short, and its error says less
+				if last == nil || ctx.Err() == nil { // else the attempt was cut short, and an earlier error tells more
 					last = err
 				}
 			}
@@ -188,39 +197,39 @@ func (s *Store) repeat(ctx context.Context, doing string, try func(ctx context.C
 			if last == nil {
 				last = ctx.Err()
 			}
-			return fmt.Errorf("%s: %w", doing, last)
+			return fmt.Errorf("%s: %w", operation, last)
 		}
-		_ = pause.Wait(ctx) // the last error says more
+		_ = backoff.Wait(ctx) // its end is noticed above
 	}
 }
 
-// try runs f once, until the timeout, the end of ctx or the end of the link.
-func (l *link) try(ctx context.Context, timeout time.Duration, f func(context.Context, *sql.DB) error) error {
-	if l.ctx.Err() != nil {
-		return context.Cause(l.ctx)
+// try calls f once, until the timeout or the end of ctx or the pool.
+func (p *pool) try(ctx context.Context, timeout time.Duration, f func(context.Context, *sql.DB) error) error {
+	if p.ctx.Err() != nil {
+		return context.Cause(p.ctx)
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	defer context.AfterFunc(l.ctx, cancel)()
-	err := f(ctx, l.db)
+	defer context.AfterFunc(p.ctx, cancel)()
+	err := f(ctx, p.db)
 	switch {
-	case err == nil || final(err):
+	case err == nil || permanent(err):
 		return err
-	case endsLink(err):
-		l.end(plain(err))
+	case endsPool(err):
+		p.end(plain(err))
 		return plain(err)
-	case l.ctx.Err() != nil:
-		return context.Cause(l.ctx)
+	case p.ctx.Err() != nil:
+		return context.Cause(p.ctx)
 	case ctx.Err() != nil:
 		return errNoAnswer
 	}
 	return plain(err)
 }
 
-// final says that the statement itself is refused: repeating cannot help. All
-// else may pass: a deadlock, a full disk, a server that shuts down, too many
-// connections, a right not granted yet.
-func final(err error) bool {
+// permanent reports whether the server refuses the statement itself. Other
+// errors may pass: a deadlock, a full disk, a server that shuts down, too many
+// connections, a missing privilege.
+func permanent(err error) bool {
 	var refused *mysql.MySQLError
 	if errors.As(err, &refused) {
 		class := string(refused.SQLState[:2])
@@ -229,8 +238,8 @@ func final(err error) bool {
 	return errors.Is(err, ms1.ErrSessionEnded) || errors.Is(err, ms1.ErrNoSession)
 }
 
-// plain takes the addresses out of a network error. The port of this side
-// differs with every try, and would make the same error look new in the log.
+// plain removes the addresses from a network error. The local port differs in
+// each attempt, so the same error would look new in the log.
 func plain(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
@@ -239,9 +248,9 @@ func plain(err error) error {
 	return err
 }
 
-// transact runs f in a transaction. After an error the connection is thrown
-// away: the server rolls back, and nothing has to be said on what may be dead.
-func transact(ctx context.Context, db *sql.DB, f func(tx *sql.Conn) error) error {
+// transact calls f in a transaction. After an error it closes the connection,
+// which may be dead; the server rolls back.
+func transact(ctx context.Context, db *sql.DB, f func(tx sqlstore.Conn) error) error {
 	tx, err := db.Conn(ctx)
 	if err != nil {
 		return err
@@ -255,7 +264,7 @@ func transact(ctx context.Context, db *sql.DB, f func(tx *sql.Conn) error) error
 		_, err = tx.ExecContext(ctx, "COMMIT")
 	}
 	if err != nil {
-		_ = tx.Raw(func(any) error { return driver.ErrBadConn }) // the error is the wish
+		_ = tx.Raw(func(any) error { return driver.ErrBadConn })
 	}
 	return err
 }

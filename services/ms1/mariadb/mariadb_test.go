@@ -87,7 +87,7 @@ func TestLockWaitIsRepeated(t *testing.T) {
 	defer cancel()
 	var refused *mysql.MySQLError
 	if err := insert(short, s, id, 0); !errors.As(err, &refused) || refused.Number != 1205 {
-		t.Errorf("found error %v, expected 1205, lock wait timeout", err)
+		t.Errorf("got error %v, want 1205, lock wait timeout", err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- insert(ctx, s, id, 1) }()
@@ -95,7 +95,7 @@ func TestLockWaitIsRepeated(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
-		t.Errorf("found error %v, expected none", err)
+		t.Errorf("got error %v, want none", err)
 	}
 }
 
@@ -153,7 +153,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 		t.Helper()
 		storetest.Eventually(t, "more messages to be stored", func() error {
 			if n := acknowledged.Load(); n < after+100 {
-				return fmt.Errorf("found %d, expected %d", n, after+100)
+				return fmt.Errorf("got %d, want %d", n, after+100)
 			}
 			return s.Ready(ctx)
 		})
@@ -165,7 +165,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 			_, _ = server.DB.Exec("KILL CONNECTION ?", c) // an error: it has gone by itself
 		}
 		storetest.Eventually(t, "the loss to be noticed", func() error {
-			if n := log.count("the database is ready"); n < round+2 {
+			if n := log.count("database is ready"); n < round+2 {
 				return fmt.Errorf("link %d", n)
 			}
 			return nil
@@ -180,7 +180,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if *row.Stored != sent || *row.Lost != 0 {
-		t.Errorf("found stored %d, lost %d, expected %d, 0", *row.Stored, *row.Lost, sent)
+		t.Errorf("got stored %d, lost %d, want %d, 0", *row.Stored, *row.Lost, sent)
 	}
 }
 
@@ -266,20 +266,20 @@ func TestServerThatKeepsOurDeadConnections(t *testing.T) {
 		c.client.Close() // the server does not learn of it
 	}
 	storetest.Eventually(t, "the lock to be taken back", func() error {
-		if n := log.count("the database is ready"); n < 2 {
+		if n := log.count("database is ready"); n < 2 {
 			return fmt.Errorf("link %d", n)
 		}
 		return s.Ready(ctx)
 	})
-	if n := log.count("killed our own dead connection"); n != 1 {
-		t.Errorf("found %d kills, expected 1", n)
+	if n := log.count("killed own dead connection"); n != 1 {
+		t.Errorf("got %d kills, want 1", n)
 	}
 	if err := insert(ctx, s, id, 0); err != nil {
 		t.Errorf("Insert: %v", err)
 	}
 	server.Address = direct
 	if err := open(t, server, io.Discard).Run(ctx); err == nil || ctx.Err() != nil {
-		t.Errorf("another program: found %v, expected a refusal", err)
+		t.Errorf("another program: got %v, want a refusal", err)
 	}
 }
 
@@ -340,8 +340,8 @@ func TestSchema(t *testing.T) {
 	storetest.Start(t, open(t, server, io.Discard))()
 	exec(t, server.DB, "SELECT * FROM messages")
 	exec(t, server.DB, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, 1)")
-	if err := open(t, server, io.Discard).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "found schema version 99, expected at most 2") {
-		t.Errorf("found error %v, expected that the schema is newer", err)
+	if err := open(t, server, io.Discard).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "schema version: must be at most 2, got 99") {
+		t.Errorf("got error %v, want that the schema is newer", err)
 	}
 }
 
@@ -353,6 +353,6 @@ func TestBadValueIsRefusedAtOnce(t *testing.T) {
 	m.Service2 = 0
 	var refused *mysql.MySQLError
 	if err := s.Insert(ctx, id, []message.Message{m}); !errors.As(err, &refused) || ctx.Err() != nil {
-		t.Errorf("found error %v, expected the server's refusal", err)
+		t.Errorf("got error %v, want the server's refusal", err)
 	}
 }

@@ -70,7 +70,7 @@ func linked(t *testing.T) (*Store, sqlmock.Sqlmock, context.Context) {
 	db, mock := mocked(t, false)
 	s := newStore(Defaults(), zerolog.Nop(), nil)
 	alive, end := context.WithCancelCause(t.Context())
-	s.set(&link{ctx: alive, end: end, db: db}, false, nil)
+	s.set(&pool{ctx: alive, end: end, db: db}, false, nil)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	t.Cleanup(cancel)
 	return s, mock, ctx
@@ -138,7 +138,7 @@ func TestFaultsAreRepeated(t *testing.T) {
 			}
 			expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1))
 			if err := s.Insert(ctx, 7, []message.Message{msg(0)}); err != nil {
-				t.Errorf("found error %v, expected none", err)
+				t.Errorf("got error %v, want none", err)
 			}
 		})
 	}
@@ -147,8 +147,8 @@ func TestFaultsAreRepeated(t *testing.T) {
 func TestRefusedStatementsAreNotRepeated(t *testing.T) {
 	s, mock, ctx := linked(t)
 	expectInsert(mock).WillReturnError(badValue)
-	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); !errors.Is(err, badValue) || !strings.HasPrefix(err.Error(), "storing 1 messages of session 7: ") {
-		t.Errorf("found error %v, expected %v and what was being done", err, badValue)
+	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); !errors.Is(err, badValue) || !strings.HasPrefix(err.Error(), "insert 1 messages of session 7: ") {
+		t.Errorf("got error %v, want %v and what was being done", err, badValue)
 	}
 }
 
@@ -168,7 +168,7 @@ func TestLastErrorWhenTheContextEnds(t *testing.T) {
 			ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 			defer cancel()
 			if err := s.Insert(ctx, 7, []message.Message{msg(0)}); !errors.Is(err, c.want) || errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("found error %v, expected %v", err, c.want)
+				t.Errorf("got error %v, want %v", err, c.want)
 			}
 		})
 	}
@@ -178,22 +178,22 @@ func TestStatementsUnderWayEndWithTheLink(t *testing.T) {
 	db, mock := mocked(t, false)
 	s := newStore(Defaults(), zerolog.Nop(), nil)
 	first, lost := context.WithCancelCause(t.Context())
-	s.set(&link{ctx: first, db: db}, false, nil)
+	s.set(&pool{ctx: first, db: db}, false, nil)
 	expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
 	time.AfterFunc(50*time.Millisecond, func() { lost(errors.New("the lock is lost")) })
 
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); err == nil || !strings.HasSuffix(err.Error(), ": the lock is lost") {
-		t.Errorf("found error %v, expected why the link is gone", err)
+		t.Errorf("got error %v, want why the link is gone", err)
 	}
 
 	expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1)) // of the next link
-	time.AfterFunc(50*time.Millisecond, func() { s.set(&link{ctx: t.Context(), db: db}, false, nil) })
+	time.AfterFunc(50*time.Millisecond, func() { s.set(&pool{ctx: t.Context(), db: db}, false, nil) })
 	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); err != nil {
-		t.Errorf("found error %v, expected none", err)
+		t.Errorf("got error %v, want none", err)
 	}
 }
 
@@ -226,14 +226,14 @@ func TestInsertLooksAtTheCountOfRows(t *testing.T) {
 					WillReturnRows(sqlmock.NewRows([]string{"n"}).AddRow(c.found))
 			}
 			if err := s.Insert(ctx, 7, twice); !errors.Is(err, c.want) {
-				t.Errorf("found error %v, expected %v", err, c.want)
+				t.Errorf("got error %v, want %v", err, c.want)
 			}
 		})
 	}
 	t.Run("an empty batch asks nothing", func(t *testing.T) {
 		s, _, ctx := linked(t)
 		if err := s.Insert(ctx, 7, nil); err != nil {
-			t.Errorf("found error %v, expected none", err)
+			t.Errorf("got error %v, want none", err)
 		}
 	})
 }
@@ -272,7 +272,7 @@ func TestBegin(t *testing.T) {
 			s, mock, ctx := linked(t)
 			c.script(mock)
 			if id, err := s.Begin(ctx, o); id != 42 || err != nil {
-				t.Errorf("found %d, %v, expected session 42", id, err)
+				t.Errorf("got %d, %v, want session 42", id, err)
 			}
 		})
 	}
@@ -342,7 +342,7 @@ func TestEnd(t *testing.T) {
 		expectTransaction(mock)
 		expectLocked(mock, nil)
 		if _, err := s.End(ctx, 7, closing); !errors.Is(err, ms1.ErrNoSession) {
-			t.Errorf("found error %v, expected %v", err, ms1.ErrNoSession)
+			t.Errorf("got error %v, want %v", err, ms1.ErrNoSession)
 		}
 	})
 }
@@ -366,7 +366,7 @@ func TestCloseInterrupted(t *testing.T) {
 		expectCommit(mock)
 		closed, err := s.CloseInterrupted(ctx, t0+1)
 		if err != nil || len(closed) != 1 || *closed[0].EndReason != ms1.Interrupted || *closed[0].Stored != 3 || closed[0].Lost != nil {
-			t.Errorf("found %+v, %v, expected session 7 closed with 3 rows", closed, err)
+			t.Errorf("got %+v, %v, want session 7 closed with 3 rows", closed, err)
 		}
 	})
 	t.Run("fails", func(t *testing.T) {
@@ -377,7 +377,7 @@ func TestCloseInterrupted(t *testing.T) {
 		expectCount(mock, 3)
 		mock.ExpectExec("^UPDATE sessions SET").WillReturnError(badValue)
 		if _, err := s.CloseInterrupted(ctx, t0+1); !errors.Is(err, badValue) {
-			t.Errorf("found error %v, expected %v", err, badValue)
+			t.Errorf("got error %v, want %v", err, badValue)
 		}
 	})
 }
@@ -452,7 +452,7 @@ func TestStoreLate(t *testing.T) {
 			s, mock, ctx := linked(t)
 			c.script(mock)
 			if got, err := ms1.StoreLate(ctx, s, m); got != c.want || !errors.Is(err, c.err) {
-				t.Errorf("found %v, %v, expected %v, %v", got, err, c.want, c.err)
+				t.Errorf("got %v, %v, want %v, %v", got, err, c.want, c.err)
 			}
 		})
 	}
@@ -464,10 +464,10 @@ func TestReadingSessions(t *testing.T) {
 	mock.ExpectQuery(`FROM sessions WHERE id = \?$`).WithArgs(7).WillReturnRows(sqlmock.NewRows(columns).AddRow(openRow()...))
 	row, err := s.Session(ctx, 7)
 	if want := (ms1.Session{ID: 7, StartedAt: t0, IntervalSeconds: 30, InFlight: 1}); err != nil || row != want {
-		t.Errorf("found %+v, %v, expected %+v", row, err, want)
+		t.Errorf("got %+v, %v, want %+v", row, err, want)
 	}
 	mock.ExpectQuery("FROM sessions ORDER BY id DESC LIMIT 1$").WillReturnRows(sqlmock.NewRows(columns))
 	if _, err := s.LastSession(ctx); !errors.Is(err, ms1.ErrNoSession) {
-		t.Errorf("found error %v, expected %v", err, ms1.ErrNoSession)
+		t.Errorf("got error %v, want %v", err, ms1.ErrNoSession)
 	}
 }

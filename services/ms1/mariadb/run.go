@@ -6,70 +6,72 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"time"
 
 	"github.com/pressly/goose/v3"
 
 	"github.com/tricycle-relay/tricycle/lib/retry"
+	"github.com/tricycle-relay/tricycle/services/ms1/sqlstore"
 )
 
-// lockPrefix and the name of the database make the name of the lock: locks
+// lockPrefix and the name of the database are the name of the lock: locks
 // belong to the whole server.
 const lockPrefix = "tricycle/"
 
 const (
-	// lockWait is how long another program may take to end before this one
-	// gives up.
+	// lockWait is the time for another program to end and release the lock.
 	lockWait = 5 * time.Second
-	// lease is how long the server keeps the lock for a program that has
-	// fallen silent. It is less than lockWait, so that only a program that is
-	// alive can keep the next one out.
+	// lease is how long the server keeps the lock of a silent connection. It is
+	// less than lockWait: only a running program can keep the next one out.
 	lease = 4 * time.Second
 )
 
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// holder is a connection as the server sees it. Numbers start again with the
-// server, so the client's address stands beside it.
+// holder is a connection as the server lists it. Its numbers start again with
+// the server, so the client's address is compared as well.
 type holder struct {
 	id   int64
-	host string // address:port, empty if the server does not tell
+	host string // address:port, empty if hidden
 }
 
-// System implements [ms1.Store].
-func (s *Store) System() string { return "mariadb" }
+// inUseError is the error of a database whose lock another program holds.
+type inUseError struct{ holder }
+
+func (e inUseError) Error() string {
+	return fmt.Sprintf("database is in use by another MS1 (connection %d)", e.id)
+}
 
 // Run implements [ms1.Store].
 func (s *Store) Run(ctx context.Context) error {
-	pause := retry.Backoff{First: 50 * time.Millisecond, Most: time.Second}
-	said := ""
+	backoff := retry.Backoff{First: 50 * time.Millisecond, Most: time.Second}
+	logged := ""
 	for {
 		err := s.hold(ctx, func() {
-			pause.Reset()
-			said = ""
+			backoff.Reset()
+			logged = ""
 		})
 		if ctx.Err() != nil {
 			s.set(nil, true, errClosed)
 			return nil
 		}
-		if errors.As(err, new(finalError)) {
+		if errors.As(err, new(inUseError)) || errors.Is(err, sqlstore.ErrNewerSchema) {
 			s.set(nil, true, err)
 			return err
 		}
 		s.avoid()
 		s.set(nil, false, err)
-		if err.Error() != said {
-			said = err.Error()
-			s.log.Warn().Err(err).Msg("the database cannot be used; trying again")
+		if err.Error() != logged {
+			logged = err.Error()
+			s.log.Warn().Err(err).Msg("database is unavailable")
 		}
-		_ = pause.Wait(ctx) // hold ends with ctx
+		_ = backoff.Wait(ctx) // its end is noticed above
 	}
 }
 
-// hold makes a link and keeps it until it breaks or ctx ends. It calls up when
-// the database can be used.
+// hold connects and keeps the pool until it breaks or ctx ends. It calls up
+// when the database can be used.
 func (s *Store) hold(ctx context.Context, up func()) error {
 	db := s.open()
 	defer db.Close()
@@ -77,42 +79,41 @@ func (s *Store) hold(ctx context.Context, up func()) error {
 	defer cancel()
 	conn, err := db.Conn(limited)
 	if err != nil {
-		return s.failed("connecting to", err)
+		return s.failed("connect to", err)
 	}
 	defer conn.Close()
 	if err := s.lock(limited, conn); err != nil {
-		return s.failed("locking", err)
+		return s.failed("lock", err)
 	}
 
-	linked, lost := context.WithCancelCause(ctx)
+	alive, end := context.WithCancelCause(ctx)
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
-		lost(s.watch(linked, conn))
+		end(s.watch(alive, conn))
 	}()
 	defer func() {
-		lost(nil)
+		end(nil)
 		<-watching
 	}()
-	if err := s.migrate(linked, db); err != nil {
-		return s.failed("bringing up to date the schema of", err)
+	if err := sqlstore.Migrate(alive, goose.DialectMySQL, db, migrations, goose.WithIsolateDDL(true)); err != nil {
+		return s.failed("migrate", err)
 	}
 	up()
-	s.set(&link{ctx: linked, end: lost, db: db}, false, nil)
-	s.log.Info().Str("address", s.config.Address).Str("database", s.config.Name).Msg("the database is ready")
-	<-linked.Done()
-	err = s.failed("watching", context.Cause(linked))
+	s.set(&pool{ctx: alive, end: end, db: db}, false, nil)
+	s.log.Info().Str("address", s.config.Address).Str("database", s.config.Name).Msg("database is ready")
+	<-alive.Done()
+	err = s.failed("watch", context.Cause(alive))
 	s.set(nil, false, err)
 	return err
 }
 
-func (s *Store) failed(doing string, err error) error {
-	return fmt.Errorf("%s database %q at %s: %w", doing, s.config.Name, s.config.Address, plain(err))
+func (s *Store) failed(operation string, err error) error {
+	return fmt.Errorf("%s database %q at %s: %w", operation, s.config.Name, s.config.Address, plain(err))
 }
 
-// lock takes the lock of the database on this connection. If a connection that
-// this store had before still holds it, which the server does not know to be
-// dead, it is killed.
+// lock takes the database's lock on this connection. If an earlier connection
+// of this store still holds it, dead and unnoticed by the server, it is killed.
 func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 	var me holder
 	if err := conn.QueryRowContext(ctx,
@@ -141,18 +142,18 @@ func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 		}
 		other = holder{id.Int64, host.String}
 		if wait == 0 && other == s.mine && other.id != 0 {
-			// An error means that it has gone by itself; the next wait will tell.
+			// An error means that it has just ended; the next wait shows.
 			_, err := conn.ExecContext(ctx, "KILL CONNECTION ?", other.id)
-			s.log.Info().Int64("connection", other.id).AnErr("kill", err).Msg("killed our own dead connection that held the database")
+			s.log.Info().Int64("connection", other.id).AnErr("error", err).Msg("killed own dead connection")
 		}
 	}
 	if other.id == 0 {
-		return errors.New("another program held it until now")
+		return errors.New("another program held the lock until now")
 	}
-	return finalError{fmt.Errorf("another program uses it: found its lock held by connection %d, expected one program per database", other.id)}
+	return inUseError{other}
 }
 
-// watch returns why the lock's connection is dead, or nil at the end of ctx.
+// watch returns the reason why the pool must end, or nil at the end of ctx.
 func (s *Store) watch(ctx context.Context, conn *sql.Conn) error {
 	tick := time.NewTicker(s.pingEvery)
 	defer tick.Stop()
@@ -174,26 +175,4 @@ func (s *Store) watch(ctx context.Context, conn *sql.Conn) error {
 			return plain(err)
 		}
 	}
-}
-
-// migrate brings the schema up to date.
-func (s *Store) migrate(ctx context.Context, db *sql.DB) error {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	schema, err := goose.NewProvider(goose.DialectMySQL, db, files,
-		goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()), goose.WithIsolateDDL(true))
-	if err != nil {
-		return err
-	}
-	found, known, err := schema.GetVersions(ctx)
-	if err != nil {
-		return err
-	}
-	if found > known {
-		return finalError{fmt.Errorf("found schema version %d, expected at most %d: a newer program has used it", found, known)}
-	}
-	_, err = schema.Up(ctx)
-	return err
 }

@@ -117,19 +117,19 @@ func TestRunMigratesAndCloses(t *testing.T) {
 	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
 	stop()
 	if err := <-ended; err != nil {
-		t.Errorf("Run: found error %v, expected none", err)
+		t.Errorf("Run: got error %v, want none", err)
 	}
 	if err := s.Ready(t.Context()); !errors.Is(err, errClosed) {
-		t.Errorf("Ready: found error %v, expected %v", err, errClosed)
+		t.Errorf("Ready: got error %v, want %v", err, errClosed)
 	}
 	if err := s.Insert(t.Context(), 7, nil); err != nil {
-		t.Errorf("Insert of nothing: found error %v, expected none", err)
+		t.Errorf("Insert of nothing: got error %v, want none", err)
 	}
 	if _, err := s.LastSession(t.Context()); !errors.Is(err, errClosed) {
-		t.Errorf("LastSession: found error %v, expected %v", err, errClosed)
+		t.Errorf("LastSession: got error %v, want %v", err, errClosed)
 	}
-	if n := log.count("the database is ready"); n != 1 {
-		t.Errorf("found %d lines of readiness, expected 1", n)
+	if n := log.count("database is ready"); n != 1 {
+		t.Errorf("got %d lines of readiness, want 1", n)
 	}
 }
 
@@ -145,12 +145,12 @@ func TestRunGivesUp(t *testing.T) {
 			expectHolder(mock, 12, "there:2")
 			expectGetLock(mock, 5, 0)
 			expectHolder(mock, 12, "there:2")
-		}, `locking database "tricycle" at 127.0.0.1:3306: another program uses it: found its lock held by connection 12, expected one program per database`},
+		}, `lock database "tricycle" at 127.0.0.1:3306: database is in use by another MS1 (connection 12)`},
 		{"the schema is newer", func(mock sqlmock.Sqlmock) {
 			expectConnection(mock, 5, "here:1")
 			expectGetLock(mock, 0, 1)
 			expectSchema(mock, 3)
-		}, `bringing up to date the schema of database "tricycle" at 127.0.0.1:3306: found schema version 3, expected at most 2: a newer program has used it`},
+		}, `migrate database "tricycle" at 127.0.0.1:3306: schema version: must be at most 2, got 3: a newer program has used the database`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			db, mock := mocked(t, false)
@@ -158,10 +158,10 @@ func TestRunGivesUp(t *testing.T) {
 			s, _ := scripted(db)
 			ended, _ := run(t, s)
 			if err := <-ended; err == nil || err.Error() != c.want {
-				t.Errorf("found error %v, expected %s", err, c.want)
+				t.Errorf("got error %v, want %s", err, c.want)
 			}
 			if err := s.Ready(t.Context()); err == nil || err.Error() != c.want {
-				t.Errorf("Ready: found error %v, expected %s", err, c.want)
+				t.Errorf("Ready: got error %v, want %s", err, c.want)
 			}
 		})
 	}
@@ -188,18 +188,18 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 	s.pingEvery = 500 * time.Millisecond // not before the script's other steps
 	run(t, s)
 	storetest.Eventually(t, "the second link", func() error {
-		if n := log.count("the database is ready"); n < 2 {
+		if n := log.count("database is ready"); n < 2 {
 			return fmt.Errorf("link %d", n)
 		}
 		return s.Ready(t.Context())
 	})
 	for text, want := range map[string]int{
-		"killed our own dead connection":    1,
-		"the database cannot be used":       1,
-		`watching database \"tricycle\" at`: 1,
+		"killed own dead connection":    1,
+		"database is unavailable":       1,
+		`watch database \"tricycle\" at`: 1,
 	} {
 		if n := log.count(text); n != want {
-			t.Errorf("found %d lines %q, expected %d", n, text, want)
+			t.Errorf("got %d lines %q, want %d", n, text, want)
 		}
 	}
 }
@@ -269,10 +269,10 @@ func TestFailingStartIsRepeatedAndSaidOnce(t *testing.T) {
 	run(t, s)
 	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
 	if n := log.count("Error 1045 (28000)"); n != 1 {
-		t.Errorf("found the wrong password said %d times, expected once", n)
+		t.Errorf("got the wrong password said %d times, want once", n)
 	}
-	if n := log.count("the database cannot be used"); n != 5 { // twice the same; two deadlocks while locking
-		t.Errorf("found %d lines, expected one for each change of the error", n)
+	if n := log.count("database is unavailable"); n != 5 { // twice the same; two deadlocks while locking
+		t.Errorf("got %d lines, want one for each change of the error", n)
 	}
 }
 
@@ -290,7 +290,7 @@ func TestUnreachableServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.Ready(t.Context()); !errors.Is(err, errStarting) {
-		t.Errorf("before Run: found error %v, expected %v", err, errStarting)
+		t.Errorf("before Run: got error %v, want %v", err, errStarting)
 	}
 	ended, stop := run(t, s)
 	storetest.Eventually(t, "the refusal", func() error {
@@ -302,14 +302,14 @@ func TestUnreachableServer(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := s.LastSession(ctx); !errors.Is(err, syscall.ECONNREFUSED) {
-		t.Errorf("found error %v, expected %v", err, syscall.ECONNREFUSED)
+		t.Errorf("got error %v, want %v", err, syscall.ECONNREFUSED)
 	}
 	stop()
 	if err := <-ended; err != nil {
-		t.Errorf("Run: found error %v, expected none", err)
+		t.Errorf("Run: got error %v, want none", err)
 	}
 	if n := log.count("connection refused"); n != 1 {
-		t.Errorf("found the refusal said %d times, expected once", n)
+		t.Errorf("got the refusal said %d times, want once", n)
 	}
 }
 
@@ -320,7 +320,7 @@ func TestConfig(t *testing.T) {
 	err := Config{Address: "db", Name: strings.Repeat("x", 56)}.Validate()
 	for _, want := range []string{"database.address: ", "database.name: ", "database.user: "} {
 		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("found error %v, expected one that names %s", err, want)
+			t.Errorf("got error %v, want one that names %s", err, want)
 		}
 	}
 }
@@ -329,14 +329,14 @@ func TestOpenReadsTheSecret(t *testing.T) {
 	c := Defaults()
 	c.PasswordFile = filepath.Join(t.TempDir(), "password")
 	if _, err := Open(c, zerolog.Nop()); !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "database.password_file: ") {
-		t.Errorf("found error %v, expected one that names database.password_file", err)
+		t.Errorf("got error %v, want one that names database.password_file", err)
 	}
 }
 
 func TestDriverLogIsKept(t *testing.T) {
 	log := &logged{}
 	driverLog{zerolog.New(log)}.Print("packets ", "out of order")
-	if log.count("database driver: packets out of order") != 1 {
+	if log.count("packets out of order") != 1 {
 		t.Errorf("found %q", log.text.String())
 	}
 }

@@ -103,7 +103,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 				"Ready": s.Ready(ctx), "End": ended, "Insert": s.Insert(ctx, id, []message.Message{row(id, 1)}),
 			} {
 				if err == nil || !strings.Contains(err.Error(), "database file ") {
-					t.Errorf("%s: found %v, expected that the file is gone or replaced", what, err)
+					t.Errorf("%s: got %v, want that the file is gone or replaced", what, err)
 				}
 			}
 			if c.restore == nil {
@@ -116,7 +116,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 				t.Error(err)
 			}
 			if got, err := s.End(t.Context(), id, ms1.Closing{EndedAt: row(1, 9).Service1, Generated: 2, Reason: ms1.Stopped}); err != nil || *got.Stored != 2 {
-				t.Errorf("found %+v, %v, expected two rows", got, err)
+				t.Errorf("got %+v, %v, want two rows", got, err)
 			}
 		})
 	}
@@ -143,7 +143,7 @@ func TestFilesAreTheOwnersAlone(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		if err := linked.Run(ctx); err == nil || !strings.Contains(err.Error(), path+suffix+": must be a file, got a symbolic link") {
-			t.Errorf("%s: found %v, expected that it is a link", suffix, err)
+			t.Errorf("%s: got %v, want that it is a link", suffix, err)
 		}
 		if err := os.Remove(path + suffix); err != nil {
 			t.Fatal(err)
@@ -170,7 +170,7 @@ func TestSettingsAreReadBack(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := verify(t.Context(), db); err == nil || err.Error() != want {
-			t.Errorf("found %v, expected %s", err, want)
+			t.Errorf("got %v, want %s", err, want)
 		}
 		db.Close()
 	}

@@ -31,42 +31,45 @@ import (
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
+	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/private"
 	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/sqlstore"
 )
 
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// lockWait is how long another program may take to end before this one gives up.
+// lockWait is the time for another program to end and release the lock.
 const lockWait = 2 * time.Second
 
 var (
-	errStarting = errors.New("the database file is not open yet")
-	errClosed   = errors.New("the store is closed")
+	errStarting = errors.New("database file is not open yet")
+	errClosed   = errors.New("store is closed")
 )
 
 // Store is an [ms1.Store] in a SQLite file. Its methods can be called at any
 // time and from many goroutines; they wait for Run to open the file.
 type Store struct {
+	sqlstore.Statements
 	path  string
 	log   zerolog.Logger
-	db    *sql.DB // one connection, so that writers queue here and not at the file's lock
-	other *sql.DB // another, which does not write rows: it counts them
+	db    *sql.DB // one connection: writers queue here instead of at the file's lock
+	other *sql.DB // another connection, which does not write messages but counts them
 	files []fs.FileInfo
 	ready chan struct{}
 	ended chan struct{}
 
 	walLimit int64         // bytes
-	walEvery time.Duration // between two looks at the size
+	walEvery time.Duration // between two checks of the size
 }
 
 // suffixes are those of the files of a database.
 var suffixes = []string{"", "-wal", "-shm"}
 
-// Open returns a store in the file, which need not exist; its folder must. It
-// touches nothing.
+// Open returns a store in the file, which Run creates if need be; its directory
+// must exist.
 func Open(path string, log zerolog.Logger) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -84,10 +87,16 @@ func Open(path string, log zerolog.Logger) (*Store, error) {
 			return nil, err
 		}
 	}
+	s.Statements = sqlstore.Statements{
+		Stamp:     func(s message.Stamp) any { return s.String() },
+		KeepFirst: " ON CONFLICT DO NOTHING",
+		Retry:     s.retry, Transact: transact,
+		Fresh: func(*sql.DB) *sql.DB { return s.other },
+	}
 	return s, nil
 }
 
-// open returns a pool of one connection, which is not made yet.
+// open returns a pool of one connection, which is opened when it is needed.
 func open(path string, options ...string) (*sql.DB, error) {
 	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") {
@@ -110,19 +119,19 @@ func (s *Store) Run(ctx context.Context) error {
 	defer s.other.Close()
 	unlock, err := Lock(ctx, s.path+".lock")
 	if err != nil {
-		return fmt.Errorf("locking database %s: %w", s.path, err)
+		return fmt.Errorf("lock database %s: %w", s.path, err)
 	}
 	defer unlock()
 	if err := s.prepare(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
-		return fmt.Errorf("opening database %s: %w", s.path, err)
+		return fmt.Errorf("open database %s: %w", s.path, err)
 	}
 	close(s.ready)
-	s.log.Info().Str("file", s.path).Msg("the database is ready")
+	s.log.Info().Str("file", s.path).Msg("database is ready")
 	s.watchLog(ctx)
-	// What is under way has the only connection; the file is let go after it.
+	// A running statement has the only connection; the file is closed after it.
 	for _, db := range []*sql.DB{s.other, s.db} {
 		conn, inUse := db.Conn(context.WithoutCancel(ctx))
 		if inUse == nil {
@@ -144,7 +153,7 @@ func (s *Store) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.migrate(ctx); err != nil {
+	if err := sqlstore.Migrate(ctx, goose.DialectSQLite3, s.db, migrations); err != nil {
 		return err
 	}
 	for _, db := range []*sql.DB{s.db, s.other} {
@@ -211,9 +220,9 @@ func (s *Store) logSize() int64 {
 	return info.Size()
 }
 
-// Lock takes the file for this program alone, and makes it if need be. It
-// returns what gives it back; no crash leaves it taken. Another program that
-// holds it gets two seconds to end.
+// Lock locks the file, which it creates if need be, for this program alone until
+// unlock is called or the program ends. Another program that holds the lock gets
+// two seconds to end.
 func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, err
@@ -223,9 +232,9 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 		return nil, err
 	}
 	if err := private.File(path); err != nil {
-		return nil, errors.Join(fmt.Errorf("locking %s: %w", path, err), db.Close())
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), db.Close())
 	}
-	// Its one connection stays with the transaction for as long as the file is taken.
+	// The transaction keeps the only connection as long as the file is locked.
 	tx, err := db.BeginTx(context.WithoutCancel(ctx), nil)
 	if err == nil {
 		return func() {
@@ -235,31 +244,9 @@ func Lock(ctx context.Context, path string) (unlock func(), err error) {
 	}
 	db.Close()
 	if code(err) == sqlite3.SQLITE_BUSY {
-		return nil, fmt.Errorf("found %s locked by another program, expected one program at a time", path)
+		err = private.ErrLocked
 	}
-	return nil, fmt.Errorf("locking %s: %w", path, err)
-}
-
-// migrate brings the schema up to date.
-func (s *Store) migrate(ctx context.Context) error {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	schema, err := goose.NewProvider(goose.DialectSQLite3, s.db, files,
-		goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return err
-	}
-	found, known, err := schema.GetVersions(ctx)
-	if err != nil {
-		return err
-	}
-	if found > known {
-		return fmt.Errorf("found schema version %d, expected at most %d: a newer program has used it", found, known)
-	}
-	_, err = schema.Up(ctx)
-	return err
+	return nil, fmt.Errorf("lock %s: %w", path, err)
 }
 
 // Ready implements [ms1.Store].
@@ -292,31 +279,47 @@ func (s *Store) inPlace() error {
 	return nil
 }
 
-// repeat tries until it succeeds, fails for good or ctx ends, and returns the
-// last error of the database then.
-func (s *Store) repeat(ctx context.Context, doing string, try func() error) error {
-	pause := retry.Backoff{First: 10 * time.Millisecond, Most: 500 * time.Millisecond}
+// retry calls try until it succeeds, fails permanently or ctx ends, and returns
+// the last error of the database then. The files must be in place before and
+// after.
+func (s *Store) retry(ctx context.Context, operation string, try func(context.Context, *sql.DB) error) error {
+	backoff := retry.Backoff{First: 10 * time.Millisecond, Most: 500 * time.Millisecond}
 	var last error
 	for {
 		err := s.Ready(ctx)
 		if err == nil {
-			err = try()
+			err = try(ctx, s.db)
+		}
+		if err == nil {
+			err = s.inPlace()
 		}
 		if err == nil {
 			return nil
 		}
-		if last == nil || ctx.Err() == nil { // else the try was cut short, and its error says less
+		if last == nil || ctx.Err() == nil { // else the attempt was cut short, and an earlier error tells more
 			last = err
 		}
-		if ctx.Err() != nil || final(err) {
-			return fmt.Errorf("%s: %w", doing, last)
+		if permanent(err) || backoff.Wait(ctx) != nil {
+			return fmt.Errorf("%s: %w", operation, last)
 		}
-		_ = pause.Wait(ctx) // the last try has the better error
 	}
 }
 
-// final says that repeating cannot help.
-func final(err error) bool {
+// transact calls f in a transaction that holds the file's lock.
+func transact(ctx context.Context, db *sql.DB, f func(tx sqlstore.Conn) error) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // of nothing, after the commit
+	if err := f(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// permanent reports whether another attempt would fail as well.
+func permanent(err error) bool {
 	switch code(err) {
 	case sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR:
 		return true

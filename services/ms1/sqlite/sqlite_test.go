@@ -63,10 +63,10 @@ func refused(t *testing.T, path string) string {
 	defer cancel()
 	err := s.Run(ctx)
 	if err == nil || ctx.Err() != nil {
-		t.Fatalf("Run: found %v, expected an error at once", err)
+		t.Fatalf("Run: got %v, want an error at once", err)
 	}
 	if strings.Contains(err.Error(), "\n") {
-		t.Errorf("found %q, expected one line", err)
+		t.Errorf("got %q, want one line", err)
 	}
 	return err.Error()
 }
@@ -80,14 +80,14 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 	}{
 		{"no such folder", func(t *testing.T) string {
 			return filepath.Join(t.TempDir(), "missing", "tricycle.db")
-		}, "locking database "},
+		}, "lock database "},
 		{"the folder is a file", func(t *testing.T) string {
 			return filepath.Join(write(t, "file", "text"), "tricycle.db")
-		}, "locking database "},
+		}, "lock database "},
 		{"not a database", func(t *testing.T) string {
 			return write(t, "tricycle.db", strings.Repeat("not a database ", 100))
 		}, "file is not a database"},
-		{"a folder", func(t *testing.T) string { return t.TempDir() }, "opening database "},
+		{"a folder", func(t *testing.T) string { return t.TempDir() }, "open database "},
 		{"a newer schema", func(t *testing.T) string {
 			path := filepath.Join(t.TempDir(), "tricycle.db")
 			storetest.Start(t, open(t, path))()
@@ -95,12 +95,12 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 				t.Fatal(err)
 			}
 			return path
-		}, "found schema version 99, expected at most 2"},
+		}, "schema version: must be at most 2, got 99"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := c.path(t)
 			if got := refused(t, path); !strings.Contains(got, c.want) || !strings.Contains(got, path) {
-				t.Errorf("found %q, expected %q and the path %s", got, c.want, path)
+				t.Errorf("got %q, want %q and the path %s", got, c.want, path)
 			}
 		})
 	}
@@ -119,9 +119,9 @@ func TestSecondProgramIsToldTheFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "tricycle.db")
 	storetest.Start(t, open(t, path))
-	want := "locking database " + path + ": found " + path + ".lock locked by another program, expected one program at a time"
+	want := "lock database " + path + ": lock " + path + ".lock: locked by another program"
 	if got := refused(t, path); got != want {
-		t.Errorf("found %q, expected %q", got, want)
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -168,7 +168,7 @@ func TestOtherPrograms(t *testing.T) {
 		for n := range 3 {
 			var rows int
 			if err := other.QueryRowContext(ctx, "SELECT COUNT(*) FROM messages").Scan(&rows); err != nil || rows != 0 {
-				t.Errorf("found %d rows, %v, expected those of the reader's begin, none", rows, err)
+				t.Errorf("got %d rows, %v, want those of the reader's begin, none", rows, err)
 			}
 			if err := insert(ctx, n); err != nil {
 				t.Errorf("Insert: %v", err)
@@ -178,16 +178,16 @@ func TestOtherPrograms(t *testing.T) {
 	})
 	t.Run("a writer is waited for", func(t *testing.T) {
 		exec("BEGIN IMMEDIATE")
-		short, cancel := context.WithTimeout(ctx, 600*time.Millisecond)
+		short, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		if err := insert(short, 5); err == nil || !strings.Contains(err.Error(), "database is locked") {
-			t.Errorf("found error %v, expected that the database is locked", err)
+			t.Errorf("got error %v, want that the database is locked", err)
 		}
 		done := make(chan error, 1)
 		go func() { done <- insert(ctx, 6) }()
 		exec("COMMIT")
 		if err := <-done; err != nil {
-			t.Errorf("found error %v, expected none", err)
+			t.Errorf("got error %v, want none", err)
 		}
 	})
 	t.Run("a stamp that is none", func(t *testing.T) {
@@ -195,13 +195,13 @@ func TestOtherPrograms(t *testing.T) {
 		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 		defer cancel()
 		if _, err := s.Session(short, id); err == nil || !strings.Contains(err.Error(), `"yesterday"`) {
-			t.Errorf("found error %v, expected one that names it", err)
+			t.Errorf("got error %v, want one that names it", err)
 		}
 	})
 	t.Run("a table that is gone", func(t *testing.T) {
 		exec("DROP TABLE messages")
 		if err := insert(ctx, 7); err == nil || ctx.Err() != nil {
-			t.Errorf("found error %v, expected one at once", err)
+			t.Errorf("got error %v, want one at once", err)
 		}
 	})
 }

@@ -185,7 +185,7 @@ func (d Database) rows(t *testing.T, id int64) []message.Message {
 func (d Database) wantRows(t *testing.T, id int64, want ...message.Message) {
 	t.Helper()
 	if got := d.rows(t, id); !slices.Equal(got, want) {
-		t.Errorf("found %d rows %v, expected %d %v", len(got), got, len(want), want)
+		t.Errorf("got %d rows %v, want %d %v", len(got), got, len(want), want)
 	}
 }
 
@@ -211,7 +211,7 @@ func figures(s ms1.Session) string {
 func wantFigures(t *testing.T, s ms1.Session, want string) {
 	t.Helper()
 	if got := figures(s); got != want {
-		t.Errorf("found %s, expected %s", got, want)
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
@@ -227,7 +227,7 @@ func wantSession(t *testing.T, ctx context.Context, s ms1.Store, id int64, want 
 func wantErr(t *testing.T, what string, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
-		t.Errorf("%s: found error %v, expected %v", what, err, want)
+		t.Errorf("%s: got error %v, want %v", what, err, want)
 	}
 }
 
@@ -240,7 +240,7 @@ func numbers(t *testing.T, d Database) {
 		t.Helper()
 		id := begin(t, ctx, s)
 		if id <= last {
-			t.Errorf("found session %d after %d, expected a higher number", id, last)
+			t.Errorf("got session %d after %d, want a higher number", id, last)
 		}
 		last = id
 	}
@@ -270,7 +270,7 @@ func sessions(t *testing.T, d Database) {
 		t.Fatal(err)
 	}
 	if want := (ms1.Session{ID: id, StartedAt: t0, IntervalSeconds: 86_400, InFlight: 4_096}); open != want {
-		t.Errorf("found %+v, expected %+v", open, want)
+		t.Errorf("got %+v, want %+v", open, want)
 	}
 	ended, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 7, Generated: 12, Resent: 3, Duplicates: 4, Reason: ms1.Stopped})
 	if err != nil {
@@ -282,13 +282,13 @@ func sessions(t *testing.T, d Database) {
 	}
 	for _, row := range []ms1.Session{ended, last} {
 		if row.ID != id || row.StartedAt != t0 || row.EndedAt != t0+7 {
-			t.Errorf("found %+v, expected session %d from %v to %v", row, id, t0, t0+7)
+			t.Errorf("got %+v, want session %d from %v to %v", row, id, t0, t0+7)
 		}
 		wantFigures(t, row, "generated 12 stored 0 resent 3 duplicates 4 lost 12 stopped")
 	}
 	newer := begin(t, ctx, s)
 	if last, err := s.LastSession(ctx); err != nil || last.ID != newer {
-		t.Errorf("found last session %d, %v, expected %d", last.ID, err, newer)
+		t.Errorf("got last session %d, %v, want %d", last.ID, err, newer)
 	}
 }
 
@@ -301,7 +301,7 @@ func noSession(t *testing.T, d Database) {
 	_, err = s.End(ctx, 1, ms1.Closing{EndedAt: t0, Reason: ms1.Stopped})
 	wantErr(t, "End", err, ms1.ErrNoSession)
 	if closed, err := s.CloseInterrupted(ctx, t0); err != nil || len(closed) != 0 {
-		t.Errorf("CloseInterrupted: found %v, %v, expected nothing", closed, err)
+		t.Errorf("CloseInterrupted: got %v, %v, want nothing", closed, err)
 	}
 }
 
@@ -361,7 +361,7 @@ func notOpen(t *testing.T, d Database) {
 	wantErr(t, "a row and a new message", s.Insert(ctx, id, messages(id, 1, 2)), ms1.ErrSessionEnded)
 	wantErr(t, "an unknown session", s.Insert(ctx, id+1, messages(id+1, 0, 1)), ms1.ErrSessionEnded)
 	if err := s.Insert(ctx, id, append(messages(id, 0, 2), Message(id, 0))); err != nil {
-		t.Errorf("messages that have their rows: found error %v, expected none", err)
+		t.Errorf("messages that have their rows: got error %v, want none", err)
 	}
 	d.wantRows(t, id, messages(id, 0, 2)...)
 	d.wantRows(t, id+1)
@@ -385,13 +385,13 @@ func end(t *testing.T, d Database) {
 	}
 	wantFigures(t, again, want)
 	if again.EndedAt != t0+9 {
-		t.Errorf("found end %v, expected %v", again.EndedAt, t0+9)
+		t.Errorf("got end %v, want %v", again.EndedAt, t0+9)
 	}
 	wantSession(t, ctx, s, id, want)
 	wantSession(t, ctx, s, other, "generated - stored - resent - duplicates - lost - open")
 	backwards, err := s.End(ctx, other, ms1.Closing{EndedAt: t0 - 9, Generated: 5, Reason: ms1.Stopped})
 	if err != nil || backwards.EndedAt != t0 {
-		t.Errorf("a clock gone back: found end %v, %v, expected the start %v", backwards.EndedAt, err, t0)
+		t.Errorf("a clock gone back: got end %v, %v, want the start %v", backwards.EndedAt, err, t0)
 	}
 }
 
@@ -428,7 +428,7 @@ func endDuringInsert(t *testing.T, d Database) {
 		}
 		writers.Wait()
 		if rows := int64(len(d.rows(t, id))); *row.Stored != rows || stored.Load() != rows {
-			t.Errorf("found stored %d in the session's row and %d acknowledged, expected the number of rows, %d", *row.Stored, stored.Load(), rows)
+			t.Errorf("got stored %d in the session's row and %d acknowledged, want the number of rows, %d", *row.Stored, stored.Load(), rows)
 		}
 	}
 }
@@ -463,18 +463,18 @@ func interrupted(t *testing.T, d Database) {
 		{future, t0 + 1_000, "generated - stored 0 resent - duplicates - lost - interrupted"}, // not before its start
 	}
 	if len(closed) != len(wants) {
-		t.Fatalf("found %d sessions closed, expected %d", len(closed), len(wants))
+		t.Fatalf("got %d sessions closed, want %d", len(closed), len(wants))
 	}
 	for i, want := range wants {
 		if closed[i].ID != want.id || closed[i].EndedAt != want.ended {
-			t.Errorf("found session %d ended at %v, expected %d at %v", closed[i].ID, closed[i].EndedAt, want.id, want.ended)
+			t.Errorf("got session %d ended at %v, want %d at %v", closed[i].ID, closed[i].EndedAt, want.id, want.ended)
 		}
 		wantFigures(t, closed[i], want.figures)
 		wantSession(t, ctx, s, want.id, want.figures)
 	}
 	wantSession(t, ctx, s, done, "generated 1 stored 0 resent 0 duplicates 0 lost 1 stopped")
 	if again, err := s.CloseInterrupted(ctx, t0+999); err != nil || len(again) != 0 {
-		t.Errorf("the second time: found %v, %v, expected nothing", again, err)
+		t.Errorf("the second time: got %v, %v, want nothing", again, err)
 	}
 	wantErr(t, "Insert", s.Insert(ctx, some, messages(some, 5, 1)), ms1.ErrSessionEnded)
 }
@@ -522,12 +522,12 @@ func late(t *testing.T, d Database) {
 			m.End += 777 // a repeat changes no stamp
 			got, err := ms1.StoreLate(ctx, s, m)
 			if err != nil || got != c.want {
-				t.Errorf("found %v, %v, expected %v", got, err, c.want)
+				t.Errorf("got %v, %v, want %v", got, err, c.want)
 			}
 			if c.want == ms1.OutcomeStored {
 				rows = append(rows, m)
 				if again, err := ms1.StoreLate(ctx, s, m); err != nil || again != ms1.OutcomeRepeat {
-					t.Errorf("once more: found %v, %v, expected %v", again, err, ms1.OutcomeRepeat)
+					t.Errorf("once more: got %v, %v, want %v", again, err, ms1.OutcomeRepeat)
 				}
 			}
 			d.wantRows(t, id, rows...)
@@ -536,7 +536,7 @@ func late(t *testing.T, d Database) {
 	}
 	t.Run("unknown session", func(t *testing.T) {
 		if got, err := ms1.StoreLate(ctx, s, Message(1_000_000, 0)); err != nil || got != ms1.OutcomeUnknown {
-			t.Errorf("found %v, %v, expected %v", got, err, ms1.OutcomeUnknown)
+			t.Errorf("got %v, %v, want %v", got, err, ms1.OutcomeUnknown)
 		}
 	})
 	t.Run("session's very first microsecond", func(t *testing.T) {
@@ -545,7 +545,7 @@ func late(t *testing.T, d Database) {
 			t.Fatal(err)
 		}
 		if got, err := ms1.StoreLate(ctx, s, Message(id, 0)); err != nil || got != ms1.OutcomeStored {
-			t.Errorf("found %v, %v, expected %v", got, err, ms1.OutcomeStored)
+			t.Errorf("got %v, %v, want %v", got, err, ms1.OutcomeStored)
 		}
 	})
 }
@@ -569,7 +569,7 @@ func lateInParallel(t *testing.T, d Database) {
 	}
 	all.Wait()
 	if added, repeated := outcomes[ms1.OutcomeStored].Load(), outcomes[ms1.OutcomeRepeat].Load(); added != 1 || repeated != 99 {
-		t.Errorf("found %d added and %d repeated, expected 1 and 99", added, repeated)
+		t.Errorf("got %d added and %d repeated, want 1 and 99", added, repeated)
 	}
 	d.wantRows(t, id, Message(id, 1))
 	wantSession(t, ctx, s, id, "generated 3 stored 1 resent 0 duplicates 0 lost 2 stopped")
@@ -598,7 +598,7 @@ func lostMessages(t *testing.T, d Database) {
 	want := func(what string, limit int, want ...ms1.LostMessage) {
 		t.Helper()
 		if found, err := s.LostMessages(ctx, id, limit); err != nil || !slices.Equal(found, want) {
-			t.Errorf("%s: found %v, error %v, expected %v", what, found, err, want)
+			t.Errorf("%s: got %v, error %v, want %v", what, found, err, want)
 		}
 	}
 	want("open", 9)
@@ -610,7 +610,7 @@ func lostMessages(t *testing.T, d Database) {
 	}
 	want("one of them", 1, all[1])
 	if outcome, err := ms1.StoreLate(ctx, s, Message(id, 2)); err != nil || outcome != ms1.OutcomeStored {
-		t.Errorf("StoreLate: found %q, error %v, expected it stored", outcome, err)
+		t.Errorf("StoreLate: got %q, error %v, want it stored", outcome, err)
 	}
 	want("one came late", 9, all[2])
 	if _, err := d.DB.Exec(fmt.Sprintf("DELETE FROM sessions WHERE id = %d", id)); err != nil {
@@ -648,7 +648,7 @@ func firstVersion(t *testing.T, d Database) {
 		t.Fatal(err)
 	}
 	if found, err := s.LostMessages(ctx, id, 9); err != nil || !slices.Equal(found, []ms1.LostMessage{lost}) {
-		t.Errorf("found %v, error %v, expected %v", found, err, lost)
+		t.Errorf("got %v, error %v, want %v", found, err, lost)
 	}
 }
 
@@ -658,10 +658,10 @@ func oneProgram(t *testing.T, d Database) {
 	ctx := deadline(t)
 	err := second.Run(ctx)
 	if err == nil || ctx.Err() != nil {
-		t.Errorf("the second program: found %v, expected a refusal", err)
+		t.Errorf("the second program: got %v, want a refusal", err)
 	}
 	if _, again := second.LastSession(ctx); again == nil || ctx.Err() != nil {
-		t.Errorf("a method of the refused store: found error %v, expected one at once", again)
+		t.Errorf("a method of the refused store: got error %v, want one at once", again)
 	}
 	begin(t, ctx, first) // the first is not disturbed
 	stop()
@@ -676,36 +676,36 @@ func endedContext(t *testing.T, d Database) {
 	cancel()
 	for name, err := range each(ended, s, id) {
 		if err == nil {
-			t.Errorf("%s: found no error, expected one", name)
+			t.Errorf("%s: got no error, want one", name)
 		}
 	}
 	d.wantRows(t, id)
 	wantSession(t, ctx, s, id, "generated - stored - resent - duplicates - lost - open")
 	if last, err := s.LastSession(ctx); err != nil || last.ID != id {
-		t.Errorf("found last session %d, %v, expected %d", last.ID, err, id)
+		t.Errorf("got last session %d, %v, want %d", last.ID, err, id)
 	}
 }
 
 func outsideRun(t *testing.T, d Database) {
 	s := d.Open(t)
 	if err := s.Ready(context.Background()); err == nil {
-		t.Error("Ready before Run: found nil, expected what is missing")
+		t.Error("Ready before Run: got nil, want what is missing")
 	}
 	short, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
 	for name, err := range each(short, s, 1) {
 		if err == nil || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s before Run: found %v, expected why the store cannot be used", name, err)
+			t.Errorf("%s before Run: got %v, want why the store cannot be used", name, err)
 		}
 	}
 	Start(t, s)()
 	ctx := deadline(t)
 	if err := s.Ready(ctx); err == nil {
-		t.Error("Ready after Run: found nil, expected what is missing")
+		t.Error("Ready after Run: got nil, want what is missing")
 	}
 	for name, err := range each(ctx, s, 1) {
 		if err == nil {
-			t.Errorf("%s after Run: found no error, expected one", name)
+			t.Errorf("%s after Run: got no error, want one", name)
 		}
 	}
 	if ctx.Err() != nil {

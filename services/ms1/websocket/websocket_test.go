@@ -156,32 +156,32 @@ func TestSends(t *testing.T) {
 	m := newMS2(t, upgrade(read))
 	l := New(m.url(), zerolog.Nop())
 	if err := l.Ready(t.Context()); !errors.Is(err, ErrNotConnected) {
-		t.Errorf("before the start: found %v, expected %v", err, ErrNotConnected)
+		t.Errorf("before the start: got %v, want %v", err, ErrNotConnected)
 	}
 	if _, err := l.Send([]byte("x")); !errors.Is(err, ErrNotConnected) {
-		t.Errorf("before the start: found %v, expected %v", err, ErrNotConnected)
+		t.Errorf("before the start: got %v, want %v", err, ErrNotConnected)
 	}
 
 	l, connected, stop := run(t, m.url(), 0)
 	if n := next(t, connected); n != 1 {
-		t.Errorf("found connection %d, expected 1", n)
+		t.Errorf("got connection %d, want 1", n)
 	}
 	if err := l.Ready(t.Context()); err != nil {
 		t.Errorf("connected: %v", err)
 	}
 	for _, frame := range []string{"one", "two"} {
 		if n, err := l.Send([]byte(frame)); n != 1 || err != nil {
-			t.Errorf("found connection %d, %v, expected 1", n, err)
+			t.Errorf("got connection %d, %v, want 1", n, err)
 		}
 	}
 	stop()
 	// Text frames in their order, then the goodbye.
 	until(t, "the frames", func() bool { return len(m.got()) == 3 })
 	if got, want := m.got(), []string{"1 one", "1 two", "websocket: close 1000 (normal)"}; !slices.Equal(got, want) {
-		t.Errorf("found %q, expected %q", got, want)
+		t.Errorf("got %q, want %q", got, want)
 	}
 	if _, err := l.Send([]byte("late")); !errors.Is(err, ErrNotConnected) {
-		t.Errorf("after the end: found %v, expected %v", err, ErrNotConnected)
+		t.Errorf("after the end: got %v, want %v", err, ErrNotConnected)
 	}
 	if err := l.Ready(t.Context()); err == nil {
 		t.Error("after the end: found it ready")
@@ -213,11 +213,11 @@ func TestDialsAgain(t *testing.T) {
 			l, connected, _ := run(t, m.url(), 0)
 			for want := uint64(1); want <= 2; want++ {
 				if n := next(t, connected); n != want {
-					t.Errorf("found connection %d, expected %d", n, want)
+					t.Errorf("got connection %d, want %d", n, want)
 				}
 			}
 			if n, err := l.Send([]byte("hello")); n != 2 || err != nil {
-				t.Errorf("found connection %d, %v, expected 2", n, err)
+				t.Errorf("got connection %d, %v, want 2", n, err)
 			}
 		})
 	}
@@ -225,7 +225,7 @@ func TestDialsAgain(t *testing.T) {
 		m := newMS2(t, refuse, refuse, upgrade(read))
 		_, connected, _ := run(t, m.url(), 0)
 		if n := next(t, connected); n != 1 { // one that failed has no number
-			t.Errorf("found connection %d, expected 1", n)
+			t.Errorf("got connection %d, want 1", n)
 		}
 	})
 	t.Run("once somebody listens", func(t *testing.T) {
@@ -375,7 +375,7 @@ func TestSilence(t *testing.T) {
 		next(t, connected)
 		began := time.Now()
 		if n := next(t, connected); n != 2 {
-			t.Errorf("found connection %d, expected 2", n)
+			t.Errorf("got connection %d, want 2", n)
 		}
 		if took := time.Since(began); took < silence {
 			t.Errorf("took it for dead after %s, expected %s", took, silence)
@@ -399,11 +399,11 @@ func TestSilence(t *testing.T) {
 		next(t, connected)
 		for want := range 30 { // three times as long as the silence
 			if got := <-pongs; got != fmt.Sprint(want) {
-				t.Fatalf("found pong %q, expected %d", got, want)
+				t.Fatalf("got pong %q, want %d", got, want)
 			}
 		}
 		if err := l.Ready(t.Context()); err != nil || len(m.dialled()) != 1 {
-			t.Errorf("found %v and %d dials, expected the first connection to stand", err, len(m.dialled()))
+			t.Errorf("got %v and %d dials, want the first connection to stand", err, len(m.dialled()))
 		}
 	})
 	t.Run("broken by other frames", func(t *testing.T) {
@@ -420,7 +420,7 @@ func TestSilence(t *testing.T) {
 		trouble(t, l, "enough")
 	})
 	if l := New("ws://localhost", zerolog.Nop()); l.silence != 6*time.Second {
-		t.Errorf("found %s, expected three pings of two seconds", l.silence)
+		t.Errorf("got %s, want three pings of two seconds", l.silence)
 	}
 }
 
@@ -471,13 +471,13 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		select {
 		case err := <-failed:
 			if !strings.HasPrefix(err.Error(), "sending to ms2: ") {
-				t.Errorf("found %v, expected one of sending", err)
+				t.Errorf("got %v, want one of sending", err)
 			}
 		case <-time.After(10 * time.Second):
 			t.Fatal("Send still waits")
 		}
 		if n := next(t, connected); n != 2 {
-			t.Errorf("found connection %d, expected 2", n)
+			t.Errorf("got connection %d, want 2", n)
 		}
 	})
 	t.Run("and is silent besides", func(t *testing.T) {
@@ -516,11 +516,11 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		until(t, "three silences", func() bool { return time.Since(began) > 3*silence })
 		select {
 		case err := <-failed:
-			t.Errorf("found %v, expected Send to wait", err)
+			t.Errorf("got %v, want Send to wait", err)
 		default:
 		}
 		if err := l.Ready(t.Context()); err != nil || len(m.dialled()) != 1 {
-			t.Errorf("found %v and %d dials, expected the first connection to stand", err, len(m.dialled()))
+			t.Errorf("got %v and %d dials, want the first connection to stand", err, len(m.dialled()))
 		}
 		stop() // unblocks Send
 		close(end)
