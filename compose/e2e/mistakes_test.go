@@ -23,6 +23,24 @@ func TestMissingSecret(t *testing.T) {
 	s.up("mariadb")
 }
 
+// TestUnreadableConfiguration: a pull under umask 077 has replaced the file.
+func TestUnreadableConfiguration(t *testing.T) {
+	s := newStack(t)
+	if err := os.Chmod(filepath.Join(s.folder, "config", "ms2.yaml"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.try("docker", s.compose("run", "--rm", "-T", "--no-deps", "ms2")...)
+	const want = "ms2: reading configuration: open /etc/tricycle/ms2.yaml: permission denied: " +
+		"must be readable by user 65532, got mode -rw------- of /etc/tricycle/ms2.yaml (chmod it, or run compose/secrets.sh)"
+	if err == nil || lastLine(out, "^ms2: ") != want {
+		t.Errorf("got %v and %q, want %q", err, out, want)
+	}
+	s.run(filepath.Join(s.folder, "secrets.sh"))
+	if info, err := os.Stat(filepath.Join(s.folder, "config", "ms2.yaml")); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("got %v, %v after secrets.sh, want mode 644", info.Mode(), err)
+	}
+}
+
 func TestPortTaken(t *testing.T) {
 	s := newStack(t)
 	address := strings.TrimPrefix(s.jaeger, "http://")

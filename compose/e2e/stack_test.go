@@ -73,7 +73,8 @@ func (s *stack) proxy() {
 	s.env = append(s.env, "DOCKER_CONFIG="+folder)
 }
 
-// copyFolder copies files through links: under Bazel the folder is made of them.
+// copyFolder copies files through links: under Bazel the directory consists of
+// them. The modes are those of a clone under umask 077, which secrets.sh widens.
 func copyFolder(from, to string) error {
 	return filepath.Walk(from, func(path string, _ os.FileInfo, err error) error {
 		if err != nil {
@@ -92,13 +93,13 @@ func copyFolder(from, to string) error {
 			if name == "secrets" || name == "e2e" {
 				return filepath.SkipDir
 			}
-			return os.MkdirAll(target, 0o755)
+			return os.MkdirAll(target, 0o700)
 		}
 		content, err := os.ReadFile(path)
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(target, content, info.Mode().Perm())
+		return os.WriteFile(target, content, info.Mode().Perm()&0o700)
 	})
 }
 

@@ -15,9 +15,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -61,8 +63,27 @@ func Check(c Validator) error {
 	return nil
 }
 
-func readFile(into any, path string) error {
+// read returns the content of a file. If this user may not read it, the error
+// has the mode of the file, or of the directory that is closed to the user.
+func read(path string) ([]byte, error) {
 	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrPermission) {
+		at := path
+		info, failed := os.Stat(at)
+		for failed != nil && at != filepath.Dir(at) {
+			at = filepath.Dir(at)
+			info, failed = os.Stat(at)
+		}
+		if failed == nil {
+			err = fmt.Errorf("%w: must be readable by user %d, got mode %s of %s (chmod it, or run compose/secrets.sh)",
+				err, os.Geteuid(), info.Mode(), at)
+		}
+	}
+	return data, err
+}
+
+func readFile(into any, path string) error {
+	data, err := read(path)
 	if err != nil {
 		return err
 	}
@@ -255,7 +276,7 @@ func Secret(key, path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	data, err := os.ReadFile(path)
+	data, err := read(path)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", key, err)
 	}
