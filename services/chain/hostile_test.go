@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"sync/atomic"
 	"testing"
@@ -146,10 +147,14 @@ func TestStrangersMessages(t *testing.T) {
 	t.Parallel()
 	c := newChain(t)
 	c.up()
-	id := c.begin(5, 16)
+	n, seconds := 24_000, 5
+	if os.Getenv("TRICYCLE_TEST_FAULTS") != "" {
+		n, seconds = 300_000, 40
+	}
+	id := c.begin(seconds, 16)
 	now := message.StampOf(time.Now())
 	var records []kafka.Message
-	for i := range 24_000 {
+	for i := range n {
 		m := message.Message{SessionID: 1_000_000, Service1: now + message.Stamp(i), Service2: now + message.Stamp(i)}
 		if i%2 == 0 {
 			m.SessionID = id
