@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
@@ -43,10 +43,12 @@ func newStack(t *testing.T) *stack {
 		t.Fatal(err)
 	}
 	s.project = fmt.Sprintf("tricycle-e2e-%d-%d", os.Getpid(), time.Now().UnixNano())
-	ports := freePorts(t, 3)
-	s.env = append(os.Environ(),
-		"TRICYCLE_MS1_PORT="+ports[0], "TRICYCLE_JAEGER_PORT="+ports[1], "TRICYCLE_MARIADB_PORT="+ports[2])
-	s.ms1, s.jaeger = "http://127.0.0.1:"+ports[0], "http://127.0.0.1:"+ports[1]
+	s.env = os.Environ()
+	for name, url := range map[string]*string{"MS1": &s.ms1, "JAEGER": &s.jaeger, "MARIADB": new(string)} {
+		address := servertest.FreeAddress(t)
+		*url = "http://" + address
+		s.env = append(s.env, "TRICYCLE_"+name+"_PORT="+address[strings.Index(address, ":")+1:])
+	}
 	s.run(filepath.Join(s.folder, "secrets.sh"))
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -101,20 +103,6 @@ func copyFolder(from, to string) error {
 		}
 		return os.WriteFile(target, content, info.Mode().Perm()&0o700)
 	})
-}
-
-func freePorts(t *testing.T, n int) (ports []string) {
-	t.Helper()
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		ports = append(ports, port)
-	}
-	return ports
 }
 
 // compose returns the arguments of docker for a command of Compose.

@@ -182,6 +182,15 @@ func (s *Server) try(action string, args ...string) (answer string, err error) {
 	return strings.TrimSpace(out.String()), nil
 }
 
+// FreeAddress returns a loopback address with a free port. Unlike one of those
+// that the kernel chooses, it stays free until the test listens on it.
+func FreeAddress(t testing.TB) string {
+	t.Helper()
+	return fmt.Sprintf("127.0.0.1:%d", freePort(t, 1))
+}
+
+var given sync.Map // ports of this process's tests
+
 // freePort returns the first of n free neighbouring ports, below the range
 // from which the kernel serves clients.
 func freePort(t testing.TB, n int) int {
@@ -190,6 +199,10 @@ func freePort(t testing.TB, n int) int {
 		first := 20_000 + rand.N(10_000)
 		free := true
 		for port := first; port < first+n && free; port++ {
+			if _, again := given.LoadOrStore(port, true); again {
+				free = false
+				break
+			}
 			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 			if free = err == nil; free {
 				_ = l.Close()

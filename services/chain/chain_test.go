@@ -16,6 +16,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
@@ -220,7 +221,7 @@ func TestOneMS1PerDatabase(t *testing.T) {
 
 func TestWhatIsMissingIsNamed(t *testing.T) {
 	c := newChain(t)
-	nobody := freeAddress(t)
+	nobody := servertest.FreeAddress(t)
 	wrong := c.dir + "/wrong"
 	writeFile(t, wrong, "not the password\n")
 	c.overlays["ms1"]["database"].(settings)["password_file"] = wrong

@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -77,7 +77,7 @@ func newChainOn(t *testing.T, db storetest.Server) *chain {
 	t.Helper()
 	c := &chain{t: t, dir: t.TempDir(), db: db, kafka: topictest.Config(t), running: map[string]*program{}, address: map[string]string{}}
 	for _, name := range []string{"ms1", "ms2", "ms3"} {
-		c.address[name] = freeAddress(t)
+		c.address[name] = servertest.FreeAddress(t)
 	}
 	kafka := settings{"brokers": c.kafka.Brokers, "topic": c.kafka.Topic, "dead_letter_topic": c.kafka.DeadLetterTopic}
 	c.overlays = map[string]settings{
@@ -92,17 +92,6 @@ func newChainOn(t *testing.T, db storetest.Server) *chain {
 		o["logging"] = settings{"file": filepath.Join(c.dir, name+".log")}
 	}
 	return c
-}
-
-// freeAddress returns a loopback address that nobody listens on.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // up starts all three and waits until a session can be started.

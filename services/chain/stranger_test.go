@@ -11,6 +11,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
@@ -24,7 +25,7 @@ func nginx(t *testing.T) (answers, files, small, tls string) {
 	if out, err := key.CombinedOutput(); err != nil {
 		t.Fatalf("openssl: %v\n%s", err, out)
 	}
-	answers, files, small, tls = freeAddress(t), freeAddress(t), freeAddress(t), freeAddress(t)
+	answers, files, small, tls = servertest.FreeAddress(t), servertest.FreeAddress(t), servertest.FreeAddress(t), servertest.FreeAddress(t)
 	writeFile(t, filepath.Join(dir, "nginx.conf"), fmt.Sprintf(`
 user root; # the files are in a directory that only the test's user may read
 daemon off;
