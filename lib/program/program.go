@@ -42,6 +42,8 @@ type Program[C any] struct {
 	// Ready returns listen address and path of the readiness endpoint that
 	// -healthcheck asks.
 	Ready func(c C) (address, path string)
+	// Profiling returns the section 'profiling'. It may be nil.
+	Profiling func(c C) Profiling
 	// Run does the work until ctx is cancelled, which SIGINT and SIGTERM do.
 	Run func(ctx context.Context, c C, console io.Writer) error
 }
@@ -122,7 +124,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	case healthcheck:
 		err = askReady(ctx, p.Ready, c)
 	default:
-		err = p.Run(ctx, c, stdout)
+		err = p.run(ctx, c, stdout)
 	}
 	if err != nil {
 		lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
@@ -130,6 +132,18 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 		return 1
 	}
 	return 0
+}
+
+// run does the work, and serves profiles meanwhile if that is configured.
+func (p Program[C]) run(ctx context.Context, c C, console io.Writer) error {
+	if p.Profiling != nil {
+		stop, err := p.Profiling(c).serve()
+		if err != nil {
+			return err
+		}
+		defer stop()
+	}
+	return p.Run(ctx, c, console)
 }
 
 func askReady[C any](ctx context.Context, ready func(C) (address, path string), c C) error {

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
@@ -26,6 +27,7 @@ type Config struct {
 	Database     mariadb.Config        `yaml:"database"` // without address: the embedded one
 	Tracing      telemetry.Config      `yaml:"tracing"`
 	Logging      logging.Config        `yaml:"logging"`
+	Profiling    program.Profiling     `yaml:"profiling"`
 }
 
 // Defaults returns the configuration of a program that is told nothing: it
@@ -43,6 +45,7 @@ func Defaults() Config {
 		Database:     mariadb.Defaults(),
 		Tracing:      one.Tracing,
 		Logging:      one.Logging,
+		Profiling:    one.Profiling,
 	}
 	c.Kafka.Brokers, c.Database.Address = nil, ""
 	// What MS3 has not fetched yet is never more than MS1 has under way, about
@@ -76,7 +79,7 @@ func (c *Config) Validate() error {
 func (c *Config) ms1(ms2 string) ms1.Config {
 	return ms1.Config{
 		Listen: c.Listen, AllowedHosts: c.AllowedHosts, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws"},
-		Tracing: c.Tracing, Logging: c.log("ms1"),
+		Tracing: c.Tracing, Logging: c.log("ms1"), Profiling: c.Profiling,
 	}
 }
 

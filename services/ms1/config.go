@@ -6,6 +6,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -18,6 +19,7 @@ type Config struct {
 	MS2          MS2Config         `yaml:"ms2"`
 	Tracing      telemetry.Config  `yaml:"tracing"`
 	Logging      logging.Config    `yaml:"logging"`
+	Profiling    program.Profiling `yaml:"profiling"`
 }
 
 // InteractionConfig is the section 'interaction'.
@@ -56,9 +58,10 @@ func Defaults() Config {
 			GiveUpAfterSeconds: 60,
 			DrainSeconds:       4,
 		},
-		MS2:     MS2Config{URL: "ws://127.0.0.1:8081/ws"},
-		Tracing: telemetry.Defaults(),
-		Logging: logging.Defaults(),
+		MS2:       MS2Config{URL: "ws://127.0.0.1:8081/ws"},
+		Tracing:   telemetry.Defaults(),
+		Logging:   logging.Defaults(),
+		Profiling: program.ProfilingDefaults(),
 	}
 }
 
@@ -70,6 +73,7 @@ func (c Config) Validate() error {
 		config.URL("ms2.url", c.MS2.URL, "ws", "wss"),
 		c.Tracing.Validate(),
 		c.Logging.Validate(),
+		c.Profiling.Validate(),
 	)
 }
 

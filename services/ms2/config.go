@@ -5,17 +5,19 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
 // Config is the configuration of MS2.
 type Config struct {
-	Listen       string           `yaml:"listen"`        // host:port of WebSocket, health and metrics; port 0 for a free one
-	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
-	Kafka        topic.Config     `yaml:"kafka"`
-	Tracing      telemetry.Config `yaml:"tracing"`
-	Logging      logging.Config   `yaml:"logging"`
+	Listen       string            `yaml:"listen"`        // host:port of WebSocket, health and metrics; port 0 for a free one
+	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	Kafka        topic.Config      `yaml:"kafka"`
+	Tracing      telemetry.Config  `yaml:"tracing"`
+	Logging      logging.Config    `yaml:"logging"`
+	Profiling    program.Profiling `yaml:"profiling"`
 }
 
 // Defaults returns the configuration of a program that is told nothing.
@@ -26,10 +28,11 @@ func Defaults() Config {
 		Kafka:        topic.Defaults(),
 		Tracing:      telemetry.Defaults(),
 		Logging:      logging.Defaults(),
+		Profiling:    program.ProfilingDefaults(),
 	}
 }
 
 // Validate names the keys that are out of range.
 func (c *Config) Validate() error {
-	return errors.Join(config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts), c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate())
+	return errors.Join(config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts), c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate(), c.Profiling.Validate())
 }

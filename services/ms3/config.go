@@ -5,20 +5,22 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
 // Config is the configuration of MS3.
 type Config struct {
-	Listen       string           `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
-	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
-	MS1          MS1              `yaml:"ms1"`
-	Workers      int              `yaml:"workers"`  // requests to MS1 in flight at once
-	GroupID      string           `yaml:"group_id"` // of the consumer group, whose members share the partitions
-	Kafka        topic.Config     `yaml:"kafka"`
-	Tracing      telemetry.Config `yaml:"tracing"`
-	Logging      logging.Config   `yaml:"logging"`
+	Listen       string            `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
+	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	MS1          MS1               `yaml:"ms1"`
+	Workers      int               `yaml:"workers"`  // requests to MS1 in flight at once
+	GroupID      string            `yaml:"group_id"` // of the consumer group, whose members share the partitions
+	Kafka        topic.Config      `yaml:"kafka"`
+	Tracing      telemetry.Config  `yaml:"tracing"`
+	Logging      logging.Config    `yaml:"logging"`
+	Profiling    program.Profiling `yaml:"profiling"`
 }
 
 // MS1 configures the requests to MS1.
@@ -37,6 +39,7 @@ func Defaults() Config {
 		Kafka:        topic.Defaults(),
 		Tracing:      telemetry.Defaults(),
 		Logging:      logging.Defaults(),
+		Profiling:    program.ProfilingDefaults(),
 	}
 }
 
@@ -50,5 +53,5 @@ func (c *Config) Validate() error {
 		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
 		config.URL("ms1.url", c.MS1.URL, "http", "https"),
 		config.InRange("workers", c.Workers, 1, 1024),
-		group, c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate())
+		group, c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate(), c.Profiling.Validate())
 }

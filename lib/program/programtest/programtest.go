@@ -95,14 +95,16 @@ func (c *Command) Address() string {
 	return ""
 }
 
-// NamesEveryKey fails the test unless the file has a value, not the zero one,
-// for every key of the configuration, and all are in their ranges.
+// NamesEveryKey fails the test unless the file has a value for every key of the
+// configuration, false for a boolean and no zero value for the others, and all
+// are in their ranges.
 func NamesEveryKey[C any, PC interface {
 	*C
 	config.Validator
 }](t testing.TB, file string) {
 	t.Helper()
-	var c C // no defaults: what the file does not name stays zero
+	var c C // no defaults: what the file does not name stays zero, or true
+	on(reflect.ValueOf(&c).Elem())
 	if err := config.Load(PC(&c), file); err != nil {
 		t.Error(err)
 	}
@@ -120,9 +122,21 @@ func unnamed(v reflect.Value, prefix string) (keys []string) {
 			keys = append(keys, unnamed(f, prefix)...)
 		case f.Kind() == reflect.Struct:
 			keys = append(keys, unnamed(f, key+".")...)
-		case f.IsZero():
+		case f.IsZero() != (f.Kind() == reflect.Bool):
 			keys = append(keys, key)
 		}
 	}
 	return keys
+}
+
+// on sets every boolean.
+func on(v reflect.Value) {
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			on(v.Field(i))
+		}
+	case reflect.Bool:
+		v.SetBool(true)
+	}
 }

@@ -27,7 +27,8 @@ func command() program.Program[allinone.Config] {
 			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "let a session make messages for so many `SECONDS`")
 			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages under way at once")
 		},
-		Ready: func(c allinone.Config) (address, path string) { return c.Listen, "/readyz" },
-		Run:   allinone.Run,
+		Ready:     func(c allinone.Config) (address, path string) { return c.Listen, "/readyz" },
+		Profiling: func(c allinone.Config) program.Profiling { return c.Profiling },
+		Run:       allinone.Run,
 	}
 }

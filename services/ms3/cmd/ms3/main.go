@@ -21,7 +21,8 @@ func command() program.Program[ms3.Config] {
 		Config:  ms3.Defaults(),
 		// MS1 stops first, and drains through MS3: its absence is no reason to
 		// restart this.
-		Ready: func(c ms3.Config) (address, path string) { return c.Listen, "/readyz?exclude=ms1" },
-		Run:   func(ctx context.Context, c ms3.Config, console io.Writer) error { return ms3.Run(ctx, c, console, nil) },
+		Ready:     func(c ms3.Config) (address, path string) { return c.Listen, "/readyz?exclude=ms1" },
+		Profiling: func(c ms3.Config) program.Profiling { return c.Profiling },
+		Run:       func(ctx context.Context, c ms3.Config, console io.Writer) error { return ms3.Run(ctx, c, console, nil) },
 	}
 }
