@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Measures this tree with a real MariaDB, Kafka and Jaeger, which it starts and stops, and beside it, in turns, other revisions:
+#
+#   bench/real.sh OUT.json [REVISION...] [-- FLAG...]
+#
+# The flags are those of bench. The results are in OUT.json and the plot in OUT.svg. TMPDIR must be on a real disk: the
+# database's logs are there, and a commit waits for them.
+set -euo pipefail
+out=$(realpath "${1:?OUT.json is missing}")
+shift
+# shellcheck source=testing.sh
+. "$(dirname "${BASH_SOURCE[0]}")/../.ci/testing.sh"
+
+# build NAME: the programs of the current directory.
+build() {
+  go build -o "$work/programs/$1/" ./services/allinone/cmd/allinone ./services/ms1/cmd/ms1 ./services/ms2/cmd/ms2 ./services/ms3/cmd/ms3
+}
+
+mkdir -p "$work/programs"
+begin 'build'
+build now
+go build -o "$work/bench" ./bench
+flags=(-programs "now=$work/programs/now")
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  git clone -q --no-checkout . "$work/tree/$1"
+  (cd "$work/tree/$1" && git checkout -q --detach "$1" && build "$1")
+  flags+=(-programs "$1=$work/programs/$1")
+  shift
+done
+[ $# = 0 ] || shift
+
+for name in mariadb kafka jaeger; do
+  serve "$name"
+  flags+=(-process "$name=$(<"$work/servers/$name/pid")")
+done
+[ ${#problems[@]} = 0 ] || exit 1
+begin ''
+"$work/bench" "${flags[@]}" -mariadb "$TRICYCLE_TEST_MARIADB" -kafka "$TRICYCLE_TEST_KAFKA" -otlp "$TRICYCLE_TEST_OTLP" \
+  -servers "MariaDB with a flush for each commit, Kafka and Jaeger as .ci/servers starts them, on the same machine" \
+  -out "$out" "$@"

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// delay is what a hop is slowed down by: far more than any hop takes.
+const delay = 50 * time.Millisecond
+
+func built(t *testing.T, names ...string) programs {
+	t.Helper()
+	var packages []string
+	for _, name := range names {
+		packages = append(packages, "../services/"+name+"/cmd/"+name)
+	}
+	dir, err := programtest.Build(t.TempDir(), packages...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return programs{name: "now", dir: dir, ms3: 1}
+}
+
+func TestRunWithEmbeddedParts(t *testing.T) {
+	p := built(t, "allinone")
+	file := filepath.Join(t.TempDir(), "results.json")
+	var out, progress bytes.Buffer
+	err := command(t.Context(), []string{
+		"-programs", "now=" + p.dir, "-programs", "then=" + p.dir, "-out", file, "-seconds", "1", "-warm-up", "0",
+		"-repetitions", "1", "-in-flight", "16", "-tracing", "on",
+	}, &out, &progress)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &progress)
+	}
+	r, err := readResults(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	subjects := map[string]Trial{}
+	for _, trial := range r.Trials {
+		subjects[trial.Subject] = trial
+		if trial.Messages == 0 || trial.Lost != 0 || trial.Parts != "embedded" {
+			t.Errorf("%+v: want messages and none lost", trial)
+		}
+	}
+	for name, times := range map[string][]string{
+		floorSubject: {toMS2, toMS3, toMS1, commit}, bareSubject: {next, corrected},
+		"now": {toMS2, toMS3, toMS1, round, next, corrected}, "then": {round},
+	} {
+		for _, hop := range times {
+			if p := subjects[name].Times[hop]; p.P50 <= 0 || p.P95 < p.P50 || p.P99 < p.P95 || p.P999 < p.P99 || p.Max < p.P999 {
+				t.Errorf("%s, %s: %+v, want growing times", name, hop, p)
+			}
+		}
+	}
+	if now := subjects["now"]; !now.Tracing || now.CPU["allinone"] <= 0 || now.Memory["allinone"] <= 0 || now.PerSecond <= 0 {
+		t.Errorf("%+v: want processor time, memory and a rate", now)
+	}
+	if !strings.Contains(out.String(), "| 16 | then, tracing on |") {
+		t.Errorf("expected a row for each subject in:\n%s", &out)
+	}
+	if _, err := os.Stat(plotFile(file)); err != nil {
+		t.Error(err)
+	}
+}
+
+// slower checks that the delay is in one time of a trial, and in no other hop.
+func slower(t *testing.T, trial Trial, hop string) {
+	t.Helper()
+	for _, name := range []string{toMS2, toMS3, toMS1, commit} {
+		took := time.Duration(trial.Times[name].P50 * float64(time.Microsecond))
+		if (took >= delay) != (name == hop) {
+			t.Errorf("median of %s: %v, want the delay of %v in %s alone", name, took, delay, hop)
+		}
+	}
+	if got := trial.Times[next].P50; got < micros(delay) {
+		t.Errorf("median from message to message: %v µs, want at least %v", got, micros(delay))
+	}
+}
+
+// measure runs one session with one message in flight.
+func measure(t *testing.T, e environment, p programs) Trial {
+	t.Helper()
+	s, err := start(t.Context(), e, p, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	trial, err := s.trial(t.Context(), 1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trial
+}
+
+func TestASlowBrokerShowsInItsHop(t *testing.T) {
+	cluster, address := topictest.Cluster(t)
+	slow(cluster)
+	slower(t, measure(t, environment{parts: "embedded", brokers: []string{address}}, built(t, "allinone")), toMS3)
+}
+
+// slow makes a broker answer every request to produce late.
+func slow(cluster *kfake.Cluster) {
+	cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		time.Sleep(delay)
+		return nil, nil, false
+	})
+}
+
+func TestASlowLinkShowsInItsHop(t *testing.T) {
+	dsn := os.Getenv("TRICYCLE_TEST_MARIADB")
+	if dsn == "" {
+		t.Skip("TRICYCLE_TEST_MARIADB is not set: needs a MariaDB server")
+	}
+	database, err := mysql.ParseDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := built(t, "ms1", "ms2", "ms3")
+	for _, hop := range []string{toMS2, toMS1, commit} {
+		t.Run(hop, func(t *testing.T) {
+			t.Parallel()
+			slower(t, measure(t, environment{
+				parts: "real", brokers: []string{topictest.Broker(t)}, database: database,
+				link: func(name, address string) string {
+					if name != hop {
+						return address
+					}
+					return slowLink(t, address)
+				},
+			}, p), hop)
+		})
+	}
+}
+
+// slowLink passes on what clients send to an address, late, and what comes back
+// at once.
+func slowLink(t *testing.T, address string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer client.Close()
+				server, err := net.Dial("tcp", address)
+				if err != nil {
+					return
+				}
+				defer server.Close()
+				go func() { _, _ = io.Copy(client, server); client.Close() }()
+				buffer := make([]byte, 64<<10)
+				for {
+					n, err := client.Read(buffer)
+					if err != nil {
+						return
+					}
+					time.Sleep(delay)
+					if _, err := server.Write(buffer[:n]); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
