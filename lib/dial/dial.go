@@ -21,24 +21,48 @@ import (
 // timeout is for one address to accept a connection.
 const timeout = 3 * time.Second
 
-// Dialer dials every address of a name. The zero value is ready to use. A
-// Dialer may be used by several goroutines and must not be copied.
+// Dialer dials every address of a name. The zero value is ready to use, by
+// several goroutines. A Dialer must not be copied.
 type Dialer struct {
 	// LookupHost returns the addresses of a host;
 	// [net.DefaultResolver.LookupHost] if it is nil.
 	LookupHost func(ctx context.Context, host string) ([]string, error)
 
 	mu     sync.Mutex
-	failed map[string]time.Time // by IP address and port: the time of the last failure
+	failed map[string]time.Time // last failure, by IP address and port
 }
 
-// DialContext connects to address, one host:port or several that are separated
-// by spaces, all of which serve the same purpose. It tries each IP address of
-// each host for 3 s at most, those without a failure first, then those whose
-// failure is longest ago. A failure is a connection that cannot be opened, one
-// that fails, or is closed after a second, before the peer has sent a byte, and
-// what [Dialer.Avoid] is told.
+// DialContext connects to address: one host:port, or several equivalent ones
+// separated by spaces. It tries each IP address of each host for at most 3 s:
+// first those without a failure, then those whose failure is oldest. An address
+// fails if no connection to it can be opened, or if one fails, or is closed
+// after a second, before the peer has sent a byte. [Dialer.Avoid] reports other
+// failures.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	c, err := d.dial(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// Until returns a function that dials as [Dialer.DialContext] does and closes
+// the connections when owner ends.
+func (d *Dialer) Until(owner context.Context) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(owner, cancel)()
+		c, err := d.dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		c.forget = context.AfterFunc(owner, func() { _ = c.close() })
+		return c, nil
+	}
+}
+
+func (d *Dialer) dial(ctx context.Context, network, address string) (*conn, error) {
 	candidates, err := d.candidates(ctx, address)
 	for i, candidate := range candidates {
 		limit := timeout
@@ -47,24 +71,27 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 		}
 		c, cause := (&net.Dialer{Timeout: max(limit, 1)}).DialContext(ctx, network, candidate)
 		if cause == nil {
-			return &conn{Conn: c, dialer: d, address: candidate, opened: time.Now()}, nil
+			return &conn{Conn: c, dialer: d, address: candidate, opened: time.Now(), forget: func() bool { return true }}, nil
 		}
-		if ctx.Err() == nil { // else it is not the address's fault
-			d.Avoid(candidate)
-		}
-		if err != nil {
-			cause = fmt.Errorf("%w; %w", err, cause)
-		}
-		if err = cause; ctx.Err() != nil {
+		err = join(err, cause)
+		if ctx.Err() != nil { // not a failure of the address
 			break
 		}
+		d.Avoid(candidate)
 	}
 	return nil, err
 }
 
-// candidates returns the IP addresses with their ports in the order to try
-// them. The error is of the hosts that could not be resolved, nil if there is
-// none.
+// join returns both errors as one on one line.
+func join(err, next error) error {
+	if err == nil {
+		return next
+	}
+	return fmt.Errorf("%w; %w", err, next)
+}
+
+// candidates returns IP addresses with ports in the order of attempts, and the
+// errors of the hosts that cannot be resolved.
 func (d *Dialer) candidates(ctx context.Context, address string) (found []string, err error) {
 	lookup := d.LookupHost
 	if lookup == nil {
@@ -81,10 +108,7 @@ func (d *Dialer) candidates(ctx context.Context, address string) (found []string
 				continue
 			}
 		}
-		if err != nil {
-			cause = fmt.Errorf("%w; %w", err, cause)
-		}
-		err = cause
+		err = join(err, cause)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -92,13 +116,12 @@ func (d *Dialer) candidates(ctx context.Context, address string) (found []string
 	return found, err
 }
 
-// Avoid makes an IP address with port, as [net.Conn.RemoteAddr] has it, the
-// last one to be tried, until the peer there sends a byte on a connection that
-// is opened later.
+// Avoid makes an IP address with port, as in [net.Conn.RemoteAddr], the last one
+// to be tried, until the peer sends a byte on a later connection.
 func (d *Dialer) Avoid(address string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	const most = 1024 // a name can have ever new addresses
+	const most = 1024 // the addresses of a name can change without end
 	if d.failed == nil || len(d.failed) == most {
 		d.failed = map[string]time.Time{}
 	}
@@ -111,16 +134,17 @@ func (d *Dialer) answered(address string) {
 	delete(d.failed, address)
 }
 
-// patience is how long a peer may be silent on a connection that its user
-// closes without the peer being to blame.
+// patience is how long a peer may be silent on a connection before closing it
+// counts as a failure of the peer.
 const patience = time.Second
 
-// conn notes whether the peer sends anything.
+// conn tells its dialer whether the peer has answered.
 type conn struct {
 	net.Conn
 	dialer   *Dialer
 	address  string
 	opened   time.Time
+	forget   func() bool // stops waiting for the end of the owner
 	answered atomic.Bool
 	failed   atomic.Bool
 }
@@ -140,6 +164,11 @@ func (c *conn) Read(p []byte) (int, error) {
 }
 
 func (c *conn) Close() error {
+	c.forget()
+	return c.close()
+}
+
+func (c *conn) close() error {
 	if !c.answered.Load() && time.Since(c.opened) > patience {
 		c.fail()
 	}

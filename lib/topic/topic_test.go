@@ -74,9 +74,9 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 	t.Parallel()
 	c := topictest.Config(t)
 	c.Partitions, c.RetentionHours, c.RetentionMegabytes = 3, 2, 5
-	first, second := topic.NewLink(c, "first", zerolog.Nop()), topic.NewLink(c, "second", zerolog.Nop())
+	first, second := topic.NewCluster(c, "first", zerolog.Nop()), topic.NewCluster(c, "second", zerolog.Nop())
 	if first.Ready(t.Context()) == nil || first.Partitions() != 0 {
-		t.Error("a link is ready before it has asked")
+		t.Error("ready before it has asked")
 	}
 	topictest.Run(t, first)
 	topictest.Run(t, second)
@@ -110,7 +110,7 @@ func TestProduceWaitsForEveryReplica(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	c := topictest.For(t, address)
-	l := topic.NewLink(c, "test", zerolog.Nop())
+	l := topic.NewCluster(c, "test", zerolog.Nop())
 	topictest.Run(t, l)
 	acks := make(chan int16, 100)
 	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
@@ -140,7 +140,7 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		c := topictest.Config(t)
 		topictest.Create(t, c, "max.message.bytes", "100", "compression.type", "uncompressed")
 		var log programtest.Console
-		l := topic.NewLink(c, "test", zerolog.New(&log))
+		l := topic.NewCluster(c, "test", zerolog.New(&log))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- l.Run(ctx) }()
@@ -165,7 +165,7 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		c := topictest.Config(t)
 		topictest.Create(t, c, "max.message.bytes", "2000000", "compression.type", "producer")
 		var log programtest.Console
-		topictest.Run(t, topic.NewLink(c, "test", zerolog.New(&log)))
+		topictest.Run(t, topic.NewCluster(c, "test", zerolog.New(&log)))
 		if got := strings.Count(log.String(), "decompression bombs"); got != 4 {
 			t.Errorf("got %d warnings, want one for each topic and setting:\n%s", got, &log)
 		}
@@ -174,8 +174,8 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		cluster, address := topictest.Cluster(t)
 		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Err: kerr.TopicAuthorizationFailed, Count: -1})
 		var log programtest.Console
-		topictest.Run(t, topic.NewLink(topictest.For(t, address), "test", zerolog.New(&log)))
-		if strings.Contains(log.String(), `"level":"warn"`) || !strings.Contains(log.String(), "were not checked") {
+		topictest.Run(t, topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log)))
+		if strings.Contains(log.String(), `"level":"warn"`) || !strings.Contains(log.String(), "not checked") {
 			t.Errorf("got %s", &log)
 		}
 	})
@@ -207,7 +207,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	var on atomic.Bool
 	refuseOne(cluster, 1, &on)
 	var log programtest.Console
-	l := topic.NewLink(topictest.For(t, address), "test", zerolog.New(&log))
+	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 	topictest.Run(t, l)
 	client := l.Client()
 	on.Store(true)
@@ -216,7 +216,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 		return strings.Contains(log.String(), `"partition":1,"message":"partition has no leader"`)
 	})
 	if err := l.Ready(t.Context()); err != nil || l.Client() != client {
-		t.Errorf("got %v, want a link that is ready, and its connections kept", err)
+		t.Errorf("got %v, want it ready with the same connections", err)
 	}
 	if got := []int{l.Route(0), l.Route(2), l.Route(3), l.Route(5)}; !slices.Equal(got, []int{0, 2, 3, 2}) {
 		t.Errorf("got routes %v", got)
@@ -232,7 +232,7 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 	on.Store(true)
 	refuseOne(cluster, 1, &on)
 	var log programtest.Console
-	l := topic.NewLink(topictest.For(t, address), "test", zerolog.New(&log))
+	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
@@ -250,7 +250,7 @@ func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
 	t.Parallel()
 	c := topictest.Config(t)
 	c.Brokers = append([]string{topictest.Mute(t)}, c.Brokers...)
-	topictest.Run(t, topic.NewLink(c, "test", zerolog.Nop())) // waits until it is ready
+	topictest.Run(t, topic.NewCluster(c, "test", zerolog.Nop())) // waits until it is ready
 }
 
 func TestErrorType(t *testing.T) {
@@ -265,12 +265,12 @@ func TestErrorType(t *testing.T) {
 	}
 }
 
-func TestLinkSurvivesItsBroker(t *testing.T) {
+func TestClusterSurvivesItsBroker(t *testing.T) {
 	t.Parallel()
 	dir := kfake.DataDir(t.TempDir())
 	cluster, address := topictest.Cluster(t, dir)
 	c := topictest.For(t, address)
-	l := topic.NewLink(c, "test", zerolog.Nop())
+	l := topic.NewCluster(c, "test", zerolog.Nop())
 	topictest.Run(t, l)
 	produce := func() bool {
 		_, err := l.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("v")})
@@ -281,7 +281,7 @@ func TestLinkSurvivesItsBroker(t *testing.T) {
 	}
 	for range 2 {
 		cluster.Close()
-		topictest.Eventually(t, 5*time.Second, "the link knows that kafka is away", func() bool { return l.Ready(t.Context()) != nil })
+		topictest.Eventually(t, 5*time.Second, "not ready", func() bool { return l.Ready(t.Context()) != nil })
 		if produce() {
 			t.Fatal("produced without a broker")
 		}
@@ -292,7 +292,7 @@ func TestLinkSurvivesItsBroker(t *testing.T) {
 }
 
 // What the check meets on a broker that answers, but not well.
-func TestLinkIsNotReadyWhileABrokerRefuses(t *testing.T) {
+func TestClusterIsNotReadyWhileABrokerRefuses(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		key  kmsg.Key
@@ -306,7 +306,7 @@ func TestLinkIsNotReadyWhileABrokerRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			cluster, address := topictest.Cluster(t)
 			fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{c.key}, Err: c.err, Count: -1})
-			l := topic.NewLink(topictest.For(t, address), "test", zerolog.Nop())
+			l := topic.NewCluster(topictest.For(t, address), "test", zerolog.Nop())
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- l.Run(ctx) }()
@@ -331,7 +331,7 @@ func TestDialedConnectionsEndWithTheirOwner(t *testing.T) {
 	}
 	defer listener.Close()
 	owner, cut := context.WithCancel(t.Context())
-	dial := topic.NewLink(topic.Defaults(), "test", zerolog.Nop()).Dial(owner)
+	dial := topic.NewCluster(topic.Defaults(), "test", zerolog.Nop()).Dial(owner)
 	conn, err := dial(t.Context(), "tcp", listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)

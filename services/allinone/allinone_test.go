@@ -401,7 +401,7 @@ func TestStopOfOnceWaitsForTheWholeDrain(t *testing.T) {
 	c.Kafka = topictest.For(t, address)
 	takeOne(cluster)
 	said, stop := start(t, c)
-	said.find(t, " WRN ms2 kafka did not take messages")
+	said.find(t, " WRN ms2 produce request failed, retrying")
 	if err := stop(); err == nil || !strings.HasSuffix(err.Error(), " messages of session 1 were lost") {
 		t.Errorf("stopped: %v, want that a message was lost", err)
 	}

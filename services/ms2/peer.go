@@ -10,7 +10,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
-	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
@@ -30,8 +29,8 @@ const (
 	maxReason    = 123         // bytes; RFC 6455, 5.5
 )
 
-// closure is why MS2 closes a connection: a status code of RFC 6455, 7.4, and
-// a text for the peer.
+// closure is the reason why MS2 closes a connection: a status code (RFC 6455,
+// 7.4) and a text for the peer.
 type closure struct {
 	code int
 	text string
@@ -39,9 +38,8 @@ type closure struct {
 
 func (c closure) Error() string { return fmt.Sprintf("closed with %d: %s", c.code, c.text) }
 
-// servePeer reads messages from a connection until it ends, for a reason that
-// it returns, or until the context of its place does, with a closure as its
-// cause.
+// servePeer reads messages from a connection until it fails or the context of
+// its seat ends, with a closure as the cause. It returns the reason.
 func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 	ctx, cancel := place.ctx, place.cancel
 	interrupted := make(chan struct{})
@@ -55,13 +53,13 @@ func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 		defer close(pinging)
 		for retry.Pause(ctx, s.ping) {
 			if err := ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(s.ping)); err != nil {
-				cancel(fmt.Errorf("sending a ping: %w", err))
+				cancel(fmt.Errorf("send ping: %w", err))
 			}
 		}
 	}()
 	ended := s.read(place, ws)
 	if !reading() {
-		<-interrupted // lest it cut off the goodbye
+		<-interrupted // it would cut off the close frame
 	}
 	cancel(ended)
 	<-pinging
@@ -70,10 +68,9 @@ func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 	if reason := (closure{}); errors.As(err, &reason) {
 		frame := websocket.FormatCloseMessage(reason.code, cut(reason.text))
 		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(closeTimeout))
-		// Closing a socket that has bytes unread resets it, which can take the
-		// close frame away from the peer before it was read. So this waits for
-		// the peer's own close frame (RFC 6455, 7.1.1) or, in the middle of a
-		// frame, for its end of the connection.
+		// Closing a socket with unread bytes resets it, and the peer may lose
+		// the close frame. Wait for the peer's close frame (RFC 6455, 7.1.1)
+		// or, in the middle of a frame, for the end of the connection.
 		_ = ws.NetConn().SetReadDeadline(time.Now().Add(closeTimeout))
 		for ended = nil; ended == nil; {
 			_, _, ended = ws.NextReader()
@@ -86,11 +83,11 @@ func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 	return err
 }
 
-// read takes messages from the connection into the queue.
+// read puts the messages of the connection into the queue.
 func (s *Service) read(place *seat, ws *websocket.Conn) error {
 	ctx := place.ctx
-	// The deadline is set before ctx is asked: whoever ends ctx sets a deadline
-	// that has passed, which must not be overwritten.
+	// Set the deadline before checking ctx: its end sets a deadline in the past,
+	// which must not be overwritten.
 	alive := func(string) error {
 		_ = ws.SetReadDeadline(time.Now().Add(lostPings * s.ping))
 		return context.Cause(ctx)
@@ -98,8 +95,8 @@ func (s *Service) read(place *seat, ws *websocket.Conn) error {
 	ws.SetReadLimit(message.MaxBytes)
 	ws.SetPongHandler(alive)
 	for {
-		// Not before the queue has taken the last message: while it is full
-		// nothing is read, and so no pong could prove that the peer lives.
+		// Only when the queue has accepted the last message: while it is full,
+		// nothing is read, and no pong can arrive.
 		if err := alive(""); err != nil {
 			return err
 		}
@@ -107,11 +104,11 @@ func (s *Service) read(place *seat, ws *websocket.Conn) error {
 		now := message.StampOf(time.Now())
 		switch {
 		case errors.Is(err, websocket.ErrReadLimit): // closed with 1009 by ReadMessage
-			return s.reject(ctx, "too_large", closure{websocket.CloseMessageTooBig, fmt.Sprintf("found more than %d bytes", message.MaxBytes)})
+			return s.reject(ctx, "too_large", closure{websocket.CloseMessageTooBig, fmt.Sprintf("expected at most %d bytes", message.MaxBytes)})
 		case err != nil:
-			return fmt.Errorf("reading a frame: %w", err)
+			return fmt.Errorf("read frame: %w", err)
 		case kind != websocket.TextMessage:
-			return s.reject(ctx, "binary", closure{websocket.CloseUnsupportedData, "found a binary frame, expected text"})
+			return s.reject(ctx, "binary", closure{websocket.CloseUnsupportedData, "expected a text frame, found binary"})
 		}
 		m, err := message.Decode(data, message.AtMS2)
 		if err != nil {
@@ -127,7 +124,7 @@ func (s *Service) read(place *seat, ws *websocket.Conn) error {
 	}
 }
 
-// take puts a message into the queue, and waits as long as that is full.
+// take puts a message into the queue, and waits while that is full.
 func (s *Service) take(ctx context.Context, m message.Message) error {
 	s.metrics.received.Inc()
 	key, value := []byte(m.Key().String()), m.Encode()
@@ -146,14 +143,13 @@ func (s *Service) startSpan(ctx context.Context, attributes ...attribute.KeyValu
 		semconv.MessagingDestinationName(s.topic))...))
 }
 
-// reject counts a frame that is no message, logs some, and makes a trace of it:
-// it was an incoming message too, though nobody knows which.
+// reject counts, logs and traces a frame that is no message, and returns c.
 func (s *Service) reject(ctx context.Context, reason string, c closure) error {
 	s.metrics.rejected.WithLabelValues(reason).Inc()
 	_, span := s.startSpan(ctx, semconv.ErrorTypeKey.String(reason))
 	span.SetStatus(codes.Error, c.text)
 	span.End()
-	s.rejected.event(zerolog.WarnLevel).Str("reason", reason).Str("detail", cut(c.text)).Stringer("trace_id", span.SpanContext().TraceID()).Msg("a frame was rejected")
+	s.rejected.Warn().Str("reason", reason).Str("detail", cut(c.text)).Stringer("trace_id", span.SpanContext().TraceID()).Msg("frame rejected")
 	return c
 }
 

@@ -13,6 +13,7 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
@@ -21,91 +22,90 @@ const (
 	queueLength = 4096 // messages; the largest in_flight of MS1
 	batchLength = 100  // messages in a request
 	stallTime   = 10 * time.Second
-	adaptTime   = 30 * time.Second // after which a lane returns to its partition, or tries larger requests
+	adaptTime   = 30 * time.Second // until a lane returns to its partition, or tries larger requests
 )
 
-// entry is a message on its way to Kafka, with the span that ends when Kafka
-// has it.
+// entry is a message to be written to Kafka. Its span ends when Kafka has
+// acknowledged it.
 type entry struct {
 	record kafka.Message
 	span   trace.Span
 }
 
 // queue holds the messages that were read and are not yet acknowledged by
-// Kafka. Each partition has a lane of its own, which sends whatever waits for
-// it, up to a hundred messages, as soon as its last request is answered: no
-// message waits for company. A lane whose partition fails sends to the next
-// one; the order of messages means nothing.
+// Kafka. Each partition has its own lane. As soon as its last request is
+// answered, a lane sends everything it holds, up to a hundred messages: no
+// message waits for a full batch. If its partition fails, it sends to the next
+// one; the order of messages does not matter.
 type queue struct {
-	link    *topic.Link
+	cluster *topic.Cluster
 	topic   string
 	metrics *metrics
 	log     zerolog.Logger
-	errors  zerolog.Logger // logs at most once a second
-	stalled func()         // told when the queue was dropped for lack of progress
-	stall   time.Duration  // without progress, after which that happens
+	errors  zerolog.Logger // at most one event a second
+	stalled func()         // called before the queue is dropped for lack of progress
+	stall   time.Duration  // time without progress after which it is dropped
 
-	slots   chan struct{} // one taken by each message in the queue
-	stop    chan struct{} // closed when the lanes are to end
+	slots   chan struct{} // holds a token for each message in the queue
+	stop    chan struct{} // closed to end the lanes
 	running sync.WaitGroup
 
 	mu       sync.Mutex
 	lanes    []*lane // by partition
 	numbers  []int   // 0, 1, 2, …: the partitions, for the balancer
 	round    context.Context
-	drop     context.CancelFunc // makes the lanes give up what they hold
-	progress time.Time          // of the last request that Kafka took, or when nothing waited
-	misfit   error              // of a message that alone was too large for the topic
+	drop     context.CancelFunc // makes the lanes drop what they hold
+	progress time.Time          // when Kafka last accepted a request, or the queue was empty
+	misfit   error              // a single message was too large for the topic
 	misfitAt time.Time
 }
 
 // lane is the messages of one partition.
 type lane struct {
 	number  int
-	entries chan entry // could hold the whole queue, so only slots ever block
+	entries chan entry // has room for the whole queue: only slots block
 
-	// Only of its goroutine.
-	most      int       // messages in a request: what the topic took last
-	shift     int       // partitions between the lane's own and the one that is written to
+	// Used by its goroutine only.
+	most      int       // messages in a request
+	shift     int       // offset from the lane's own partition to the one it writes to
 	shrunk    time.Time // when most was changed
 	shiftedAt time.Time
 }
 
-func newQueue(link *topic.Link, name string, m *metrics, log zerolog.Logger, stalled func()) *queue {
+func newQueue(cluster *topic.Cluster, name string, m *metrics, log zerolog.Logger, stalled func()) *queue {
 	q := &queue{
-		link: link, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime,
-		errors: log.Sample(&zerolog.BurstSampler{Burst: 1, Period: time.Second}),
+		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime,
+		errors: logging.Limit(log),
 		slots:  make(chan struct{}, queueLength), stop: make(chan struct{}),
 	}
 	q.round, q.drop = context.WithCancel(context.Background())
 	return q
 }
 
-// put takes a message into the queue. While the queue is full it waits; if ctx
-// ends first it returns the cause.
+// put adds a message to the queue. While the queue is full, it waits; if ctx
+// ends first, it returns the cause.
 func (q *queue) put(ctx context.Context, e entry) error {
 	select {
 	case q.slots <- struct{}{}:
 	case <-ctx.Done():
-		e.fail("not_queued", "the connection was closed while the queue was full")
+		e.fail("not_queued", "connection closed while the queue was full")
 		return context.Cause(ctx)
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i := len(q.lanes); i < max(1, q.link.Partitions()); i++ {
+	for i := len(q.lanes); i < max(1, q.cluster.Partitions()); i++ {
 		l := &lane{number: i, entries: make(chan entry, queueLength), most: batchLength}
 		q.lanes, q.numbers = append(q.lanes, l), append(q.numbers, i)
 		q.running.Go(func() { q.runLane(l) })
 	}
-	// The partitioner of Kafka's own clients, so that any tool finds a record
-	// where it looks for its key.
+	// The partitioner of Kafka's own clients: tools look for a key where it
+	// puts the record.
 	q.lanes[kafka.Murmur2Balancer{}.Balance(e.record, q.numbers...)].entries <- e
 	return nil
 }
 
-// run watches that Kafka takes what waits. When ctx ends it waits until
-// everything is written, or until drain ends, drops the rest and stops the
-// lanes.
+// run checks that Kafka accepts the messages. When ctx ends, it waits until all
+// are written or drain ends, drops the rest and stops the lanes.
 func (q *queue) run(ctx, drain context.Context) {
 	q.progressed()
 	tick := time.NewTicker(q.stall / 20)
@@ -117,7 +117,7 @@ func (q *queue) run(ctx, drain context.Context) {
 		case <-ctx.Done():
 		}
 	}
-	for range cap(q.slots) { // all are free when all can be taken
+	for range cap(q.slots) { // the queue is empty when all can be taken
 		select {
 		case q.slots <- struct{}{}:
 			continue
@@ -151,14 +151,13 @@ func (q *queue) watch() {
 	if !stalled {
 		return
 	}
-	q.log.Warn().Int("messages", len(q.slots)).Stringer("without_progress", q.stall).
-		Msg("kafka takes nothing: the queue is dropped and the connections are closed; MS1 sends everything again")
+	q.log.Warn().Int("messages", len(q.slots)).Stringer("without_progress", q.stall).Msg("kafka accepts nothing, queue dropped")
 	q.stalled()
 	q.dropAll()
 	q.progressed()
 }
 
-// dropAll empties the lanes and makes them give up what they try to send.
+// dropAll empties the lanes and cancels their requests.
 func (q *queue) dropAll() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -177,12 +176,12 @@ func (q *queue) dropAll() {
 }
 
 func (q *queue) dropped(e entry) {
-	e.fail("dropped", "kafka did not take the message")
+	e.fail("dropped", "kafka did not accept the message")
 	q.metrics.dropped.Inc()
 	<-q.slots
 }
 
-// runLane sends what comes through the lane.
+// runLane sends the entries of the lane.
 func (q *queue) runLane(l *lane) {
 	batch := make([]entry, 0, batchLength)
 	for {
@@ -214,8 +213,8 @@ func (q *queue) runLane(l *lane) {
 	}
 }
 
-// send writes the batch to Kafka, in as many requests and as often as it takes
-// until ctx ends, and then drops the rest.
+// send writes the batch to Kafka. It splits batches that are too large and
+// retries until ctx ends, when it drops the rest.
 func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 	pause := retry.Backoff{First: 50 * time.Millisecond, Most: 500 * time.Millisecond}
 	for len(batch) > 0 {
@@ -224,8 +223,8 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 		for i, e := range part {
 			records[i] = e.record
 		}
-		partition := q.link.Route(l.number + l.shift)
-		offset, err := q.link.Produce(ctx, q.topic, partition, records...)
+		partition := q.cluster.Route(l.number + l.shift)
+		offset, err := q.cluster.Produce(ctx, q.topic, partition, records...)
 		if err == nil {
 			q.produced(part, partition, offset)
 			batch = batch[len(part):]
@@ -246,12 +245,11 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 				}
 			}
 			if tooLarge {
-				q.refused(fmt.Errorf("topic %s: max.message.bytes: must be at least %d, one message is larger: %w", q.topic, topic.MessageBytes, err))
+				q.refused(fmt.Errorf("topic %s: max.message.bytes: must be at least %d: %w", q.topic, topic.MessageBytes, err))
 			} else {
 				l.shift, l.shiftedAt = l.shift+1, time.Now()
 			}
-			q.errors.Warn().Err(err).Int("messages", len(part)).Int("partition", partition).
-				Msg("kafka did not take messages; they are sent again until it does")
+			q.errors.Warn().Err(err).Int("messages", len(part)).Int("partition", partition).Msg("produce request failed, retrying")
 		}
 		if pause.Wait(ctx) != nil {
 			for _, e := range batch {
@@ -262,7 +260,7 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 	}
 }
 
-// produced accounts for messages that Kafka has.
+// produced records that Kafka has acknowledged entries.
 func (q *queue) produced(entries []entry, partition int, offset int64) {
 	q.progressed()
 	q.refused(nil)
@@ -278,16 +276,17 @@ func (q *queue) produced(entries []entry, partition int, offset int64) {
 	}
 }
 
-// refused notes why the topic takes no message at all, nil if it took one.
+// refused records the setting for which the topic refuses every message; nil
+// after one that it has accepted.
 func (q *queue) refused(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.misfit, q.misfitAt = err, time.Now()
 }
 
-// ready returns nil if the topic takes messages, however small the requests
-// have to be, else the setting that excludes them. It forgets that after the
-// stall time: only another message can tell whether the setting was mended.
+// ready returns the setting for which the topic refuses every message, or nil.
+// It forgets the setting after the stall time: only another message can show
+// that it was corrected.
 func (q *queue) ready() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -27,10 +27,12 @@ import (
 
 	"github.com/gorilla/websocket"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
+	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
@@ -38,12 +40,12 @@ import (
 
 const (
 	handshakeTimeout = 5 * time.Second
-	// maxPeers is the number of WebSocket connections. MS1 needs one; all of
-	// them cost some 3 MB. One more takes the place of the oldest that has not
-	// sent a message, and is refused if there is none.
+	// maxPeers is the limit of WebSocket connections; MS1 needs one. They use
+	// about 3 MB. A further one replaces the oldest that has not sent a
+	// message, and is refused if every one has.
 	maxPeers = 64
-	// drainTime is how long after the signal to stop the queue may still be
-	// written to Kafka. The whole exit takes five seconds at most.
+	// drainTime is how long the queue may be written to Kafka after the signal
+	// to stop. The shutdown takes at most five seconds.
 	drainTime = 4 * time.Second
 )
 
@@ -53,28 +55,27 @@ type Service struct {
 	telemetry *telemetry.Telemetry
 	metrics   *metrics
 	topic     string
-	link      *topic.Link
+	cluster   *topic.Cluster
 	queue     *queue
 	server    *httpserver.Server
 	upgrader  websocket.Upgrader
 	ping      time.Duration // between two pings
-	opened    seldom        // log of connections that began
-	ended     seldom        // log of connections that ended or were refused
-	rejected  seldom        // log of frames that are no message
+	opened    zerolog.Logger
+	ended     zerolog.Logger // also of connections that were refused
+	rejected  zerolog.Logger // frames that are no message
 
-	// open ends, with the reason for the peers as its cause, when the
-	// connections are to be closed; a new one takes its place then, unless the
-	// service stops.
+	// open is the context of the connections. It is cancelled to close them,
+	// with a closure as its cause, and replaced unless the service stops.
 	mu       sync.Mutex
 	open     context.Context
 	close    context.CancelCauseFunc
 	stopping bool
 	peers    sync.WaitGroup
 	seats    []*seat // of the connections, oldest first
-	closing  int     // connections that were closed for others and still say goodbye
+	closing  int     // connections that were replaced and are being closed
 }
 
-// seat is the place of a connection among those that are allowed.
+// seat is the place of a connection within the limit.
 type seat struct {
 	sent    atomic.Bool // a message
 	ctx     context.Context
@@ -83,27 +84,26 @@ type seat struct {
 }
 
 // Run runs MS2 until ctx is cancelled, with its log also on the console. It
-// calls listening, unless that is nil, when the service listens.
+// calls listening, unless nil, when the service listens.
 func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {
 	return program.Serve(ctx, "ms2", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
 		return New(c, log, tel)
 	}, listening)
 }
 
-// New returns the service, which listens but does not serve before
-// [Service.Run]. It fails if it cannot listen.
+// New returns the service. It listens, and serves in [Service.Run].
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
 	s := &Service{
 		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, ping: pingInterval,
-		link:   topic.NewLink(c.Kafka, "tricycle-ms2", log),
-		opened: seldom{log: log}, ended: seldom{log: log}, rejected: seldom{log: log},
+		cluster: topic.NewCluster(c.Kafka, "tricycle-ms2", log),
+		opened:  logging.Limit(log), ended: logging.Limit(log), rejected: logging.Limit(log),
 	}
-	s.queue = newQueue(s.link, c.Kafka.Topic, s.metrics, log, s.tryAgainLater)
-	t.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	s.queue = newQueue(s.cluster, c.Kafka.Topic, s.metrics, log, s.tryAgainLater)
+	promauto.With(t.Metrics).NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tricycle_ms2_queue_messages", Help: "Messages that were read and not yet acknowledged by Kafka.",
-	}, func() float64 { return float64(len(s.queue.slots)) }))
+	}, func() float64 { return float64(len(s.queue.slots)) })
 	s.open, s.close = context.WithCancelCause(context.Background())
-	s.upgrader = websocket.Upgrader{ // without CheckOrigin it refuses a page of another site
+	s.upgrader = websocket.Upgrader{ // without CheckOrigin, it refuses other origins
 		HandshakeTimeout: handshakeTimeout,
 		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
 			httpserver.Problem{Status: status, Detail: reason.Error()}.Write(w)
@@ -113,7 +113,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: s.serveWebSocket}
 	var err error
 	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
-		return nil, fmt.Errorf("listening for MS1: %w", err)
+		return nil, fmt.Errorf("listen for MS1: %w", err)
 	}
 	return s, nil
 }
@@ -122,21 +122,21 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 func (s *Service) Address() string { return s.server.Address() }
 
 // Run serves until ctx is cancelled. Then it stops reading, closes the
-// connections with 1001, writes what it has read to Kafka, for four seconds at
-// most, and returns within five. It returns an error only if it cannot serve.
+// connections with 1001 and writes its queue to Kafka for at most four seconds.
+// It returns within five, with an error only if it cannot serve.
 func (s *Service) Run(ctx context.Context) error {
 	drain, cancel := lifecycle.Grace(ctx, drainTime)
 	defer cancel()
 	return lifecycle.Run(ctx,
-		lifecycle.Part{Name: "kafka", Run: s.link.Run},
+		lifecycle.Part{Name: "kafka", Run: s.cluster.Run},
 		lifecycle.Part{Name: "queue", Run: func(ctx context.Context) error { s.queue.run(ctx, drain); return nil }},
 		lifecycle.Part{Name: "http", Run: s.server.Run},
 		lifecycle.Part{Name: "connections", Run: s.runPeers},
 	)
 }
 
-// runPeers closes the connections when ctx ends, and waits until nothing is
-// read from them any more.
+// runPeers closes the connections when ctx ends, and returns when nothing more
+// is read from them.
 func (s *Service) runPeers(ctx context.Context) error {
 	<-ctx.Done()
 	s.mu.Lock()
@@ -147,20 +147,20 @@ func (s *Service) runPeers(ctx context.Context) error {
 	return nil
 }
 
-// tryAgainLater closes every connection because Kafka takes nothing.
+// tryAgainLater closes every connection because Kafka accepts nothing.
 func (s *Service) tryAgainLater() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.stopping {
 		return
 	}
-	s.close(closure{websocket.CloseTryAgainLater, "kafka takes no messages; send everything again later"})
+	s.close(closure{websocket.CloseTryAgainLater, "kafka accepts no messages; resend everything later"})
 	s.open, s.close = context.WithCancelCause(context.Background())
 }
 
-// ready returns nil if Kafka takes messages.
+// ready returns nil if Kafka accepts messages.
 func (s *Service) ready(ctx context.Context) error {
-	return cmp.Or(s.link.Ready(ctx), s.queue.ready())
+	return cmp.Or(s.cluster.Ready(ctx), s.queue.ready())
 }
 
 func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
@@ -184,24 +184,24 @@ func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	if place == nil {
 		w.Header().Set("Retry-After", "1")
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("all %d connections are in use", maxPeers)}.Write(w)
-		s.ended.event(zerolog.WarnLevel).Str("remote", r.RemoteAddr).Msg("too many connections")
+		s.ended.Warn().Str("remote", r.RemoteAddr).Msg("too many connections")
 		return
 	}
 	defer s.leave(place)
 	ws, err := s.upgrader.Upgrade(w, r, nil)
 	if err != nil {
-		s.ended.event(zerolog.WarnLevel).Err(err).Str("remote", r.RemoteAddr).Msg("a WebSocket handshake was refused")
+		s.ended.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("websocket handshake refused")
 		return
 	}
 	s.metrics.connections.Inc()
 	defer s.metrics.connections.Dec()
-	s.opened.event(zerolog.InfoLevel).Str("remote", r.RemoteAddr).Msg("MS1 has connected")
+	s.opened.Info().Str("remote", r.RemoteAddr).Msg("connection opened")
 	err = s.servePeer(place, ws)
-	s.ended.event(zerolog.InfoLevel).Str("remote", r.RemoteAddr).AnErr("reason", err).Msg("a connection has ended")
+	s.ended.Info().Str("remote", r.RemoteAddr).AnErr("reason", err).Msg("connection closed")
 }
 
-// sit returns a place for a connection, whose context ends with open, or nil
-// if there is none.
+// sit returns a seat for a connection, whose context ends with open, or nil if
+// all are taken.
 func (s *Service) sit(open context.Context) *seat {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -211,7 +211,7 @@ func (s *Service) sit(open context.Context) *seat {
 			return nil
 		}
 		s.seats[i].evicted = true
-		s.seats[i].cancel(closure{websocket.CloseTryAgainLater, "too many connections, and this one has sent nothing"})
+		s.seats[i].cancel(closure{websocket.CloseTryAgainLater, "too many connections; this one has sent nothing"})
 		s.seats = slices.Delete(s.seats, i, i+1)
 		s.closing++
 	}
@@ -232,60 +232,32 @@ func (s *Service) leave(p *seat) {
 	s.seats = slices.DeleteFunc(s.seats, func(q *seat) bool { return q == p })
 }
 
-// seldom logs one of its events a second at most, with the number of those
-// before it that were not logged.
-type seldom struct {
-	log     zerolog.Logger
-	mu      sync.Mutex
-	last    time.Time
-	skipped int
-}
-
-// event returns an event to log, or nil, which logs nothing.
-func (l *seldom) event(level zerolog.Level) *zerolog.Event {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if time.Since(l.last) < time.Second {
-		l.skipped++
-		return nil
-	}
-	e := l.log.WithLevel(level)
-	if l.skipped > 0 {
-		e = e.Int("skipped", l.skipped)
-	}
-	l.last, l.skipped = time.Now(), 0
-	return e
-}
-
-// metrics are the figures of MS2.
+// metrics are the metrics of MS2.
 type metrics struct {
-	received    prometheus.Counter
-	produced    prometheus.Counter
-	dropped     prometheus.Counter
-	retries     prometheus.Counter
-	connections prometheus.Gauge
-	rejected    *prometheus.CounterVec
+	received, produced, dropped, retries prometheus.Counter
+	connections                          prometheus.Gauge
+	rejected                             *prometheus.CounterVec
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
+	create := promauto.With(registry)
 	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+		return create.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	m := &metrics{
-		received: counter("tricycle_ms2_messages_received_total", "Well-formed messages read from the WebSocket, repeats included."),
+		received: counter("tricycle_ms2_messages_received_total", "Well-formed messages read from the WebSocket, including duplicates."),
 		produced: counter("tricycle_ms2_messages_produced_total", "Messages that Kafka has acknowledged."),
-		dropped:  counter("tricycle_ms2_messages_dropped_total", "Messages dropped from the queue, which MS1 sends again."),
-		retries:  counter("tricycle_ms2_produce_retries_total", "Requests to Kafka that failed and were repeated."),
-		connections: prometheus.NewGauge(prometheus.GaugeOpts{
+		dropped:  counter("tricycle_ms2_messages_dropped_total", "Messages dropped from the queue, which MS1 resends."),
+		retries:  counter("tricycle_ms2_produce_retries_total", "Requests to Kafka that failed and were retried."),
+		connections: create.NewGauge(prometheus.GaugeOpts{
 			Name: "tricycle_ms2_connections", Help: "Open WebSocket connections.",
 		}),
-		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+		rejected: create.NewCounterVec(prometheus.CounterOpts{
 			Name: "tricycle_ms2_frames_rejected_total", Help: "Frames that are no message, by reason: binary, malformed or too_large.",
 		}, []string{"reason"}),
 	}
 	for _, reason := range []string{"binary", "malformed", "too_large"} {
-		m.rejected.WithLabelValues(reason) // so that each is there, as 0, from the start
+		m.rejected.WithLabelValues(reason) // exported as 0 from the start
 	}
-	registry.MustRegister(m.received, m.produced, m.dropped, m.retries, m.connections, m.rejected)
 	return m
 }

@@ -29,7 +29,7 @@ const (
 // consumer is a member of the consumer group.
 type consumer struct {
 	config    Config
-	link      *topic.Link
+	cluster   *topic.Cluster
 	client    *storeClient
 	telemetry *telemetry.Telemetry
 	metrics   *metrics
@@ -52,19 +52,19 @@ type consumer struct {
 	health  atomic.Pointer[error]
 }
 
-func newConsumer(c Config, link *topic.Link, client *storeClient, t *telemetry.Telemetry, log zerolog.Logger) *consumer {
+func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telemetry.Telemetry, log zerolog.Logger) *consumer {
 	sampled := func() zerolog.Logger {
 		return log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
 	}
 	k := &consumer{
-		config: c, link: link, client: client, telemetry: t, offsets: newOffsets(maxOpen), stall: stallTime, session: sessionTime,
+		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), stall: stallTime, session: sessionTime,
 		members: members{clientID: "tricycle-ms3-" + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
 		posting: make(chan struct{}, c.Workers),
 	}
 	boundDecompression()
 	k.letters.produce = func(ctx context.Context, batch ...kafka.Message) error {
-		_, err := link.Produce(ctx, c.Kafka.DeadLetterTopic, 0, batch...) // every topic has partition 0
+		_, err := cluster.Produce(ctx, c.Kafka.DeadLetterTopic, 0, batch...) // every topic has partition 0
 		return err
 	}
 	k.metrics = newMetrics(t.Metrics, k.offsets)
@@ -77,7 +77,7 @@ func (c *consumer) setReady(err error) { c.health.Store(&err) }
 // ready returns nil if at the last check this consumer was a member of the
 // group and the group had all partitions.
 func (c *consumer) ready(ctx context.Context) error {
-	if err := c.link.Ready(ctx); err != nil {
+	if err := c.cluster.Ready(ctx); err != nil {
 		return err
 	}
 	return *c.health.Load()
@@ -88,7 +88,7 @@ func (c *consumer) run(ctx context.Context) error {
 	// Work in flight outlives ctx by the grace time.
 	work, stop := lifecycle.Grace(ctx, graceTime)
 	defer stop()
-	for c.link.Partitions() == 0 && retry.Pause(ctx, commitInterval) { // until the topic exists
+	for c.cluster.Partitions() == 0 && retry.Pause(ctx, commitInterval) { // until the topic exists
 	}
 	for ctx.Err() == nil {
 		if err := c.consume(ctx, work); errors.Is(err, errStalled) {

@@ -99,7 +99,7 @@ func TestFormerMembersAreRemovedAfterARestart(t *testing.T) {
 	topictest.Eventually(t, 20*time.Second, "stored before", func() bool { return store.got() == 400 })
 	server.Kill()
 	topictest.Eventually(t, 20*time.Second, "the broker is missed", func() bool {
-		return pair[0].link.Ready(t.Context()) != nil && pair[1].link.Ready(t.Context()) != nil
+		return pair[0].cluster.Ready(t.Context()) != nil && pair[1].cluster.Ready(t.Context()) != nil
 	})
 	server.Start()
 	begin := time.Now()

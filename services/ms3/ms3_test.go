@@ -201,14 +201,14 @@ func (r *running) ask(path string) (int, string) {
 
 // ms2 stands for MS2: it writes to the topic.
 type ms2 struct {
-	*topic.Link
+	*topic.Cluster
 	t *testing.T
 	k topic.Config
 }
 
 func newMS2(t *testing.T, k topic.Config) *ms2 {
 	t.Helper()
-	l := topic.NewLink(k, "test", zerolog.Nop())
+	l := topic.NewCluster(k, "test", zerolog.Nop())
 	topictest.Run(t, l)
 	return &ms2{l, t, k}
 }
@@ -839,7 +839,7 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 		source.spread(records)
 		topictest.Eventually(t, 20*time.Second, "some posted", func() bool { return store.got() > restart*500 })
 		cluster.Close()
-		topictest.Eventually(t, 10*time.Second, "kafka is missed", func() bool { return r.link.Ready(t.Context()) != nil })
+		topictest.Eventually(t, 10*time.Second, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
 		if status, body := r.ask("/readyz?exclude=ms1"); status != 503 || !strings.Contains(body, `"kafka":"`) {
 			t.Errorf("found %d %s", status, body)
 		}
@@ -864,7 +864,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	cluster.Close()
 	k, store := topictest.For(t, address), newMS1(t)
 	r := start(t, k, store.URL)
-	topictest.Eventually(t, 5*time.Second, "the link has tried", func() bool { return strings.Contains(r.log.String(), "kafka is away") })
+	topictest.Eventually(t, 5*time.Second, "it has tried", func() bool { return strings.Contains(r.log.String(), "kafka unavailable") })
 	if status, body := r.ask("/readyz"); status != 503 || !strings.Contains(body, `"ms1":"ok"`) {
 		t.Errorf("found %d %s", status, body)
 	}

@@ -32,7 +32,7 @@ import (
 
 // Service is MS3.
 type Service struct {
-	link     *topic.Link
+	cluster  *topic.Cluster
 	client   *storeClient
 	consumer *consumer
 	server   *httpserver.Server
@@ -53,8 +53,8 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 	if err != nil {
 		return nil, err
 	}
-	link := topic.NewLink(c.Kafka, "tricycle-ms3", log)
-	s := &Service{link: link, client: client, consumer: newConsumer(c, link, client, t, log)}
+	cluster := topic.NewCluster(c.Kafka, "tricycle-ms3", log)
+	s := &Service{cluster: cluster, client: client, consumer: newConsumer(c, cluster, client, t, log)}
 	routes := httpserver.Health(log, t.Metrics,
 		httpserver.Check{Name: "kafka", Probe: s.consumer.ready},
 		httpserver.Check{Name: "ms1", Probe: client.ready},
@@ -74,7 +74,7 @@ func (s *Service) Address() string { return s.server.Address() }
 func (s *Service) Run(ctx context.Context) error {
 	defer s.client.http.CloseIdleConnections()
 	return lifecycle.Run(ctx,
-		lifecycle.Part{Name: "kafka", Run: s.link.Run},
+		lifecycle.Part{Name: "kafka", Run: s.cluster.Run},
 		lifecycle.Part{Name: "http", Run: s.server.Run},
 		lifecycle.Part{Name: "consumer", Run: s.consumer.run},
 	)

@@ -89,7 +89,7 @@ type group struct {
 // inspect asks the brokers for the group. The error is why the group is not
 // ready; the group is nil if the brokers did not answer.
 func (c *consumer) inspect(ctx context.Context) (*group, error) {
-	client, name := c.link.Client(), c.config.Kafka.Topic
+	client, name := c.cluster.Client(), c.config.Kafka.Topic
 	described, err := client.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{c.config.GroupID}})
 	if err == nil && len(described.Groups) == 1 {
 		err = described.Groups[0].Error
@@ -108,8 +108,8 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 		return &g, fmt.Errorf("not a member of group %s", c.config.GroupID)
 	case state != "Stable":
 		return &g, fmt.Errorf("group %s: must be Stable, got %s", c.config.GroupID, state)
-	case assigned < c.link.Partitions():
-		return &g, fmt.Errorf("group %s: must have %d partitions, got %d", c.config.GroupID, c.link.Partitions(), assigned)
+	case assigned < c.cluster.Partitions():
+		return &g, fmt.Errorf("group %s: must have %d partitions, got %d", c.config.GroupID, c.cluster.Partitions(), assigned)
 	case len(mine) == 0:
 		return &g, nil // a spare member
 	}
@@ -153,7 +153,7 @@ func (c *consumer) remove(ctx context.Context, former []string) error {
 	for _, id := range former {
 		request.Members = append(request.Members, kafka.LeaveGroupRequestMember{ID: id})
 	}
-	resp, err := c.link.Client().LeaveGroup(ctx, request)
+	resp, err := c.cluster.Client().LeaveGroup(ctx, request)
 	if err == nil {
 		err = resp.Error
 	}

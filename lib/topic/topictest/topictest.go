@@ -120,9 +120,9 @@ func Port(t testing.TB, address string) int {
 	return n
 }
 
-// Run runs a link to the brokers until the test ends, and returns it when the
+// Run runs a client of the brokers until the test ends, and returns it when the
 // brokers answer.
-func Run(t testing.TB, l *topic.Link) {
+func Run(t testing.TB, l *topic.Cluster) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -130,7 +130,7 @@ func Run(t testing.TB, l *topic.Link) {
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
-			t.Errorf("link: %v", err)
+			t.Errorf("cluster: %v", err)
 		}
 	})
 	Eventually(t, 30*time.Second, "kafka answers", func() bool { return l.Ready(ctx) == nil })

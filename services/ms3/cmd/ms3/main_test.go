@@ -84,8 +84,8 @@ func TestCommand(t *testing.T) {
 // MS3 posts it again, and nothing is lost.
 func TestKillBetweenPostAndCommit(t *testing.T) {
 	k := topictest.Config(t)
-	link := topic.NewLink(k, "test", zerolog.Nop())
-	topictest.Run(t, link)
+	cluster := topic.NewCluster(k, "test", zerolog.Nop())
+	topictest.Run(t, cluster)
 	const n = 200
 	var records []kafka.Message
 	base := message.StampOf(time.Now())
@@ -94,7 +94,7 @@ func TestKillBetweenPostAndCommit(t *testing.T) {
 		records = append(records, kafka.Message{Key: []byte(m.Key().String()), Value: m.Encode()})
 	}
 	for p := range 4 {
-		if _, err := link.Produce(t.Context(), k.Topic, p, records[p*n/4:(p+1)*n/4]...); err != nil {
+		if _, err := cluster.Produce(t.Context(), k.Topic, p, records[p*n/4:(p+1)*n/4]...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,7 +135,7 @@ func TestKillBetweenPostAndCommit(t *testing.T) {
 		return child
 	}
 	committed := func() (sum int64) {
-		resp, err := link.Client().OffsetFetch(t.Context(), &kafka.OffsetFetchRequest{GroupID: "group." + k.Topic, Topics: map[string][]int{k.Topic: {0, 1, 2, 3}}})
+		resp, err := cluster.Client().OffsetFetch(t.Context(), &kafka.OffsetFetchRequest{GroupID: "group." + k.Topic, Topics: map[string][]int{k.Topic: {0, 1, 2, 3}}})
 		if err != nil {
 			return -1
 		}

@@ -1,0 +1,368 @@
+package topic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
+
+	"github.com/tricycle-relay/tricycle/lib/dial"
+	"github.com/tricycle-relay/tricycle/lib/retry"
+)
+
+const (
+	checkInterval = time.Second
+	retryInterval = 200 * time.Millisecond // between checks of which one has failed
+	// requestTimeout leaves room for a slow link: opening a connection takes
+	// four round trips before the request itself.
+	requestTimeout = 8 * time.Second
+	// electionTime is how long a partition may be without a leader before that
+	// is worth a warning; a topic that was just created is for a moment.
+	electionTime    = 5 * time.Second
+	examineInterval = 30 * time.Second
+)
+
+var (
+	errNotYet  = errors.New("not connected yet")
+	errSetting = errors.New("topic")
+)
+
+// Cluster is a client of a Kafka cluster that reopens all its connections as
+// soon as no partition can be reached: kafka-go by itself may keep those of a
+// broker that was restarted (its issues 387 and 955).
+type Cluster struct {
+	config Config
+	client string // id
+	log    zerolog.Logger
+	dialer dial.Dialer
+
+	mu         sync.Mutex
+	kafka      *kafka.Client
+	cut        func()        // closes every connection of kafka
+	err        error         // of the last check
+	partitions int           // of the topic; 0 before the first check that succeeded
+	bad        map[int]error // partitions whose leader does not answer
+
+	// Used by Run only.
+	examined time.Time       // when the topics' settings were checked
+	warned   map[string]bool // settings that a warning was logged for
+}
+
+// NewCluster returns a client with the client id. It connects in [Cluster.Run].
+func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
+	c := &Cluster{config: config, client: clientID, log: log, err: errNotYet, warned: map[string]bool{}}
+	c.open()
+	return c
+}
+
+// Run checks every second that the leaders of the topic's partitions answer.
+// It creates missing topics, and reopens the connections when no partition can
+// be reached. When ctx is cancelled, it closes the connections and returns nil.
+func (c *Cluster) Run(ctx context.Context) error {
+	var noLeader time.Time // since when a partition has none; zero if all have one
+	warned, reported := false, 0
+	for interval := time.Duration(0); retry.Pause(ctx, interval); {
+		partitions, bad, err := c.check(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		was := c.Ready(ctx)
+		if err == nil && len(bad) == 0 || err != nil && !hasNoLeader(err) {
+			noLeader = time.Time{}
+		} else if noLeader.IsZero() {
+			noLeader = time.Now()
+		}
+		electing := time.Since(noLeader) < electionTime
+		if err == nil && (len(bad) == partitions || was != nil && electing) {
+			for number, cause := range bad {
+				err = fmt.Errorf("get the offsets of %s, partition %d: %w", c.config.Topic, number, cause)
+			}
+		}
+		c.mu.Lock()
+		if c.err = err; err == nil {
+			c.partitions, c.bad = partitions, bad
+		}
+		c.mu.Unlock()
+
+		interval = checkInterval
+		if err != nil {
+			interval = retryInterval
+			if electing && hasNoLeader(err) {
+				continue
+			}
+			if !warned {
+				c.log.Warn().Err(err).Strs("brokers", c.config.Brokers).Msg("kafka unavailable")
+			}
+			warned = true
+			if errors.Is(err, errSetting) {
+				interval = checkInterval
+			} else {
+				c.reopen()
+			}
+			continue
+		}
+		if was != nil {
+			c.log.Info().Strs("brokers", c.config.Brokers).Int("partitions", partitions).Msg("kafka available")
+			warned = false
+		}
+		if n := len(bad); n != reported && (n == 0 || !electing) {
+			if n == 0 {
+				c.log.Info().Msg("every partition has a leader")
+			}
+			for _, number := range slices.Sorted(maps.Keys(bad)) {
+				c.log.Warn().Err(bad[number]).Int("partition", number).Msg("partition has no leader")
+			}
+			reported = n
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut()
+	return nil
+}
+
+// hasNoLeader reports whether a partition is between two leaders, or the topic
+// not yet known to every broker.
+func hasNoLeader(err error) bool {
+	return slices.ContainsFunc([]error{
+		kafka.NotLeaderForPartition, kafka.LeaderNotAvailable, kafka.UnknownTopicOrPartition,
+		protocol.ErrNoLeader, protocol.ErrNoPartition, protocol.ErrNoTopic,
+	}, func(e error) bool { return errors.Is(err, e) })
+}
+
+// Ready returns the error of the last check: nil if a partition could be
+// reached and the topic's settings admit messages.
+func (c *Cluster) Ready(context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Partitions returns the number of partitions of the topic, 0 while unknown.
+func (c *Cluster) Partitions() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.partitions
+}
+
+// Route returns number modulo the number of partitions, or the next partition
+// that could be reached at the last check.
+func (c *Cluster) Route(number int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := max(1, c.partitions)
+	for i := range n {
+		if p := (number + i) % n; c.bad[p] == nil {
+			return p
+		}
+	}
+	return number % n
+}
+
+// Client returns the kafka-go client for the next request. The one of an earlier
+// call may be closed.
+func (c *Cluster) Client() *kafka.Client {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kafka
+}
+
+// TooLarge reports whether a produce request exceeded max.message.bytes of the
+// topic.
+func TooLarge(err error) bool {
+	return errors.Is(err, kafka.MessageSizeTooLarge) || errors.Is(err, kafka.RecordListTooLarge)
+}
+
+// Torn reports whether the broker closed the connection during a request, as it
+// does for one larger than its socket.request.max.bytes.
+func Torn(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// Produce writes messages to one partition in one request (acks=all) and returns
+// the offset of the first. It uses their keys, values and headers. After an
+// error, they may be written or not.
+func (c *Cluster) Produce(ctx context.Context, topic string, partition int, messages ...kafka.Message) (int64, error) {
+	records := make([]kafka.Record, len(messages))
+	for i, m := range messages {
+		records[i] = kafka.Record{Key: kafka.NewBytes(m.Key), Value: kafka.NewBytes(m.Value), Headers: m.Headers}
+	}
+	resp, err := c.Client().Produce(ctx, &kafka.ProduceRequest{
+		Topic: topic, Partition: partition, RequiredAcks: kafka.RequireAll, Records: kafka.NewRecordReader(records...),
+	})
+	if err == nil {
+		err = resp.Error
+	}
+	if err != nil {
+		return 0, fmt.Errorf("produce to %s, partition %d: %w", topic, partition, err)
+	}
+	return resp.BaseOffset, nil
+}
+
+// check returns the number of partitions of the topic, and an error for each
+// that cannot be reached.
+func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error, err error) {
+	client := c.Client()
+	metadata, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.config.Topic, c.config.DeadLetterTopic}})
+	if err != nil {
+		return 0, nil, fmt.Errorf("get the topics: %w", err)
+	}
+	var missing []kafka.TopicConfig
+	for i, t := range metadata.Topics {
+		if errors.Is(t.Error, kafka.UnknownTopicOrPartition) {
+			missing = append(missing, c.config.topics()[i])
+		}
+	}
+	if len(missing) > 0 {
+		return 0, nil, c.create(ctx, missing)
+	}
+	if err := metadata.Topics[0].Error; err != nil {
+		return 0, nil, fmt.Errorf("get topic %s: %w", c.config.Topic, err)
+	}
+	if err := c.examine(ctx, client); err != nil {
+		return 0, nil, err
+	}
+	// Metadata may be cached. This asks each leader in a request of its own: one
+	// that is silent does not hide the others.
+	bad = map[int]error{}
+	var mu sync.Mutex
+	var asking sync.WaitGroup
+	for _, p := range metadata.Topics[0].Partitions {
+		asking.Go(func() {
+			resp, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{c.config.Topic: {kafka.LastOffsetOf(p.ID)}}})
+			if err == nil && len(resp.Topics[c.config.Topic]) == 1 {
+				err = resp.Topics[c.config.Topic][0].Error
+			}
+			if err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				bad[p.ID] = err
+			}
+		})
+	}
+	asking.Wait()
+	return len(metadata.Topics[0].Partitions), bad, nil
+}
+
+// create creates topics. It always returns an error: new topics have no leaders
+// yet.
+func (c *Cluster) create(ctx context.Context, missing []kafka.TopicConfig) error {
+	resp, err := c.Client().CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: missing})
+	if err != nil {
+		return fmt.Errorf("create topics: %w", err)
+	}
+	created := true
+	for name, err := range resp.Errors {
+		if errors.Is(err, kafka.TopicAlreadyExists) { // another service was faster
+			created = false
+		} else if err != nil {
+			return fmt.Errorf("create topic %s: %w", name, err)
+		}
+	}
+	if created {
+		c.log.Info().Str("topic", c.config.Topic).Str("dead_letter_topic", c.config.DeadLetterTopic).Msg("topics created")
+	}
+	c.examined = time.Time{}
+	return fmt.Errorf("topics just created: %w", kafka.LeaderNotAvailable)
+}
+
+// examine checks the settings of the topics. It returns an error if they admit
+// no message, and logs a warning if they admit decompression bombs.
+func (c *Cluster) examine(ctx context.Context, client *kafka.Client) error {
+	if time.Since(c.examined) < examineInterval {
+		return nil
+	}
+	var resources []kafka.DescribeConfigRequestResource
+	for _, name := range []string{c.config.Topic, c.config.DeadLetterTopic} {
+		resources = append(resources, kafka.DescribeConfigRequestResource{
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: name, ConfigNames: []string{maxMessageBytes, compressionType},
+		})
+	}
+	resp, err := client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: resources})
+	if err != nil {
+		c.log.Debug().Err(err).Msg("topic settings not checked")
+		return nil
+	}
+	for _, r := range resp.Resources {
+		if r.Error != nil { // no permission, for example
+			c.log.Debug().Err(r.Error).Str("topic", r.ResourceName).Msg("topic settings not checked")
+		}
+		for _, e := range r.ConfigEntries {
+			n, _ := strconv.Atoi(e.ConfigValue)
+			switch {
+			case e.ConfigName == maxMessageBytes && n < MessageBytes && r.ResourceName == c.config.Topic:
+				return fmt.Errorf("%w %s: %s: must be at least %d, got %d", errSetting, r.ResourceName, maxMessageBytes, MessageBytes, n)
+			case e.ConfigName == maxMessageBytes && n > maxRecordBytes, e.ConfigName == compressionType && e.ConfigValue != uncompressed:
+				if text := r.ResourceName + e.ConfigName + e.ConfigValue; !c.warned[text] {
+					c.warned[text] = true
+					c.log.Warn().Str("topic", r.ResourceName).Str("setting", e.ConfigName).Str("value", e.ConfigValue).Str("expected", Limits()[e.ConfigName]).
+						Msg("topic admits decompression bombs")
+				}
+			}
+		}
+	}
+	c.examined = time.Now()
+	return nil
+}
+
+func (c *Cluster) open() {
+	ctx, cancel := context.WithCancel(context.Background())
+	transport := &kafka.Transport{
+		Dial: c.Dial(ctx), DialTimeout: requestTimeout, MetadataTTL: checkInterval, ClientID: c.client, Context: ctx,
+		MetadataTopics: []string{c.config.Topic, c.config.DeadLetterTopic},
+	}
+	c.kafka = &kafka.Client{Addr: kafka.TCP(Bootstrap), Timeout: requestTimeout, Transport: transport}
+	c.cut = func() {
+		transport.CloseIdleConnections() // ends the goroutines of idle ones
+		cancel()                         // closes the others
+	}
+}
+
+func (c *Cluster) reopen() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cut()
+	c.open()
+}
+
+// Bootstrap is the address for which [Cluster.Dial] dials the configured brokers,
+// the next one if one does not answer. Given the list, kafka-go would keep using
+// the first that accepts a connection.
+const Bootstrap = "bootstrap.invalid:9092"
+
+// Dial returns a function that dials connections which are closed when owner
+// ends: a request that waits on one of them ends with its owner.
+func (c *Cluster) Dial(owner context.Context) func(ctx context.Context, network, address string) (net.Conn, error) {
+	dial := c.dialer.Until(owner)
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if address == Bootstrap {
+			address = strings.Join(c.config.Brokers, " ")
+		}
+		return dial(ctx, network, address)
+	}
+}
+
+// ErrorType returns the value of the span attribute error.type: the name of
+// Kafka's error code, timeout or connection.
+func ErrorType(err error) string {
+	var code kafka.Error
+	switch {
+	case errors.As(err, &code):
+		return strings.ReplaceAll(strings.ToLower(code.Title()), " ", "_")
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	}
+	return "connection"
+}
