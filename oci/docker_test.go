@@ -15,14 +15,14 @@ import (
 	"time"
 )
 
-// docker is a call of the engine that TRICYCLE_TEST_DOCKER names.
+// docker returns a command for the engine at TRICYCLE_TEST_DOCKER.
 func docker(args ...string) *exec.Cmd {
 	c := exec.Command("docker", args...)
 	c.Env = append(os.Environ(), "DOCKER_HOST="+os.Getenv("TRICYCLE_TEST_DOCKER"))
 	return c
 }
 
-// ask returns what the engine says, without its warnings.
+// ask returns the output of a docker command, without its warnings.
 func ask(t *testing.T, stdin io.Reader, args ...string) string {
 	t.Helper()
 	c := docker(args...)
@@ -35,8 +35,8 @@ func ask(t *testing.T, stdin io.Reader, args ...string) string {
 	return said.String()
 }
 
-// load gives the image to the engine, in the format that every version of
-// Docker reads, under a name that nobody else uses.
+// load loads the image into the engine under a unique name, in the format that
+// every version of Docker reads.
 func load(t *testing.T, i image) (name string) {
 	t.Helper()
 	name = fmt.Sprintf("tricycle-test-%s:%d", i.Name, time.Now().UnixNano())
@@ -74,16 +74,16 @@ func load(t *testing.T, i image) (name string) {
 	return name
 }
 
-// Every image of this machine's processor, alone and with no right at all:
-// the program runs on a read-only root, serves, answers -healthcheck, writes its
-// log as the user of the image into a new volume, and ends when told to.
+// TestContainers runs each image for this machine's processor without any rights.
+// The program runs on a read-only root, serves, answers -healthcheck, writes its
+// log as the user of the image into a new volume, and stops on request.
 func TestContainers(t *testing.T) {
 	if os.Getenv("TRICYCLE_TEST_DOCKER") == "" {
-		t.Skip("TRICYCLE_TEST_DOCKER is not set: needs the address of a Docker engine, such as unix:///var/run/docker.sock")
+		t.Skip("TRICYCLE_TEST_DOCKER: must be the address of a Docker engine, such as unix:///var/run/docker.sock")
 	}
 	each(t, func(t *testing.T, i image) {
 		if i.platform != "linux/"+runtime.GOARCH {
-			t.Skipf("the engine is for linux/%s: an image for %s does not run there", runtime.GOARCH, i.platform)
+			t.Skipf("an image for %s does not run on linux/%s", i.platform, runtime.GOARCH)
 		}
 		name := load(t, i)
 		narrow := []string{"run", "--read-only", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"}
@@ -95,7 +95,7 @@ func TestContainers(t *testing.T) {
 
 		container := strings.ReplaceAll(name, ":", "-")
 		logFile := "/var/log/tricycle/" + i.Name + ".log"
-		// The configuration comes through standard input: a path of ours may mean nothing to the engine.
+		// The configuration comes from standard input, because the engine may not see our files.
 		run := docker(append(narrow, "--interactive", "--name="+container, "--volume="+container+":/var/log/tricycle",
 			name, "-config=/dev/stdin")...)
 		run.Stdin = strings.NewReader("logging:\n  file: " + logFile + "\n")
@@ -112,11 +112,11 @@ func TestContainers(t *testing.T) {
 			_ = run.Wait() // where the test has not come so far
 		})
 
-		// Nothing that it depends on is there, so it is up, and not ready.
+		// It is alive and not ready, because its dependencies are missing.
 		var health []byte
 		for deadline := time.Now().Add(30 * time.Second); !bytes.Contains(health, []byte("503")); time.Sleep(100 * time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("-healthcheck: %s, want the 503 of a program that lacks its servers; the console:\n%s", health, console())
+				t.Fatalf("-healthcheck: %s, want 503, because its servers are missing; the console:\n%s", health, console())
 			}
 			health, _ = docker("exec", container, "/"+i.Name, "-healthcheck").CombinedOutput()
 		}

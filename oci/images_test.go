@@ -24,20 +24,20 @@ import (
 	"time"
 )
 
-// budgetBytes is what an image may weigh as it travels.
+// budgetBytes is the limit for the compressed size of an image.
 const budgetBytes = 15 << 20
 
 const user = "65532"
 
-// entry is one of oci/images.bzl.
+// entry is an image of oci/images.bzl.
 type entry struct {
 	Name        string
 	Port        int
 	Description string
 }
 
-// descriptor, manifest and config are what the tests need of the OCI image
-// specification, https://github.com/opencontainers/image-spec.
+// descriptor, manifest and config are the parts of the OCI image specification
+// that the tests need, https://github.com/opencontainers/image-spec.
 type descriptor struct {
 	Digest   string
 	Size     int64
@@ -66,7 +66,7 @@ type config struct {
 	History []struct{ Created time.Time }
 }
 
-// image is one architecture's.
+// image is the image of one architecture.
 type image struct {
 	entry
 	platform   string
@@ -80,11 +80,11 @@ type image struct {
 
 func (i image) version() string { return cmp.Or(i.release, "0.0.0-dev") }
 
-// all are the images, once images has read them.
+// all are the images that images has read.
 var all []image
 
-// images reads those that TRICYCLE_TEST_IMAGES names: a copy of the list, with
-// the layout NAME and the tag of each entry beside it.
+// images reads the list in the file TRICYCLE_TEST_IMAGES, and the layouts and
+// tags in the same directory.
 func images(t *testing.T) []image {
 	t.Helper()
 	if all != nil {
@@ -92,7 +92,7 @@ func images(t *testing.T) []image {
 	}
 	list := os.Getenv("TRICYCLE_TEST_IMAGES")
 	if list == "" {
-		t.Skip("TRICYCLE_TEST_IMAGES is not set: needs the images, which Bazel builds (bazel test //oci:all)")
+		t.Skip("TRICYCLE_TEST_IMAGES: must be the list of images that Bazel builds (bazel test //oci:all)")
 	}
 	text, err := os.ReadFile(list)
 	if err != nil {
@@ -162,7 +162,7 @@ func readImage(t *testing.T, layout string, e entry, d descriptor) image {
 			t.Fatal(err)
 		}
 		if !z.ModTime.IsZero() {
-			t.Errorf("%s %s: the layer's gzip header has the time %v, want none", e.Name, i.platform, z.ModTime)
+			t.Errorf("%s %s: the gzip header of the layer has the time %v, want none", e.Name, i.platform, z.ModTime)
 		}
 		for layer := tar.NewReader(z); ; {
 			h, err := layer.Next()
@@ -194,7 +194,7 @@ func TestEveryImageHasBothPlatforms(t *testing.T) {
 	for _, i := range images(t) {
 		platforms[i.Name] = append(platforms[i.Name], i.platform)
 		if own := i.config.OS + "/" + i.config.Architecture; own != i.platform {
-			t.Errorf("%s: the index says %s, the image %s", i.Name, i.platform, own)
+			t.Errorf("%s: got %s in the image, want %s of the index", i.Name, own, i.platform)
 		}
 	}
 	for name, have := range platforms {
@@ -204,8 +204,8 @@ func TestEveryImageHasBothPlatforms(t *testing.T) {
 	}
 }
 
-// The list is exact: there is no shell, no package manager, and nothing of the
-// embedded broker or store beside the program.
+// The list of files is exact: there is no shell, no package manager, no embedded
+// broker and no embedded store.
 func TestFiles(t *testing.T) {
 	each(t, func(t *testing.T, i image) {
 		var have []string
@@ -235,7 +235,7 @@ func TestConfig(t *testing.T) {
 	})
 }
 
-// Version and revision are labels of a release alone.
+// Only a release has the labels version and revision.
 func TestLabels(t *testing.T) {
 	each(t, func(t *testing.T, i image) {
 		labels := maps.Clone(i.config.Config.Labels)
@@ -292,18 +292,18 @@ func TestPrograms(t *testing.T) {
 		}
 		for _, segment := range program.Progs {
 			if segment.Type == elf.PT_INTERP {
-				t.Error("it needs a loader, and the image has none: want a static program")
+				t.Error("the program needs a loader, want a static program")
 			}
 		}
 	})
 }
 
-// What is tagged 1.2.3 calls itself 1.2.3.
+// TestVersion checks that an image with tag 1.2.3 reports version 1.2.3.
 func TestVersion(t *testing.T) {
 	each(t, func(t *testing.T, i image) {
-		// The linker keeps the text of both architectures' programs, and only one of them runs here.
+		// The programs of both architectures contain the text, but only one of them runs here.
 		if !bytes.Contains(i.program, []byte(i.version())) {
-			t.Errorf("it has no %s in it", i.version())
+			t.Errorf("the program does not contain the version %s", i.version())
 		}
 		if i.platform != "linux/"+runtime.GOARCH {
 			return
@@ -319,26 +319,26 @@ func TestVersion(t *testing.T) {
 	})
 }
 
-// embedded are packages that only allinone may hold.
+// embedded are packages that only allinone may contain.
 var embedded = []string{"github.com/twmb/franz-go/pkg/kfake", "modernc.org/sqlite"}
 
 func TestNoEmbeddedBrokerOrStore(t *testing.T) {
 	each(t, func(t *testing.T, i image) {
 		for _, name := range embedded {
 			if bytes.Contains(i.program, []byte(name+".")) {
-				t.Errorf("it holds %s", name)
+				t.Errorf("the program contains %s", name)
 			}
 		}
 	})
 
-	// The search finds them where they are.
+	// The search finds them in allinone.
 	allinone, err := os.ReadFile(os.Getenv("TRICYCLE_TEST_ALLINONE"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range embedded {
 		if !bytes.Contains(allinone, []byte(name+".")) {
-			t.Errorf("allinone: no trace of %s, so the images prove nothing", name)
+			t.Errorf("allinone does not contain %s, so this test proves nothing", name)
 		}
 	}
 }
