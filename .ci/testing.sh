@@ -66,7 +66,7 @@ serve() {
 }
 
 # What this machine cannot give to the tests, as a pattern of the reasons for which one may be skipped.
-absent='the engine is for linux/' # the images of the other architecture
+absent='does not run on linux/' # the images of the other architecture
 
 # images: built by Bazel where one works, for the tests that look at them, and the Docker engine to run them in.
 images() {
