@@ -50,7 +50,7 @@ func goFiles(t *testing.T, tree fs.FS) (files []string) {
 		t.Fatal(err)
 	}
 	if len(files) == 0 {
-		t.Fatal("no Go files found")
+		t.Fatal("got no Go files")
 	}
 	return files
 }
@@ -88,7 +88,7 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// room returns the first two folders of a path.
+// room returns the first two directories of a path.
 func room(name string) string {
 	folders := strings.SplitN(path.Dir(name), "/", 3)
 	return strings.Join(folders[:min(2, len(folders))], "/")
@@ -114,7 +114,7 @@ func TestEveryServiceHasAnImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(programs) == 0 {
-		t.Fatal("no programs found")
+		t.Fatal("got no programs")
 	}
 	for _, program := range programs {
 		// allinone is for trying out, on a machine without containers.

@@ -16,7 +16,7 @@ import (
 type place struct{ files, pattern string }
 
 // versions are those that several files name. The first place decides, and
-// must be there; what the others say, as often as they say it, has to agree,
+// must be there; every mention in the others must agree,
 // as 1.26 does with 1.26.8.
 var versions = []struct {
 	name   string
@@ -130,7 +130,7 @@ func disagreements(tree fs.FS) (lines []string, err error) {
 				return nil, err
 			}
 			if i == 0 && len(found) == 0 {
-				lines = append(lines, fmt.Sprintf("%s: found no version of %s, expected one like %s", p.files, version.name, p.pattern))
+				lines = append(lines, fmt.Sprintf("%s: must have a version of %s like %s", p.files, version.name, p.pattern))
 				break
 			}
 			for _, m := range found {
@@ -142,7 +142,7 @@ func disagreements(tree fs.FS) (lines []string, err error) {
 					want, decides = got, m.file
 				}
 				if got != version.also && !agree(got, want) {
-					lines = append(lines, fmt.Sprintf("%s: found %s %s, expected %s as in %s", m.file, version.name, got, want, decides))
+					lines = append(lines, fmt.Sprintf("%s: %s must be %s as in %s, got %s", m.file, version.name, want, decides, got))
 				}
 			}
 		}
@@ -201,7 +201,7 @@ func TestVersionsAreCompared(t *testing.T) {
 		".ci/kafka/pom.xml", ".ci/servers", ".ci/offline/nixpkgs/flake.nix", "README.md", "README.ru.md", "docs/nix.md",
 	} {
 		if !slices.Contains(changed, file) {
-			t.Errorf("found no version in %s", file)
+			t.Errorf("got no version in %s", file)
 		}
 	}
 }

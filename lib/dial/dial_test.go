@@ -157,7 +157,7 @@ func TestAnHTTPClientReachesTheSecondAddress(t *testing.T) {
 	resp.Body.Close()
 }
 
-// A connection that its user gives up at once says nothing of the peer.
+// A connection that its user gives up at once proves nothing about the peer.
 func TestTheUsersHasteIsNoFailure(t *testing.T) {
 	port := listen(t, "127.0.0.2", "0", "x")
 	listen(t, "127.0.0.3", port, "")

@@ -229,7 +229,7 @@ func TestLateAnswersArrive(t *testing.T) {
 	t.Parallel()
 	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/late" {
-			time.Sleep(answerTimeout + answerTimeout/2) // what the server must not count
+			time.Sleep(answerTimeout + answerTimeout/2) // a time that the server must not count
 		}
 		fmt.Fprint(w, "ok")
 	}), zerolog.Nop())

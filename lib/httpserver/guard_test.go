@@ -153,7 +153,7 @@ func exchange(t *testing.T, address, request string) (status int, contentType st
 	return resp.StatusCode, resp.Header.Get("Content-Type")
 }
 
-// What a check found is for the log and not for whoever asks.
+// The result of a check goes to the log and not to the client.
 func TestReadinessHidesCauses(t *testing.T) {
 	var log bytes.Buffer
 	cause := fmt.Errorf("connect to 10.0.0.7: access denied for user tricycle")

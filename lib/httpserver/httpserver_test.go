@@ -95,21 +95,21 @@ func TestRoutes(t *testing.T) {
 			defer resp.Body.Close()
 			text, err := io.ReadAll(resp.Body)
 			if err != nil || resp.StatusCode != c.status || resp.Header.Get("Allow") != c.allow {
-				t.Errorf("found %s, Allow %q, %v, expected %d, %q", resp.Status, resp.Header.Get("Allow"), err, c.status, c.allow)
+				t.Errorf("got %s, Allow %q, %v, want %d, %q", resp.Status, resp.Header.Get("Allow"), err, c.status, c.allow)
 			}
 			if c.status >= 400 {
 				if got := resp.Header.Get("Content-Type"); got != httpserver.ProblemType {
-					t.Errorf("found a body of type %q, expected %s", got, httpserver.ProblemType)
+					t.Errorf("got a body of type %q, want %s", got, httpserver.ProblemType)
 				}
 			}
 			if c.status < 400 || c.method == http.MethodHead {
 				if string(text) != c.body {
-					t.Errorf("found %q, expected %q", text, c.body)
+					t.Errorf("got %q, want %q", text, c.body)
 				}
 				return
 			}
 			if got := body(t, bytes.NewReader(text)); got["detail"] != c.body {
-				t.Errorf("found %v, expected the detail %q", got, c.body)
+				t.Errorf("got %v, want the detail %q", got, c.body)
 			}
 		})
 	}
@@ -139,7 +139,7 @@ func TestABodyThatDoesNotComeHoldsNoAnswerUp(t *testing.T) {
 			}
 			defer resp.Body.Close()
 			if _, err := io.Copy(io.Discard, conn); err != nil { // else what comes late would be the next request
-				t.Errorf("found %v, expected the end of the connection", err)
+				t.Errorf("got %v, want the end of the connection", err)
 			}
 		})
 	}
@@ -163,10 +163,10 @@ func TestProblem(t *testing.T) {
 			w := httptest.NewRecorder()
 			c.problem.Write(w)
 			if got := w.Body.String(); w.Code != c.status || got != c.want+"\n" {
-				t.Errorf("found %d %s, expected %d %s", w.Code, got, c.status, c.want)
+				t.Errorf("got %d %s, want %d %s", w.Code, got, c.status, c.want)
 			}
 			if h := w.Header(); h.Get("Content-Type") != "application/problem+json" || h.Get("Cache-Control") != "no-store" {
-				t.Errorf("found %v, expected problem details that no cache keeps", h)
+				t.Errorf("got %v, want problem details that no cache keeps", h)
 			}
 		})
 	}
@@ -174,7 +174,7 @@ func TestProblem(t *testing.T) {
 		w := httptest.NewRecorder()
 		httpserver.Problem{Status: 400, Extensions: map[string]any{"f": func() {}}}.Write(w)
 		if w.Code != 500 || !strings.Contains(w.Body.String(), "unsupported type") {
-			t.Errorf("found %d %s, expected 500 and the reason", w.Code, w.Body)
+			t.Errorf("got %d %s, want 500 and the reason", w.Code, w.Body)
 		}
 	})
 }
@@ -184,12 +184,12 @@ func TestJSON(t *testing.T) {
 	w := httptest.NewRecorder()
 	httpserver.JSON(w, http.StatusAccepted, map[string]int{"session_id": 7})
 	if w.Code != 202 || w.Body.String() != "{\"session_id\":7}\n" || w.Header().Get("Content-Type") != "application/json" {
-		t.Errorf("found %d %v %s", w.Code, w.Header(), w.Body)
+		t.Errorf("got %d %v %s", w.Code, w.Header(), w.Body)
 	}
 	w = httptest.NewRecorder()
 	httpserver.JSON(w, http.StatusOK, make(chan int))
 	if w.Code != 500 || w.Header().Get("Content-Type") != httpserver.ProblemType || !strings.Contains(fmt.Sprint(body(t, w.Body)["detail"]), "unsupported type") {
-		t.Errorf("found %d %v %s, expected a problem", w.Code, w.Header(), w.Body)
+		t.Errorf("got %d %v %s, want a problem", w.Code, w.Header(), w.Body)
 	}
 }
 
@@ -216,11 +216,11 @@ func TestHealth(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := httpserver.Health(zerolog.Nop(), prometheus.NewRegistry(), c.checks...).Handler()
-			for range 2 { // what one request leaves out is there for the next
+			for range 2 { // the next request has the checks that the last one excluded
 				w := httptest.NewRecorder()
 				h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "http://localhost"+c.path, nil))
 				if w.Code != c.status || w.Body.String() != c.want+"\n" {
-					t.Errorf("found %d %s, expected %d %s", w.Code, w.Body, c.status, c.want)
+					t.Errorf("got %d %s, want %d %s", w.Code, w.Body, c.status, c.want)
 				}
 			}
 		})
@@ -231,7 +231,7 @@ func TestHealth(t *testing.T) {
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, httptest.NewRequest(method, "http://localhost/readyz", nil))
 			if w.Code != want {
-				t.Errorf("%s: found %d, expected %d", method, w.Code, want)
+				t.Errorf("%s: got %d, want %d", method, w.Code, want)
 			}
 		}
 	})
@@ -255,7 +255,7 @@ func TestProbe(t *testing.T) {
 				t.Errorf("took %s, expected 2s", took)
 			}
 			if len(results) != 3 || !errors.Is(results["a"], context.DeadlineExceeded) || !errors.Is(results["b"], context.DeadlineExceeded) || results["c"] != nil {
-				t.Errorf("found %v, expected a and b too late and c good", results)
+				t.Errorf("got %v, want a and b too late and c good", results)
 			}
 		})
 	})
@@ -320,7 +320,7 @@ func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, st
 
 func TestStops(t *testing.T) {
 	t.Parallel()
-	t.Run("with nothing under way", func(t *testing.T) {
+	t.Run("with nothing in flight", func(t *testing.T) {
 		address, stop := serve(t, http.NotFoundHandler(), zerolog.Nop())
 		resp, err := http.Get("http://" + address)
 		if err != nil {
@@ -370,7 +370,7 @@ func TestStops(t *testing.T) {
 			t.Error(err)
 		}
 		if got := <-answer; got != "done" {
-			t.Errorf("found %q, expected the request to be answered", got)
+			t.Errorf("got %q, want the request to be answered", got)
 		}
 	})
 	t.Run("with a request that hangs", func(t *testing.T) {
@@ -393,7 +393,7 @@ func TestStops(t *testing.T) {
 			t.Errorf("took %s, %v, expected about a second", took, err)
 		}
 		if err := <-failed; err == nil {
-			t.Error("found an answer, expected the request to be cut off")
+			t.Error("got an answer, want the request to be cut off")
 		}
 		<-left // the handler hears of it
 	})
@@ -406,7 +406,7 @@ func TestListenRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := httpserver.Listen(first.Address(), nil, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), first.Address()) {
-		t.Errorf("found %v, expected that %s is taken", err, first.Address())
+		t.Errorf("got %v, want an error that %s is taken", err, first.Address())
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
@@ -431,7 +431,7 @@ func TestTroubleGoesToTheLog(t *testing.T) {
 	for range requests {
 		if resp, err := http.Get("http://" + address); err == nil {
 			resp.Body.Close()
-			t.Errorf("found %s, expected the connection to be closed", resp.Status)
+			t.Errorf("got %s, want the connection to be closed", resp.Status)
 		}
 	}
 	if _, err := stop(); err != nil {
@@ -443,10 +443,10 @@ func TestTroubleGoesToTheLog(t *testing.T) {
 	}
 	var event map[string]any
 	if err := json.Unmarshal([]byte(lines[0]), &event); err != nil {
-		t.Fatalf("found %q: %v, expected one line of JSON", lines[0], err)
+		t.Fatalf("got %q: %v, want one line of JSON", lines[0], err)
 	}
 	if event["level"] != "warn" || !strings.Contains(fmt.Sprint(event["message"]), "oh no") {
-		t.Errorf("found %v, expected a warning that tells of the panic", event)
+		t.Errorf("got %v, want a warning about the panic", event)
 	}
 }
 
@@ -466,7 +466,7 @@ func TestHeadersAreBounded(t *testing.T) {
 	}
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
-		t.Errorf("found %s, expected 431", resp.Status)
+		t.Errorf("got %s, want 431", resp.Status)
 	}
 	if _, err := stop(); err != nil {
 		t.Error(err)

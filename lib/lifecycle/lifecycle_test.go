@@ -33,7 +33,7 @@ func (d *diary) expect(t *testing.T, want ...string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !slices.Equal(d.lines, want) {
-		t.Errorf("found %q, expected %q", d.lines, want)
+		t.Errorf("got %q, want %q", d.lines, want)
 	}
 }
 
@@ -41,7 +41,7 @@ func (d *diary) expect(t *testing.T, want ...string) {
 func (d *diary) part(name string, err error) lifecycle.Part {
 	return lifecycle.Part{Name: name, Run: func(ctx context.Context) error {
 		<-ctx.Done()
-		d.note(name + " is told to stop")
+		d.note(name + " must stop")
 		time.Sleep(time.Second)
 		d.note(name + " has stopped")
 		return err
@@ -65,9 +65,9 @@ func TestStopsInReverseOrder(t *testing.T) {
 		if err := lifecycle.Run(ctx, d.part("database", nil), d.part("sender", nil), d.part("server", nil)); err != nil {
 			t.Error(err)
 		}
-		d.expect(t, "server is told to stop", "server has stopped",
-			"sender is told to stop", "sender has stopped",
-			"database is told to stop", "database has stopped")
+		d.expect(t, "server must stop", "server has stopped",
+			"sender must stop", "sender has stopped",
+			"database must stop", "database has stopped")
 	})
 }
 
@@ -86,9 +86,9 @@ func TestAnEndStopsTheOthers(t *testing.T) {
 				began := time.Now()
 				err := lifecycle.Run(t.Context(), d.part("database", nil), d.ending("sender", c.err), d.part("server", nil))
 				if !errors.Is(err, c.err) || err != nil && err.Error() != c.want {
-					t.Errorf("found %v, expected %q", err, c.want)
+					t.Errorf("got %v, want %q", err, c.want)
 				}
-				d.expect(t, "sender ends", "server is told to stop", "server has stopped", "database is told to stop", "database has stopped")
+				d.expect(t, "sender ends", "server must stop", "server has stopped", "database must stop", "database has stopped")
 				if took := time.Since(began); took != time.Minute+2*time.Second {
 					t.Errorf("took %s, expected a minute and a second for each of the others", took)
 				}
@@ -104,7 +104,7 @@ func TestErrorsAreJoinedUnderNames(t *testing.T) {
 		err := lifecycle.Run(t.Context(), d.part("database", first), d.part("quiet", nil), d.ending("sender", second), d.part("server", third))
 		const want = "server: c\nsender: b\ndatabase: a"
 		if err == nil || err.Error() != want {
-			t.Errorf("found %v, expected %s", err, want)
+			t.Errorf("got %v, want %s", err, want)
 		}
 		for _, e := range []error{first, second, third} {
 			if !errors.Is(err, e) {
@@ -151,7 +151,7 @@ func TestTheContextOfAPart(t *testing.T) {
 				return nil
 			}})
 		if err != nil || alive != context.Canceled || value != "kept" {
-			t.Errorf("found %v, %v, %v, expected a cancelled context with its values", err, alive, value)
+			t.Errorf("got %v, %v, %v, want a cancelled context with its values", err, alive, value)
 		}
 	})
 }
@@ -199,7 +199,7 @@ func TestNoParts(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if err := lifecycle.Run(ctx); err != nil || ctx.Err() == nil {
-			t.Errorf("found %v before the end of the context", err)
+			t.Errorf("got %v before the end of the context", err)
 		}
 	})
 }

@@ -43,7 +43,7 @@ func TestValidate(t *testing.T) {
 			config := logging.Defaults()
 			c.change(&config)
 			if err := config.Validate(); err == nil || err.Error() != c.want {
-				t.Errorf("found %v, expected %s", err, c.want)
+				t.Errorf("got %v, want %s", err, c.want)
 			}
 		})
 	}
@@ -82,32 +82,32 @@ func open(t *testing.T, c logging.Config) (log zerolog.Logger, console *bytes.Bu
 
 func TestLines(t *testing.T) {
 	c := logging.Defaults()
-	c.File = filepath.Join(t.TempDir(), "new", "folder", "ms9.log")
+	c.File = filepath.Join(t.TempDir(), "new", "directory", "ms9.log")
 	log, console, closeLog := open(t, c)
 	before := time.Now().UTC().Truncate(time.Microsecond)
 	log.Info().Str("trace_id", "abc").Int("count", 3).Msg("a line\nof two")
 	log.Error().Err(errors.New("boom")).Msg("it failed")
-	log.Log().Msg("said at every level")
+	log.Log().Msg("logged at every level")
 	after := time.Now().UTC()
 	closeLog()
 
 	events := lines(t, c.File)
 	if len(events) != 3 {
-		t.Fatalf("found %d lines, expected 3: %v", len(events), events)
+		t.Fatalf("got %d lines, want 3: %v", len(events), events)
 	}
 	for i, want := range []map[string]any{
 		{"level": "info", "service": "ms9", "message": "a line\nof two", "trace_id": "abc", "count": 3.0},
 		{"level": "error", "service": "ms9", "message": "it failed", "error": "boom"},
-		{"service": "ms9", "message": "said at every level"},
+		{"service": "ms9", "message": "logged at every level"},
 	} {
 		text, _ := events[i]["time"].(string)
 		when, err := time.Parse("2006-01-02T15:04:05.000000Z", text)
 		if err != nil || when.Before(before) || when.After(after) {
-			t.Errorf("line %d: found time %q, expected RFC 3339 in UTC with microseconds, between %s and %s", i, text, before, after)
+			t.Errorf("line %d: got time %q, want RFC 3339 in UTC with microseconds, between %s and %s", i, text, before, after)
 		}
 		delete(events[i], "time")
 		if found, expected := encode(t, events[i]), encode(t, want); found != expected {
-			t.Errorf("line %d: found %s, expected %s", i, found, expected)
+			t.Errorf("line %d: got %s, want %s", i, found, expected)
 		}
 	}
 
@@ -115,14 +115,14 @@ func TestLines(t *testing.T) {
 	for i, want := range []string{
 		`^\d\d:\d\d:\d\d\.\d{3} INF ms9 a line\\nof two count=3 trace_id=abc$`,
 		`^\d\d:\d\d:\d\d\.\d{3} ERR ms9 it failed error=boom$`,
-		`^\d\d:\d\d:\d\d\.\d{3} LOG ms9 said at every level$`,
+		`^\d\d:\d\d:\d\d\.\d{3} LOG ms9 logged at every level$`,
 	} {
 		if i >= len(found) || !regexp.MustCompile(want).MatchString(found[i]) {
-			t.Errorf("console: found %q, expected line %d to be %s", found, i, want)
+			t.Errorf("console: got %q, want line %d to be %s", found, i, want)
 		}
 	}
 	if strings.Contains(console.String(), "\x1b[") {
-		t.Errorf("found colours on a console that is no terminal: %q", console)
+		t.Errorf("got colours on a console that is no terminal: %q", console)
 	}
 }
 
@@ -155,10 +155,10 @@ func TestLevels(t *testing.T) {
 				found = append(found, e["message"].(string))
 			}
 			if !slices.Equal(found, want) {
-				t.Errorf("file: found %q, expected %q", found, want)
+				t.Errorf("file: got %q, want %q", found, want)
 			}
 			if n := strings.Count(console.String(), "\n"); n != len(want) {
-				t.Errorf("console: found %d lines, expected %d", n, len(want))
+				t.Errorf("console: got %d lines, want %d", n, len(want))
 			}
 		})
 	}
@@ -173,7 +173,7 @@ func TestAppends(t *testing.T) {
 		closeLog()
 	}
 	if n := len(lines(t, c.File)); n != 2 {
-		t.Errorf("found %d lines after a restart, expected 2", n)
+		t.Errorf("got %d lines after a restart, want 2", n)
 	}
 }
 
@@ -183,10 +183,10 @@ func TestConsoleOnly(t *testing.T) {
 	log.Info().Msg("hello")
 	closeLog()
 	if !strings.Contains(console.String(), "hello") {
-		t.Errorf("found %q on the console", console)
+		t.Errorf("got %q on the console", console)
 	}
 	if left, err := os.ReadDir("."); err != nil || len(left) != 0 {
-		t.Errorf("found files %v, %v, expected none", left, err)
+		t.Errorf("got files %v, %v, want none", left, err)
 	}
 }
 
@@ -204,7 +204,7 @@ func TestConsoleThatIsAFile(t *testing.T) {
 	log.Warn().Msg("hello")
 	text, err := os.ReadFile(f.Name())
 	if err != nil || !strings.Contains(string(text), "WRN ms9 hello") || strings.Contains(string(text), "\x1b") {
-		t.Errorf("found %q, %v, expected a line without colours", text, err)
+		t.Errorf("got %q, %v, want a line without colours", text, err)
 	}
 }
 
@@ -214,16 +214,16 @@ func TestNewRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct{ level, file, want string }{
-		"a folder as file":             {"info", t.TempDir(), "logging.file: "},
-		"a file where a folder is due": {"info", filepath.Join(inTheWay, "ms9.log"), "logging.file: "},
-		"a level nobody knows":         {"loud", "", "logging.level: "},
+		"a directory as file":           {"info", t.TempDir(), "logging.file: "},
+		"a file instead of a directory": {"info", filepath.Join(inTheWay, "ms9.log"), "logging.file: "},
+		"a level nobody knows":          {"loud", "", "logging.level: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := logging.Defaults()
 			config.Level, config.File = c.level, c.file
 			_, closer, err := logging.New(config, "ms9", &bytes.Buffer{})
 			if err == nil || !strings.HasPrefix(err.Error(), c.want) || closer != nil {
-				t.Errorf("found %v, %v, expected an error about %s", closer, err, c.want)
+				t.Errorf("got %v, %v, want an error about %s", closer, err, c.want)
 			}
 		})
 	}
@@ -242,7 +242,7 @@ func TestRotation(t *testing.T) {
 
 	left, err := filepath.Glob(filepath.Join(folder, "*.log"))
 	if err != nil || len(left) != 1+c.MaxFiles {
-		t.Fatalf("found %q, %v, expected the file and %d before it", left, err, c.MaxFiles)
+		t.Fatalf("got %q, %v, want the file and %d before it", left, err, c.MaxFiles)
 	}
 	total := 0
 	for _, path := range left {
@@ -253,10 +253,10 @@ func TestRotation(t *testing.T) {
 		total += len(lines(t, path))
 	}
 	if total <= 20 || total >= written {
-		t.Errorf("found %d lines in what is left, expected more than two files' and fewer than were written", total)
+		t.Errorf("got %d lines in what is left, want more than two files' and fewer than were written", total)
 	}
 	if !slices.Contains(left, c.File) {
-		t.Errorf("found %q, expected %s among them", left, c.File)
+		t.Errorf("got %q, want %s among them", left, c.File)
 	}
 }
 
@@ -278,11 +278,11 @@ func TestLongStringsAreCut(t *testing.T) {
 		delete(events[i], "time")
 		want["service"] = "ms9"
 		if found, expected := encode(t, events[i]), encode(t, want); found != expected {
-			t.Errorf("found %s, expected %s", found, expected)
+			t.Errorf("got %s, want %s", found, expected)
 		}
 	}
 	if console.Len() > 3000 {
-		t.Errorf("found %d bytes on the console, expected no long string", console.Len())
+		t.Errorf("got %d bytes on the console, want no long string", console.Len())
 	}
 }
 
@@ -301,16 +301,16 @@ func TestWhatATerminalActsOnIsEscaped(t *testing.T) {
 	for where, text := range map[string]string{"file": string(text), "console": console.String()} {
 		for i, r := range strings.TrimSuffix(text, "\n") {
 			if !strconv.IsPrint(r) {
-				t.Errorf("%s: found %U at %d of %q", where, r, i, text)
+				t.Errorf("%s: got %U at %d of %q", where, r, i, text)
 			}
 		}
 		if strings.Count(text, "норма") != 6 || !strings.Contains(text, `\u202egpj`) {
-			t.Errorf("%s: found %q, expected readable letters and escapes", where, text)
+			t.Errorf("%s: got %q, want readable letters and escapes", where, text)
 		}
 	}
 	event := lines(t, c.File)[0]
 	if event["message"] != nasty || event["field"] != nasty {
-		t.Errorf("found %q, expected that a program reads what was logged", event)
+		t.Errorf("got %q, want the logged line as valid JSON", event)
 	}
 }
 
@@ -362,7 +362,7 @@ func TestEachProgramHasItsOwnFile(t *testing.T) {
 			found = append(found, e["message"].(string))
 		}
 		if !slices.Equal(found, want) {
-			t.Errorf("%s: found %q, expected %q", name, found, want)
+			t.Errorf("%s: got %q, want %q", name, found, want)
 		}
 	}
 }

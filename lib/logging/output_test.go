@@ -33,7 +33,7 @@ func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
 		}
 		dropped := o.Dropped()
 		if dropped == 0 {
-			t.Error("found no line dropped, expected a bounded queue")
+			t.Error("got no line dropped, want a bounded queue")
 		}
 
 		// The console is read again: the report, then the newest lines.
@@ -51,7 +51,7 @@ func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
 			}
 		}
 		if read+reported != written || reported != dropped {
-			t.Errorf("found %d lines, %d reported and %d counted as dropped, expected %d in all", read, reported, dropped, written)
+			t.Errorf("got %d lines, %d reported and %d counted as dropped, want %d in all", read, reported, dropped, written)
 		}
 		synctest.Wait()
 		began = time.Now()
@@ -79,7 +79,7 @@ func TestTheEndOfAConsoleThatNobodyReads(t *testing.T) {
 		_, err := io.ReadFull(r, text)
 		fmt.Fprint(o, "after the end\n")
 		if err != nil || string(text) != "one\ntwo\n" || o.Dropped() != 1 {
-			t.Errorf("found %q, %v, %d dropped, expected both lines and one dropped", text, err, o.Dropped())
+			t.Errorf("got %q, %v, %d dropped, want both lines and one dropped", text, err, o.Dropped())
 		}
 	})
 }
@@ -102,12 +102,12 @@ func TestABurstLosesNothing(t *testing.T) {
 	for text := range strings.Lines(out.String()) {
 		var w, n int
 		if _, err := fmt.Sscanf(text, "%d %d\n", &w, &n); err != nil || n != next[w] {
-			t.Fatalf("found %q, %v, expected line %d", text, err, next[w])
+			t.Fatalf("got %q, %v, want line %d", text, err, next[w])
 		}
 		next[w]++
 	}
 	if o.Dropped() != 0 || next != [writers]int{each, each, each, each, each, each, each, each} {
-		t.Errorf("found %v lines, %d dropped, expected all", next, o.Dropped())
+		t.Errorf("got %v lines, %d dropped, want all", next, o.Dropped())
 	}
 }
 
@@ -136,7 +136,7 @@ func TestLinesThatWereRefusedAreReported(t *testing.T) {
 	fmt.Fprint(o, "four\n")
 	o.Close()
 	if want := regexp.MustCompile(`^one\ntwo\n\S+ WRN log lines were dropped count=1\nthree\nfour\n$`); !want.MatchString(out.String()) || o.Dropped() != 1 {
-		t.Errorf("found %q, %d dropped, expected %s", out, o.Dropped(), want)
+		t.Errorf("got %q, %d dropped, want %s", out, o.Dropped(), want)
 	}
 }
 
@@ -152,14 +152,14 @@ func TestAFileThatRefusesALine(t *testing.T) {
 	log.Info().Ints("numbers", make([]int, 1<<20)).Msg("too long")
 	log.Info().Msg("hello")
 	if console, file := l.Dropped(); console != 0 || file != 1 {
-		t.Errorf("found %d and %d lines dropped, expected 0 and 1", console, file)
+		t.Errorf("got %d and %d lines dropped, want 0 and 1", console, file)
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
 	events := lines(t, c.File)
 	if len(events) != 2 || events[0]["message"] != "log lines were dropped" || events[0]["count"] != 1.0 || events[1]["message"] != "hello" {
-		t.Errorf("found %v, expected the report and the second line", events)
+		t.Errorf("got %v, want the report and the second line", events)
 	}
 }
 
@@ -169,6 +169,6 @@ func TestTheConsoleIsEscaped(t *testing.T) {
 	fmt.Fprint(o, "\r\x1b[31mred\x1b[0m\t\u202e\u009b\x07норма\n")
 	o.Close()
 	if want := "\r\x1b[31mred\x1b[0m\t\\u202e\\u009b\\aнорма\n"; out.String() != want {
-		t.Errorf("found %q, expected %q", &out, want)
+		t.Errorf("got %q, want %q", &out, want)
 	}
 }

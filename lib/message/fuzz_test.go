@@ -69,7 +69,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			var wrong *message.Error
 			if !errors.As(err, &wrong) || wrong.Field == "" {
-				t.Fatalf("found %#v, expected an Error that names a field", err)
+				t.Fatalf("got %#v, want an Error that names a field", err)
 			}
 			tidy(t, err)
 			return
@@ -105,7 +105,7 @@ func FuzzRoundTrip(f *testing.F) {
 		}
 		got, err := message.Decode(m.Encode(), stage)
 		if good && (err != nil || got != m) {
-			t.Errorf("found %+v, %v, expected %+v", got, err, m)
+			t.Errorf("got %+v, %v, want %+v", got, err, m)
 		}
 		if !good && err == nil {
 			t.Errorf("%+v was taken", m)

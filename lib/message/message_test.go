@@ -105,11 +105,11 @@ func TestDecodeTakes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got, err := message.Decode([]byte(c.text), message.AtMS2)
 			if err != nil || got != c.want {
-				t.Errorf("found %+v, %v, expected %+v", got, err, c.want)
+				t.Errorf("got %+v, %v, want %+v", got, err, c.want)
 			}
 			again, err := message.Decode(got.Encode(), message.AtMS2)
 			if err != nil || again != got {
-				t.Errorf("once more: found %+v, %v", again, err)
+				t.Errorf("once more: got %+v, %v", again, err)
 			}
 		})
 	}
@@ -247,16 +247,16 @@ func TestDecodeRefuses(t *testing.T) {
 			m, err := message.Decode([]byte(c.text), message.AtMS2)
 			var wrong *message.Error
 			if !errors.As(err, &wrong) {
-				t.Fatalf("found %+v, %v, expected an error about %s", m, err, c.field)
+				t.Fatalf("got %+v, %v, want an error about %s", m, err, c.field)
 			}
 			if m != (message.Message{}) {
-				t.Errorf("found %+v beside the error, expected nothing", m)
+				t.Errorf("got %+v beside the error, want nothing", m)
 			}
 			if wrong.Field != c.field {
-				t.Errorf("found an error about %q (%v), expected one about %q", wrong.Field, err, c.field)
+				t.Errorf("got an error about %q (%v), want one about %q", wrong.Field, err, c.field)
 			}
 			if !strings.Contains(err.Error(), c.found) {
-				t.Errorf("found %q, expected %q in it", err, c.found)
+				t.Errorf("got %q, want %q in it", err, c.found)
 			}
 			tidy(t, err)
 		})
@@ -268,10 +268,10 @@ func tidy(t *testing.T, err error) {
 	t.Helper()
 	text := err.Error()
 	if len(text) > 200 || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\u2028' }) {
-		t.Errorf("found an error of %d bytes: %q, expected a line of at most 200", len(text), text)
+		t.Errorf("got an error of %d bytes: %q, want a line of at most 200", len(text), text)
 	}
 	if !strings.Contains(text, ": found ") || !strings.Contains(text, ", expected ") {
-		t.Errorf("found %q, expected what was found and what was expected", text)
+		t.Errorf("got %q, want the expected and the found text", text)
 	}
 }
 
@@ -297,9 +297,9 @@ func TestDecodeStages(t *testing.T) {
 				var found *message.Error
 				switch {
 				case wrong == "" && err != nil:
-					t.Errorf("found %v, expected none", err)
+					t.Errorf("got %v, want none", err)
 				case wrong != "" && (!errors.As(err, &found) || found.Field != wrong):
-					t.Errorf("found %v, expected an error about %s", err, wrong)
+					t.Errorf("got %v, want an error about %s", err, wrong)
 				case wrong != "":
 					tidy(t, err)
 				}
@@ -320,26 +320,26 @@ func TestStamp(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if c.stamp.String() != c.text {
-				t.Errorf("found %s, expected %s", c.stamp, c.text)
+				t.Errorf("got %s, want %s", c.stamp, c.text)
 			}
 			want := quoted(c.text)
 			if c.stamp == 0 {
 				want = c.text
 				if !c.stamp.Time().IsZero() {
-					t.Errorf("found the time %s, expected the zero time", c.stamp.Time())
+					t.Errorf("got the time %s, want the zero time", c.stamp.Time())
 				}
 			} else if back := message.StampOf(c.stamp.Time()); back != c.stamp || c.stamp.Time().Location() != time.UTC {
-				t.Errorf("by way of a time: found %d, expected %d", back, c.stamp)
+				t.Errorf("by way of a time: got %d, want %d", back, c.stamp)
 			}
 			if got, err := json.Marshal(c.stamp); err != nil || string(got) != want {
-				t.Errorf("as JSON: found %s, %v, expected %s", got, err, want)
+				t.Errorf("as JSON: got %s, %v, want %s", got, err, want)
 			}
 		})
 	}
 	t.Run("cut to microseconds, never rounded", func(t *testing.T) {
 		zone := time.FixedZone("", 3*3600)
 		if got := message.StampOf(time.Date(2026, 11, 23, 13, 15, 30, 123456999, zone)).String(); got != ts1 {
-			t.Errorf("found %s, expected %s", got, ts1)
+			t.Errorf("got %s, want %s", got, ts1)
 		}
 	})
 }
@@ -347,13 +347,13 @@ func TestStamp(t *testing.T) {
 func TestKey(t *testing.T) {
 	m := message.Message{SessionID: 7, Service1: at(t, ts1), Service2: at(t, ts2)}
 	if got, want := m.Key().String(), "7/"+ts1; got != want {
-		t.Errorf("found %s, expected %s", got, want)
+		t.Errorf("got %s, want %s", got, want)
 	}
 	if m.Key() != (message.Key{SessionID: 7, Service1: at(t, ts1)}) {
-		t.Errorf("found %v, expected session and first stamp only", m.Key())
+		t.Errorf("got %v, want session and first stamp only", m.Key())
 	}
 	if got, want := (message.Key{SessionID: math.MaxInt64, Service1: 253402300799999999}).String(), "9223372036854775807/9999-12-31T23:59:59.999999Z"; got != want {
-		t.Errorf("found %s, expected %s", got, want)
+		t.Errorf("got %s, want %s", got, want)
 	}
 }
 
@@ -383,7 +383,7 @@ func TestHops(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got := c.m.Hops(); got != c.want {
-				t.Errorf("found %+v, expected %+v", got, c.want)
+				t.Errorf("got %+v, want %+v", got, c.want)
 			}
 		})
 	}

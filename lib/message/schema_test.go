@@ -12,12 +12,12 @@ import (
 )
 
 // beyondTheSchema are refused by Decode and not by the schema, which cannot
-// say these rules.
+// express these rules.
 var beyondTheSchema = map[string]string{
 	"4097 bytes":                       "the size of the text",
-	"a field twice":                    "members are told apart before a schema sees them",
-	"a field twice, escaped":           "members are told apart before a schema sees them",
-	"a stamp twice":                    "members are told apart before a schema sees them",
+	"a field twice":                    "a schema sees members after duplicates are merged",
+	"a field twice, escaped":           "a schema sees members after duplicates are merged",
+	"a stamp twice":                    "a schema sees members after duplicates are merged",
 	"session a fraction":               "to a schema 7.0 is an integer",
 	"session an exponent":              "to a schema 7e0 is an integer",
 	"stamp on February 30th":           "the calendar",
@@ -48,7 +48,7 @@ func definitions(t *testing.T) map[message.Stage]*jsonschema.Schema {
 	return all
 }
 
-// allows says whether text is JSON that the schema allows.
+// allows reports whether text is JSON that the schema allows.
 func allows(s *jsonschema.Schema, text string) bool {
 	value, err := jsonschema.UnmarshalJSON(strings.NewReader(text))
 	return err == nil && s.Validate(value) == nil
@@ -89,7 +89,7 @@ func TestSchemaAgreesWithDecodeAtEveryDoor(t *testing.T) {
 			}
 			text := object(stamps...)
 			if _, err := message.Decode([]byte(text), stage); allows(schema, text) != (err == nil) {
-				t.Errorf("stage %d: Decode says %v, the schema does not: %s", stage, err, text)
+				t.Errorf("stage %d: Decode returns %v, the schema does not: %s", stage, err, text)
 			}
 		}
 	}

@@ -22,7 +22,7 @@ func TestDirectory(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "b")
 	for range 2 {
 		if err := private.Directory(path); err != nil || mode(t, path) != 0o700 {
-			t.Errorf("found %v, mode %o, expected mode 700", err, mode(t, path))
+			t.Errorf("got %v, mode %o, want mode 700", err, mode(t, path))
 		}
 	}
 	for _, wrong := range []os.FileMode{0o720, 0o702, 0o777} {
@@ -30,7 +30,7 @@ func TestDirectory(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := private.Directory(path); err == nil || !strings.Contains(err.Error(), "nobody else can write to, got d") {
-			t.Errorf("mode %o: found %v, expected that others can write to it", wrong, err)
+			t.Errorf("mode %o: got %v, want an error that others can write to it", wrong, err)
 		}
 	}
 	if err := os.Chmod(path, 0o755); err != nil {
@@ -46,7 +46,7 @@ func TestDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := private.Directory(path); err == nil || !strings.HasSuffix(err.Error(), " of user 65532") {
-		t.Errorf("found %v, expected that it belongs to another user", err)
+		t.Errorf("got %v, want an error that it belongs to another user", err)
 	}
 }
 
@@ -57,7 +57,7 @@ func TestFile(t *testing.T) {
 		t.Errorf("no file: %v", err)
 	}
 	if err := private.File(path); err != nil || mode(t, path) != 0o600 {
-		t.Errorf("found %v, mode %o, expected mode 600", err, mode(t, path))
+		t.Errorf("got %v, mode %o, want mode 600", err, mode(t, path))
 	}
 	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
 		t.Fatal(err)
@@ -66,19 +66,19 @@ func TestFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := private.File(path); err != nil || mode(t, path) != 0o600 {
-		t.Errorf("found %v, mode %o, expected mode 600", err, mode(t, path))
+		t.Errorf("got %v, mode %o, want mode 600", err, mode(t, path))
 	}
 	link, target := filepath.Join(folder, "link"), filepath.Join(folder, "target")
 	if err := os.Symlink(target, link); err != nil {
 		t.Fatal(err)
 	}
 	if err := private.File(link); err == nil || !strings.HasSuffix(err.Error(), "got a symbolic link") {
-		t.Errorf("found %v, expected that it is a link", err)
+		t.Errorf("got %v, want an error that it is a link", err)
 	}
 	if _, err := os.Stat(target); err == nil {
 		t.Error("the target of the link was created")
 	}
 	if text, err := os.ReadFile(path); err != nil || string(text) != "text" {
-		t.Errorf("found %q, %v, expected that the file keeps its text", text, err)
+		t.Errorf("got %q, %v, want the old text of the file", text, err)
 	}
 }

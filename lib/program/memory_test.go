@@ -29,7 +29,7 @@ func TestMemoryLimit(t *testing.T) {
 				root[path] = &fstest.MapFile{Data: []byte(text)}
 			}
 			if got := memoryLimit(root); got != c.want {
-				t.Errorf("found %d, expected %d", got, c.want)
+				t.Errorf("got %d, want %d", got, c.want)
 			}
 		})
 	}
@@ -40,6 +40,6 @@ func TestGOMEMLIMITGoesFirst(t *testing.T) {
 	before := debug.SetMemoryLimit(-1)
 	limitMemory()
 	if after := debug.SetMemoryLimit(-1); after != before {
-		t.Errorf("found %d, expected it unchanged at %d", after, before)
+		t.Errorf("got %d, want it unchanged at %d", after, before)
 	}
 }

@@ -40,7 +40,7 @@ func (s *settings) Validate() error {
 	return errors.Join(config.HostPort("listen", s.Listen, 0), config.InRange("count", s.Count, 1, 10))
 }
 
-// run is a command that does what the test says, and what came of it.
+// run runs a command with the body of the test and returns the result.
 func run(t *testing.T, do func(ctx context.Context, s settings, console io.Writer) error, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -78,19 +78,19 @@ func TestRuns(t *testing.T) {
 		args []string
 		want settings
 	}{
-		"the defaults":                 {nil, settings{"127.0.0.1:1", 5}},
-		"a file":                       {[]string{"-config", one}, settings{"a:1", 7}},
-		"a later file overrides":       {[]string{"-config", one, "-config", two}, settings{"a:1", 8}},
-		"the order of files":           {[]string{"-config", two, "--config=" + one}, settings{"a:1", 7}},
-		"a flag over the defaults":     {[]string{"-count", "9"}, settings{"127.0.0.1:1", 9}},
-		"a flag over a file":           {[]string{"-config", one, "-count", "9"}, settings{"a:1", 9}},
-		"a flag in front of a file":    {[]string{"-count", "9", "-config", one}, settings{"a:1", 9}},
-		"a flag mends a file's value":  {[]string{"-config", file(t, "count: 99"), "-count", "9"}, settings{"127.0.0.1:1", 9}},
-		"a flag with the default":      {[]string{"-config", one, "-count", "5"}, settings{"a:1", 5}},
-		"the last of repeated flags":   {[]string{"-count", "6", "-count", "4"}, settings{"127.0.0.1:1", 4}},
-		"flags that are switched off":  {[]string{"-version=false", "-healthcheck=false"}, settings{"127.0.0.1:1", 5}},
-		"an empty file leaves it all":  {[]string{"-config", file(t, "")}, settings{"127.0.0.1:1", 5}},
-		"two dashes and nothing after": {[]string{"-count", "6", "--"}, settings{"127.0.0.1:1", 6}},
+		"the defaults":                   {nil, settings{"127.0.0.1:1", 5}},
+		"a file":                         {[]string{"-config", one}, settings{"a:1", 7}},
+		"a later file overrides":         {[]string{"-config", one, "-config", two}, settings{"a:1", 8}},
+		"the order of files":             {[]string{"-config", two, "--config=" + one}, settings{"a:1", 7}},
+		"a flag over the defaults":       {[]string{"-count", "9"}, settings{"127.0.0.1:1", 9}},
+		"a flag over a file":             {[]string{"-config", one, "-count", "9"}, settings{"a:1", 9}},
+		"a flag in front of a file":      {[]string{"-count", "9", "-config", one}, settings{"a:1", 9}},
+		"a flag corrects a file's value": {[]string{"-config", file(t, "count: 99"), "-count", "9"}, settings{"127.0.0.1:1", 9}},
+		"a flag with the default":        {[]string{"-config", one, "-count", "5"}, settings{"a:1", 5}},
+		"the last of repeated flags":     {[]string{"-count", "6", "-count", "4"}, settings{"127.0.0.1:1", 4}},
+		"flags that are switched off":    {[]string{"-version=false", "-healthcheck=false"}, settings{"127.0.0.1:1", 5}},
+		"an empty file leaves it all":    {[]string{"-config", file(t, "")}, settings{"127.0.0.1:1", 5}},
+		"two dashes and nothing after":   {[]string{"-count", "6", "--"}, settings{"127.0.0.1:1", 6}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got settings
@@ -100,7 +100,7 @@ func TestRuns(t *testing.T) {
 				return nil
 			}, c.args...)
 			if status != 0 || stdout != "hello" || stderr != "" || got != c.want {
-				t.Errorf("found status %d, %q, %q, %+v, expected 0, hello and %+v", status, stdout, stderr, got, c.want)
+				t.Errorf("got status %d, %q, %q, %+v, want 0, hello and %+v", status, stdout, stderr, got, c.want)
 			}
 		})
 	}
@@ -111,7 +111,7 @@ func TestVersion(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			status, stdout, stderr := run(t, never(t), args...)
 			if want := regexp.MustCompile(`^ms9 ` + regexp.QuoteMeta(program.Version) + ` \(go1\.\S+\)\n$`); status != 0 || !want.MatchString(stdout) || stderr != "" {
-				t.Errorf("found status %d, %q, %q, expected 0 and %s", status, stdout, stderr, want)
+				t.Errorf("got status %d, %q, %q, want 0 and %s", status, stdout, stderr, want)
 			}
 		})
 	}
@@ -120,11 +120,11 @@ func TestVersion(t *testing.T) {
 func TestHelp(t *testing.T) {
 	status, _, stderr := run(t, never(t), "-help")
 	if status != 0 {
-		t.Errorf("found status %d, expected 0", status)
+		t.Errorf("got status %d, want 0", status)
 	}
 	for _, want := range []string{"ms9: does nothing\n", "-config FILE", "-version", "-healthcheck", "-count MANY", "(default 5)"} {
 		if !strings.Contains(stderr, want) {
-			t.Errorf("found %q, expected %q in it", stderr, want)
+			t.Errorf("got %q, want %q in it", stderr, want)
 		}
 	}
 }
@@ -145,7 +145,7 @@ func TestWrongUsage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			status, stdout, stderr := run(t, never(t), c.args...)
 			if status != 2 || stdout != "" || !strings.Contains(stderr, c.want) || strings.Count(stderr, c.want) != 1 {
-				t.Errorf("found status %d, %q, %q, expected 2 and, once, %s", status, stdout, stderr, c.want)
+				t.Errorf("got status %d, %q, %q, want 2 and, once, %s", status, stdout, stderr, c.want)
 			}
 		})
 	}
@@ -172,7 +172,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 			}
 			status, stdout, stderr := run(t, do, c.args...)
 			if status != 1 || stdout != "" || stderr != c.want {
-				t.Errorf("found status %d, %q, %q, expected 1 and %q", status, stdout, stderr, c.want)
+				t.Errorf("got status %d, %q, %q, want 1 and %q", status, stdout, stderr, c.want)
 			}
 		})
 	}
@@ -193,7 +193,7 @@ func TestSignals(t *testing.T) {
 				}
 			})
 			if status != 0 || stderr != "" {
-				t.Errorf("found status %d, %q, expected 0", status, stderr)
+				t.Errorf("got status %d, %q, want 0", status, stderr)
 			}
 		})
 	}
@@ -221,7 +221,7 @@ func TestHealthcheck(t *testing.T) {
 		want         string // on stderr
 	}{
 		"ready":                       {"127.0.0.1:0", "127.0.0.1", ready, 0, ``},
-		"ready, by name":              {"127.0.0.1:0", "localhost", ready, 0, ``},
+		"ready, with a host name":     {"127.0.0.1:0", "localhost", ready, 0, ``},
 		"it listens on every address": {"0.0.0.0:0", "0.0.0.0", ready, 0, ``},
 		"on every one of both kinds":  {"[::]:0", "[::]", ready, 0, ``},
 		"on every one, without host":  {":0", "", ready, 0, ``},
@@ -231,7 +231,7 @@ func TestHealthcheck(t *testing.T) {
 		}, 1, `^ms9: asking for readiness: 503 Service Unavailable: \{"status":"not ready",; "kafka":"away"\}\n$`},
 		"a book instead of a word": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusInternalServerError)
-			fmt.Fprint(w, strings.Repeat("x", 100_000)) // only the beginning is told
+			fmt.Fprint(w, strings.Repeat("x", 100_000)) // only the beginning is printed
 		}, 1, `^ms9: asking for readiness: 500 Internal Server Error: x+\n$`},
 		"no content is not ready": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusNoContent)
@@ -245,16 +245,16 @@ func TestHealthcheck(t *testing.T) {
 			port := listen(t, c.listen, c.answer)
 			status, stdout, stderr := run(t, never(t), "-healthcheck", "-config", file(t, fmt.Sprintf("listen: %q", c.host+":"+port)))
 			if status != c.status || stdout != "" || !regexp.MustCompile(c.want).MatchString(stderr) || c.status == 0 && stderr != "" {
-				t.Errorf("found status %d, %q, %q, expected %d and %s", status, stdout, stderr, c.status, c.want)
+				t.Errorf("got status %d, %q, %q, want %d and %s", status, stdout, stderr, c.status, c.want)
 			}
 			if len(stderr) > 4200 {
-				t.Errorf("found %d bytes on stderr, expected some 4 KiB at most", len(stderr))
+				t.Errorf("got %d bytes on stderr, want some 4 KiB at most", len(stderr))
 			}
 			if strings.ContainsAny(strings.TrimSuffix(stderr, "\n"), "\r\n") {
-				t.Errorf("found %q, expected one line", stderr)
+				t.Errorf("got %q, want one line", stderr)
 			}
 			if c.status == 0 && asked.Load() != "GET /readyz" {
-				t.Errorf("found %q asked, expected GET /readyz", asked.Load())
+				t.Errorf("got %q asked, want GET /readyz", asked.Load())
 			}
 		})
 	}
@@ -267,7 +267,7 @@ func TestHealthcheck(t *testing.T) {
 		l.Close()
 		status, _, stderr := run(t, never(t), "-healthcheck", "-config", file(t, "listen: "+address))
 		if status != 1 || !strings.Contains(stderr, "connection refused") || !strings.Contains(stderr, address) {
-			t.Errorf("found status %d, %q, expected 1 and the refusal", status, stderr)
+			t.Errorf("got status %d, %q, want 1 and the refusal", status, stderr)
 		}
 	})
 }
@@ -285,7 +285,7 @@ func TestHealthcheckOfOddAddresses(t *testing.T) {
 				Ready: func(settings) (address, path string) { return c.address, c.path },
 			}, []string{"-healthcheck"}, io.Discard, &errs)
 			if status != 1 || !strings.Contains(errs.String(), c.want) {
-				t.Errorf("found status %d, %q, expected 1 and %s", status, errs.String(), c.want)
+				t.Errorf("got status %d, %q, want 1 and %s", status, errs.String(), c.want)
 			}
 		})
 	}
@@ -336,20 +336,20 @@ func TestServe(t *testing.T) {
 				return err
 			})
 			if !errors.Is(got, err) || (got == nil) != (err == nil) {
-				t.Errorf("found %v, expected %v", got, err)
+				t.Errorf("got %v, want %v", got, err)
 			}
 			if spans.Load() != 1 {
-				t.Errorf("found %d exports when it had ended, expected one", spans.Load())
+				t.Errorf("got %d exports when it had ended, want one", spans.Load())
 			}
 			var said []string
 			for _, e := range events {
 				said = append(said, e["message"].(string))
 			}
 			if want := "ms9 is starting, ms9 has started, at work, ms9 has stopped"; strings.Join(said, ", ") != want {
-				t.Fatalf("found %q, expected %s", said, want)
+				t.Fatalf("got %q, want %s", said, want)
 			}
 			if events[0]["version"] != program.Version || err != nil && events[3]["error"] != err.Error() {
-				t.Errorf("found %v, expected version and error", events)
+				t.Errorf("got %v, want version and error", events)
 			}
 		})
 	}
@@ -375,20 +375,20 @@ func TestServe(t *testing.T) {
 		}
 		last := fmt.Sprint(events[len(events)-1])
 		if !strings.Contains(last, "the last spans were not all sent") || !strings.Contains(last, "1 spans dropped at the end") {
-			t.Errorf("found %v, expected a warning of the span", events)
+			t.Errorf("got %v, want a warning of the span", events)
 		}
 	})
 	t.Run("a log that cannot be written", func(t *testing.T) {
 		err := program.Serve[service](t.Context(), "ms9", logging.Config{Level: "info", File: t.TempDir()}, telemetry.Defaults(), io.Discard, nil, nil)
 		if err == nil || !strings.HasPrefix(err.Error(), "logging.file: ") {
-			t.Errorf("found %v, expected one about logging.file", err)
+			t.Errorf("got %v, want one about logging.file", err)
 		}
 	})
 	t.Run("an environment that is wrong", func(t *testing.T) {
 		t.Setenv("OTEL_TRACES_SAMPLER", "xray")
 		events, err := observed(t, logging.Defaults(), telemetry.Defaults(), nil)
 		if err == nil || !strings.HasPrefix(err.Error(), "OTEL_TRACES_SAMPLER: ") || len(events) != 0 {
-			t.Errorf("found %v, %v, expected an error about OTEL_TRACES_SAMPLER", err, events)
+			t.Errorf("got %v, %v, want an error about OTEL_TRACES_SAMPLER", err, events)
 		}
 	})
 }

@@ -25,6 +25,6 @@ func TestRoots(t *testing.T) {
 		t.Fatal(err)
 	}
 	if roots.Equal(x509.NewCertPool()) {
-		t.Error("found no CA roots, expected those of the module x509roots")
+		t.Error("got no CA roots, want those of the module x509roots")
 	}
 }

@@ -130,7 +130,7 @@ func start(t *testing.T, c telemetry.Config, log zerolog.Logger) *telemetry.Tele
 	return tel
 }
 
-// shutdown gives the last spans the time that is said, and returns what was
+// shutdown gives the last spans the given time, and returns what was
 // wrong and how long it took.
 func shutdown(t *testing.T, tel *telemetry.Telemetry, within time.Duration) (time.Duration, error) {
 	t.Helper()
@@ -141,7 +141,7 @@ func shutdown(t *testing.T, tel *telemetry.Telemetry, within time.Duration) (tim
 	return time.Since(began), err
 }
 
-// counts returns what the counters of spans say: "exported", and the drops by
+// counts returns the counters of spans: "exported", and the drops by
 // their reason.
 func counts(t *testing.T, tel *telemetry.Telemetry) map[string]int {
 	t.Helper()
@@ -206,7 +206,7 @@ func TestIDs(t *testing.T) {
 		t.Run(key.String(), func(t *testing.T) {
 			traceID, spanID := telemetry.IDs(key)
 			if got := traceID.String() + spanID.String(); got != want {
-				t.Errorf("found %s, expected %s", got, want)
+				t.Errorf("got %s, want %s", got, want)
 			}
 		})
 	}
@@ -215,7 +215,7 @@ func TestIDs(t *testing.T) {
 		for _, key := range keys(1000) {
 			sum := sha256.Sum256(fmt.Appendf(nil, "tricycle/1/%d/%s", key.SessionID, key.Service1.Time().Format("2006-01-02T15:04:05.000000Z")))
 			if id, _ := telemetry.IDs(key); id.String() != hex.EncodeToString(sum[:])[:32] {
-				t.Fatalf("%s: found %s, expected %x", key, id, sum[:16])
+				t.Fatalf("%s: got %s, want %x", key, id, sum[:16])
 			}
 		}
 	})
@@ -236,7 +236,7 @@ func TestValidate(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := c.config.Validate(); err == nil || err.Error() != c.want {
-				t.Errorf("found %v, expected %s", err, c.want)
+				t.Errorf("got %v, want %s", err, c.want)
 			}
 		})
 	}
@@ -251,11 +251,11 @@ func TestRootSpan(t *testing.T) {
 	key := keys(1)[0]
 	traceID, spanID := telemetry.IDs(key)
 
-	// MS1 starts the root while another trace is under way: it is no child.
+	// MS1 starts the root during another trace: it is no child.
 	outer, request := tel.Tracer.Start(t.Context(), "GET /start")
 	ctx, root := tel.StartRoot(outer, key, "round", trace.WithSpanKind(trace.SpanKindProducer))
 	if sc := root.SpanContext(); sc.TraceID() != traceID || sc.SpanID() != spanID || !sc.IsSampled() {
-		t.Errorf("found %v, expected trace %s, span %s, sampled", sc, traceID, spanID)
+		t.Errorf("got %v, want trace %s, span %s, sampled", sc, traceID, spanID)
 	}
 	_, child := tel.Tracer.Start(ctx, "INSERT")
 	// MS2 knows only the key.
@@ -281,17 +281,17 @@ func TestRootSpan(t *testing.T) {
 			parent = string(spanID[:])
 		}
 		if string(s.TraceId) != string(traceID[:]) || string(s.ParentSpanId) != parent {
-			t.Errorf("%s: found trace %x, parent %x, expected %s, %x", s.Name, s.TraceId, s.ParentSpanId, traceID, parent)
+			t.Errorf("%s: got trace %x, parent %x, want %s, %x", s.Name, s.TraceId, s.ParentSpanId, traceID, parent)
 		}
 	}
 	if len(r.spans) != 5 || len(ids) != 5 {
-		t.Errorf("found %d spans with %d ids, expected 5", len(r.spans), len(ids))
+		t.Errorf("got %d spans with %d ids, want 5", len(r.spans), len(ids))
 	}
 	if r.path != "/v1/traces" || r.resource["service.name"] != "ms9" || r.resource["service.version"] != "1.2.3" || r.resource["telemetry.sdk.language"] != "go" {
-		t.Errorf("found path %s, resource %v", r.path, r.resource)
+		t.Errorf("got path %s, resource %v", r.path, r.resource)
 	}
 	if got := counts(t, tel); got["exported"] != 5 || sum(got) != 5 {
-		t.Errorf("found %v, expected 5 exported", got)
+		t.Errorf("got %v, want 5 exported", got)
 	}
 }
 
@@ -309,10 +309,10 @@ func TestServicesSampleAlike(t *testing.T) {
 				ctx := ms2.Message(t.Context(), key)
 				guess := trace.SpanContextFromContext(ctx)
 				if guess.IsSampled() != root.SpanContext().IsSampled() || guess.TraceID() != root.SpanContext().TraceID() || guess.SpanID() != root.SpanContext().SpanID() {
-					t.Fatalf("%s: found %v by its key, expected what its root has: %v", key, guess, root.SpanContext())
+					t.Fatalf("%s: got %v by its key, want what its root has: %v", key, guess, root.SpanContext())
 				}
 				if !guess.IsRemote() {
-					t.Fatalf("%s: found a parent of this process, expected a remote one", key)
+					t.Fatalf("%s: got a parent of this process, want a remote one", key)
 				}
 				_, receive := ms2.Tracer.Start(ctx, "receive")
 				// MS3 gets it in a header.
@@ -320,7 +320,7 @@ func TestServicesSampleAlike(t *testing.T) {
 				telemetry.Propagator.Inject(trace.ContextWithSpan(t.Context(), receive), header)
 				remote := trace.SpanContextFromContext(telemetry.Propagator.Extract(t.Context(), header))
 				if receive.SpanContext().IsSampled() != guess.IsSampled() || remote.IsSampled() != guess.IsSampled() || remote.TraceID() != guess.TraceID() {
-					t.Fatalf("%s: found %v, then %v, expected all to be sampled like %v", key, receive.SpanContext(), remote, guess)
+					t.Fatalf("%s: got %v, then %v, want all to be sampled like %v", key, receive.SpanContext(), remote, guess)
 				}
 				if guess.IsSampled() {
 					sampled++
@@ -329,14 +329,14 @@ func TestServicesSampleAlike(t *testing.T) {
 				root.End()
 			}
 			if share := float64(sampled) / all; share < ratio-0.05 || share > ratio+0.05 {
-				t.Errorf("found %.3f of the messages sampled, expected about %.1f", share, ratio)
+				t.Errorf("got %.3f of the messages sampled, want about %.1f", share, ratio)
 			}
 			for _, tel := range []*telemetry.Telemetry{ms1, ms2} {
 				if _, err := shutdown(t, tel, 10*time.Second); err != nil {
 					t.Error(err)
 				}
 				if got := counts(t, tel); sum(got) != sampled || got["exported"] != sampled {
-					t.Errorf("found %v, expected %d exported and no other", got, sampled)
+					t.Errorf("got %v, want %d exported and no other", got, sampled)
 				}
 			}
 		})
@@ -366,7 +366,7 @@ func TestNoProxy(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	if n := requests.Load(); n != 0 {
-		t.Errorf("found %d requests to the proxy, expected none", n)
+		t.Errorf("got %d requests to the proxy, want none", n)
 	}
 }
 
@@ -376,17 +376,17 @@ func TestNoEndpoint(t *testing.T) {
 	key := keys(1)[0]
 	_, root := tel.StartRoot(t.Context(), key, "round")
 	if id, _ := telemetry.IDs(key); root.SpanContext().TraceID() != id {
-		t.Errorf("found trace %s, expected %s: a log line carries it all the same", root.SpanContext().TraceID(), id)
+		t.Errorf("got trace %s, want %s: a log line carries it all the same", root.SpanContext().TraceID(), id)
 	}
 	if root.IsRecording() || trace.SpanContextFromContext(tel.Message(t.Context(), key)).IsSampled() {
-		t.Error("found a span that is sampled, expected none")
+		t.Error("got a span that is sampled, want none")
 	}
 	root.End()
 	if _, err := shutdown(t, tel, time.Second); err != nil {
 		t.Error(err)
 	}
 	if got := counts(t, tel); len(got) != 0 {
-		t.Errorf("found %v, expected no counter", got)
+		t.Errorf("got %v, want no counter", got)
 	}
 }
 
@@ -403,7 +403,7 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, want := range []string{"go_goroutines", "process_start_time_seconds"} {
 		if !slices.Contains(names, want) {
-			t.Errorf("found %q, expected %s among them", names, want)
+			t.Errorf("got %q, want %s among them", names, want)
 		}
 	}
 }
@@ -462,20 +462,20 @@ func TestEverySpanIsCounted(t *testing.T) {
 			end(tel, c.spans)
 			took, err := shutdown(t, tel, c.stop)
 			if (err != nil) != c.late {
-				t.Errorf("found %v, expected an error: %v", err, c.late)
+				t.Errorf("got %v, want an error: %v", err, c.late)
 			}
 			if limit := c.stop + time.Second; took > limit {
 				t.Errorf("the end took %s, expected at most %s", took, limit)
 			}
 			found := counts(t, tel)
 			if sum(found) != c.spans || !c.want(found) {
-				t.Errorf("found %v for %d spans", found, c.spans)
+				t.Errorf("got %v for %d spans", found, c.spans)
 			}
 			if c.late && !strings.Contains(err.Error(), "spans dropped at the end") {
-				t.Errorf("found %v, expected the number of spans that were dropped", err)
+				t.Errorf("got %v, want the number of spans that were dropped", err)
 			}
 			// The export that was cut off comes to its end and is not counted
-			// again: a second Shutdown finds nothing more to say.
+			// again: a second Shutdown has nothing more to report.
 			until(t, "the end of the processor", func() bool {
 				stacks := make([]byte, 1<<20)
 				return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("batchSpanProcessor"))
@@ -485,10 +485,10 @@ func TestEverySpanIsCounted(t *testing.T) {
 			}
 			end(tel, 10) // ended after the end: neither counted nor sent
 			if again := counts(t, tel); fmt.Sprint(again) != fmt.Sprint(found) {
-				t.Errorf("found %v later, expected %v as before", again, found)
+				t.Errorf("got %v later, want %v as before", again, found)
 			}
 			if n := strings.Count(console.String(), "spans are being dropped"); n > 1 {
-				t.Errorf("found %d warnings, expected one at most: %s", n, console.String())
+				t.Errorf("got %d warnings, want one at most: %s", n, console.String())
 			}
 		})
 	}
@@ -503,7 +503,7 @@ func TestSpansThatAreNotSampledAreNotCounted(t *testing.T) {
 		t.Error(err)
 	}
 	if got := counts(t, tel); sum(got) != 0 || r.got() != 0 {
-		t.Errorf("found %v and %d spans at the collector, expected none", got, r.got())
+		t.Errorf("got %v and %d spans at the collector, want none", got, r.got())
 	}
 }
 
@@ -532,18 +532,18 @@ func TestTheCollectorComesBack(t *testing.T) {
 		t.Error(err)
 	}
 	if n := strings.Count(console.String(), "spans are being dropped"); n != 1 {
-		t.Errorf("found %d warnings, expected one: %s", n, console.String())
+		t.Errorf("got %d warnings, want one: %s", n, console.String())
 	}
 	if n := strings.Count(console.String(), "takes spans again"); n != 1 {
-		t.Errorf("found %d all-clears, expected one: %s", n, console.String())
+		t.Errorf("got %d all-clears, want one: %s", n, console.String())
 	}
 	if got := counts(t, tel); got["export_failed"] != 1024 || got["exported"] != 3 || r.got() != 3 {
-		t.Errorf("found %v and %d spans at the collector, expected 1024 failed and 3", got, r.got())
+		t.Errorf("got %v and %d spans at the collector, want 1024 failed and 3", got, r.got())
 	}
 }
 
 func TestEndsUnderLoad(t *testing.T) {
-	// Spans that end while the end is under way are counted or come too late;
+	// Spans that end during the shutdown are counted or come too late;
 	// none is counted twice and none is in between.
 	clean(t)
 	r := newReceiver(t, swallow)
@@ -565,7 +565,7 @@ func TestEndsUnderLoad(t *testing.T) {
 	}
 	until(t, "a full queue", func() bool { return counts(t, tel)["queue_full"] > 100 })
 	if _, err := shutdown(t, tel, 100*time.Millisecond); err == nil {
-		t.Error("found no error of the end, expected one")
+		t.Error("got no error of the end, want one")
 	}
 	close(stop)
 	wg.Wait()
@@ -574,7 +574,7 @@ func TestEndsUnderLoad(t *testing.T) {
 		total += n
 	}
 	if found["exported"] != 0 || found["export_failed"] < 512 || sum(found) > total {
-		t.Errorf("found %v of %d spans", found, total)
+		t.Errorf("got %v of %d spans", found, total)
 	}
 }
 
@@ -584,21 +584,21 @@ func TestEnvironment(t *testing.T) {
 		spans int               // of 1000 root spans, give or take
 		path  string
 	}{
-		"the endpoint of all signals":           {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL"}, 1000, "/v1/traces"},
-		"the endpoint of all signals, a folder": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL/otlp"}, 1000, "/otlp/v1/traces"},
-		"the endpoint of traces":                {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "URL/mine"}, 1000, "/mine"},
-		"traces before all signals":             {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "URL/mine", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, 1000, "/mine"},
-		"disabled":                              {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_SDK_DISABLED": "true"}, 0, ""},
-		"not disabled":                          {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_SDK_DISABLED": "false"}, 1000, "/v1/traces"},
-		"no exporter":                           {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_EXPORTER": "none"}, 0, ""},
-		"the exporter there is":                 {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_EXPORTER": "otlp"}, 1000, "/v1/traces"},
-		"the protocol there is":                 {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, 1000, "/v1/traces"},
-		"always on":                             {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "always_on"}, 1000, "/v1/traces"},
-		"always off":                            {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}, 0, ""},
-		"a ratio":                               {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"}, 500, "/v1/traces"},
-		"a ratio without number":                {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}, 1000, "/v1/traces"},
-		"time-outs":                             {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_TIMEOUT": "3000", "OTEL_BSP_EXPORT_TIMEOUT": "4000"}, 1000, "/v1/traces"},
-		"another delay":                         {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100"}, 1000, "/v1/traces"},
+		"the endpoint of all signals":         {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL"}, 1000, "/v1/traces"},
+		"the endpoint of all signals, a path": {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL/otlp"}, 1000, "/otlp/v1/traces"},
+		"the endpoint of traces":              {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "URL/mine"}, 1000, "/mine"},
+		"traces before all signals":           {map[string]string{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "URL/mine", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, 1000, "/mine"},
+		"disabled":                            {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_SDK_DISABLED": "true"}, 0, ""},
+		"not disabled":                        {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_SDK_DISABLED": "false"}, 1000, "/v1/traces"},
+		"no exporter":                         {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_EXPORTER": "none"}, 0, ""},
+		"the exporter there is":               {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_EXPORTER": "otlp"}, 1000, "/v1/traces"},
+		"the protocol there is":               {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, 1000, "/v1/traces"},
+		"always on":                           {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "always_on"}, 1000, "/v1/traces"},
+		"always off":                          {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}, 0, ""},
+		"a ratio":                             {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.5"}, 500, "/v1/traces"},
+		"a ratio without number":              {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}, 1000, "/v1/traces"},
+		"time-outs":                           {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_EXPORTER_OTLP_TIMEOUT": "3000", "OTEL_BSP_EXPORT_TIMEOUT": "4000"}, 1000, "/v1/traces"},
+		"another delay":                       {map[string]string{"OTEL_EXPORTER_OTLP_ENDPOINT": "URL", "OTEL_BSP_SCHEDULE_DELAY": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "100"}, 1000, "/v1/traces"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			clean(t)
@@ -622,18 +622,18 @@ func TestEnvironment(t *testing.T) {
 				t.Error(err)
 			}
 			if n := r.got(); n < c.spans*9/10 || n > c.spans*11/10 || r.path != c.path {
-				t.Errorf("found %d spans at %q, expected about %d at %q", n, r.path, c.spans, c.path)
+				t.Errorf("got %d spans at %q, want about %d at %q", n, r.path, c.spans, c.path)
 			}
 		})
 	}
-	t.Run("the file says one, the environment another", func(t *testing.T) {
+	t.Run("the file and the environment differ", func(t *testing.T) {
 		clean(t)
 		file, environment := newReceiver(t, nil), newReceiver(t, nil)
 		t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", environment.URL)
 		tel := start(t, telemetry.Config{Endpoint: file.URL, SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
 		end(tel, 1)
 		if _, err := shutdown(t, tel, 5*time.Second); err != nil || file.got() != 0 || environment.got() != 1 {
-			t.Errorf("found %d and %d spans, %v, expected 0 and 1", file.got(), environment.got(), err)
+			t.Errorf("got %d and %d spans, %v, want 0 and 1", file.got(), environment.got(), err)
 		}
 	})
 	t.Run("name and attributes of the service", func(t *testing.T) {
@@ -647,7 +647,7 @@ func TestEnvironment(t *testing.T) {
 			t.Error(err)
 		}
 		if r.resource["service.name"] != "mine" || r.resource["service.version"] != "9" || r.resource["deployment.environment.name"] != "test" || r.path != "/v1/traces" {
-			t.Errorf("found %v at %s, expected what the environment says", r.resource, r.path)
+			t.Errorf("got %v at %s, want the values of the environment", r.resource, r.path)
 		}
 	})
 	t.Run("the length of the queue", func(t *testing.T) {
@@ -657,10 +657,10 @@ func TestEnvironment(t *testing.T) {
 		tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
 		end(tel, 8)
 		if _, err := shutdown(t, tel, 50*time.Millisecond); err == nil {
-			t.Error("found no error, expected one about 5 spans")
+			t.Error("got no error, want one about 5 spans")
 		}
 		if got := counts(t, tel); got["export_failed"] != 5 || got["queue_full"] != 3 {
-			t.Errorf("found %v, expected 5 and 3", got)
+			t.Errorf("got %v, want 5 and 3", got)
 		}
 	})
 	t.Run("a delay longer than the test", func(t *testing.T) {
@@ -673,7 +673,7 @@ func TestEnvironment(t *testing.T) {
 		until(t, "the batch", func() bool { return r.got() == 3 })
 		end(tel, 1)
 		if _, err := shutdown(t, tel, 5*time.Second); err != nil || r.got() != 4 {
-			t.Errorf("found %d spans, %v, expected 4", r.got(), err)
+			t.Errorf("got %d spans, %v, want 4", r.got(), err)
 		}
 	})
 }
@@ -702,7 +702,7 @@ func TestEnvironmentRefuses(t *testing.T) {
 			t.Setenv(c.variable, c.value)
 			_, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms9", "1", zerolog.Nop())
 			if err == nil || !strings.HasPrefix(err.Error(), c.want) {
-				t.Errorf("found %v, expected %s", err, c.want)
+				t.Errorf("got %v, want %s", err, c.want)
 			}
 		})
 	}
@@ -712,7 +712,7 @@ func TestEnvironmentRefuses(t *testing.T) {
 		cancel()
 		_, err := telemetry.New(ctx, telemetry.Config{Endpoint: "http://127.0.0.1:1", QueueSpans: 512}, "ms9", "1", zerolog.Nop())
 		if err == nil {
-			t.Error("found no error, expected one")
+			t.Error("got no error, want one")
 		}
 	})
 }
