@@ -14,7 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
@@ -27,7 +27,7 @@ func built(t *testing.T, names ...string) programs {
 	for _, name := range names {
 		packages = append(packages, "../services/"+name+"/cmd/"+name)
 	}
-	dir, err := programtest.Build(t.TempDir(), packages...)
+	dir, err := servicetest.Build(t.TempDir(), packages...)
 	if err != nil {
 		t.Fatal(err)
 	}

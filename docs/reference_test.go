@@ -22,8 +22,8 @@ import (
 	"github.com/tricycle-relay/tricycle/docs"
 	"github.com/tricycle-relay/tricycle/docs/generate"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/allinone"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
@@ -159,7 +159,7 @@ func spanTable(t *testing.T) map[string]span {
 // TestSpans compares the spans that a real round exports with the table of
 // docs/reference/traces.md.
 func TestSpans(t *testing.T) {
-	endpoint, exported := topictest.Collector(t)
+	endpoint, exported := servicetest.Collector(t)
 	c := allinone.Defaults()
 	c.Listen, c.Data, c.Once = "127.0.0.1:0", t.TempDir(), true
 	c.Interaction.IntervalSeconds, c.Interaction.InFlight = 1, 8 // some rows share a statement

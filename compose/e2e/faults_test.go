@@ -1,13 +1,13 @@
 package e2e
 
 import (
-	"bufio"
 	"fmt"
-	"net/http"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // A session of this length is under load when the fault strikes, and still
@@ -133,7 +133,7 @@ func TestScale(t *testing.T) {
 	s.up("--scale", "ms3=3", "--scale", "ms2=2")
 	id := s.load(faultSession, faultInFlight)
 	connections := func(container string) float64 {
-		return metric(t, "http://"+s.address(container)+":8081/metrics", "tricycle_ms2_connections")
+		return servicetest.At(t, "ms2", "http://"+s.address(container)+":8081").Metric("tricycle_ms2_connections")
 	}
 	both := strings.Fields(s.docker(s.compose("ps", "-q", "ms2")...))
 	if len(both) != 2 {
@@ -155,7 +155,7 @@ func TestScale(t *testing.T) {
 		t.Errorf("%d MS3 are running, want 3", len(members))
 	}
 	for _, container := range members {
-		if n := metric(t, "http://"+s.address(container)+":8082/metrics", "tricycle_ms3_store_duration_seconds_count"); n == 0 {
+		if n := servicetest.At(t, "ms3", "http://"+s.address(container)+":8082").Metric("tricycle_ms3_store_duration_seconds_count"); n == 0 {
 			t.Errorf("one of the three MS3 has posted nothing")
 		}
 	}
@@ -166,32 +166,6 @@ func TestScale(t *testing.T) {
 func (s *stack) address(container string) string {
 	s.t.Helper()
 	return strings.TrimSpace(s.docker("inspect", "-f", `{{(index .NetworkSettings.Networks "`+s.project+`_messages").IPAddress}}`, container))
-}
-
-// metric adds up the values of a counter.
-func metric(t *testing.T, url, name string) (sum float64) {
-	t.Helper()
-	resp, err := http.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	lines := bufio.NewScanner(resp.Body)
-	found := false
-	for lines.Scan() {
-		series, value, _ := strings.Cut(lines.Text(), " ")
-		if series == name || strings.HasPrefix(series, name+"{") {
-			v, err := strconv.ParseFloat(value, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			sum, found = sum+v, true
-		}
-	}
-	if !found {
-		t.Fatalf("%s has no metric %s", url, name)
-	}
-	return sum
 }
 
 // TestDownInTheMiddle: MS1 stops first, and drains while the others still

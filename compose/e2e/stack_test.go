@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,7 +15,7 @@ import (
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // stack is a Compose project of its own, made of a copy of the folder compose,
@@ -175,21 +174,13 @@ type session struct {
 
 // get asks MS1 and returns the status code, 0 if it does not answer.
 func (s *stack) get(path string, answer any) (int, string) {
-	client := http.Client{Timeout: 20 * time.Second}
-	defer client.CloseIdleConnections()
-	resp, err := client.Get(s.ms1 + path)
-	if err != nil {
-		return 0, err.Error()
+	code, body := servicetest.At(s.t, "ms1", s.ms1).Get(path)
+	if answer != nil && code > 0 && code < 300 {
+		if err := json.Unmarshal([]byte(body), answer); err != nil {
+			return 0, err.Error()
+		}
 	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && answer != nil && resp.StatusCode < 300 {
-		err = json.Unmarshal(body, answer)
-	}
-	if err != nil {
-		return 0, err.Error()
-	}
-	return resp.StatusCode, string(body)
+	return code, body
 }
 
 // begin starts a session and returns its number.
@@ -241,7 +232,7 @@ func (s *stack) end(id int64) (last session) {
 
 func (s *stack) eventually(d time.Duration, what string, met func() bool) {
 	s.t.Helper()
-	topictest.Eventually(s.t, d, what, met)
+	servicetest.Eventually(s.t, d, what, met)
 }
 
 // sql asks MariaDB in its container with its own client, as the user of the

@@ -16,7 +16,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
@@ -139,14 +138,14 @@ func TestSettingsOfTheTopic(t *testing.T) {
 	t.Run("one message is too large", func(t *testing.T) {
 		c := topictest.Config(t)
 		topictest.Create(t, c, "max.message.bytes", "100", "compression.type", "uncompressed")
-		var log programtest.Console
+		var log servicetest.Console
 		l := topic.NewCluster(c, "test", zerolog.New(&log))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- l.Run(ctx) }()
 		want := c.Topic + ": max.message.bytes: must be at least 512, got 100"
-		topictest.Eventually(t, 20*time.Second, "not ready", func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
-		topictest.Eventually(t, 5*time.Second, "logged", func() bool { return strings.Contains(log.String(), want) })
+		servicetest.Eventually(t, 20*time.Second, "not ready", func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+		servicetest.Eventually(t, 5*time.Second, "logged", func() bool { return strings.Contains(log.String(), want) })
 		resp, err := l.Client().AlterConfigs(ctx, &kafka.AlterConfigsRequest{Resources: []kafka.AlterConfigRequestResource{{
 			ResourceType: kafka.ResourceTypeTopic, ResourceName: c.Topic, Configs: []kafka.AlterConfigRequestConfig{{Name: "max.message.bytes", Value: "512"}},
 		}}})
@@ -157,14 +156,14 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		topictest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+		servicetest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
 		cancel()
 		<-done
 	})
 	t.Run("bombs are admitted", func(t *testing.T) {
 		c := topictest.Config(t)
 		topictest.Create(t, c, "max.message.bytes", "2000000", "compression.type", "producer")
-		var log programtest.Console
+		var log servicetest.Console
 		topictest.Run(t, topic.NewCluster(c, "test", zerolog.New(&log)))
 		if got := strings.Count(log.String(), "decompression bombs"); got != 4 {
 			t.Errorf("got %d warnings, want one for each topic and setting:\n%s", got, &log)
@@ -173,7 +172,7 @@ func TestSettingsOfTheTopic(t *testing.T) {
 	t.Run("they are secret", func(t *testing.T) {
 		cluster, address := topictest.Cluster(t)
 		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Err: kerr.TopicAuthorizationFailed, Count: -1})
-		var log programtest.Console
+		var log servicetest.Console
 		topictest.Run(t, topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log)))
 		if strings.Contains(log.String(), `"level":"warn"`) || !strings.Contains(log.String(), "not checked") {
 			t.Errorf("got %s", &log)
@@ -206,13 +205,13 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	cluster, address := topictest.Cluster(t)
 	var on atomic.Bool
 	refuseOne(cluster, 1, &on)
-	var log programtest.Console
+	var log servicetest.Console
 	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 	topictest.Run(t, l)
 	client := l.Client()
 	on.Store(true)
-	topictest.Eventually(t, 20*time.Second, "the partition is passed over", func() bool { return l.Route(1) == 2 })
-	topictest.Eventually(t, 20*time.Second, "it is logged", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "the partition is passed over", func() bool { return l.Route(1) == 2 })
+	servicetest.Eventually(t, 20*time.Second, "it is logged", func() bool {
 		return strings.Contains(log.String(), `"partition":1,"message":"partition has no leader"`)
 	})
 	if err := l.Ready(t.Context()); err != nil || l.Client() != client {
@@ -222,7 +221,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 		t.Errorf("got routes %v", got)
 	}
 	on.Store(false)
-	topictest.Eventually(t, 20*time.Second, "the partition is used", func() bool { return l.Route(1) == 1 })
+	servicetest.Eventually(t, 20*time.Second, "the partition is used", func() bool { return l.Route(1) == 1 })
 }
 
 func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
@@ -231,14 +230,14 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 	var on atomic.Bool
 	on.Store(true)
 	refuseOne(cluster, 1, &on)
-	var log programtest.Console
+	var log servicetest.Console
 	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
-	topictest.Eventually(t, 20*time.Second, "it waits for a leader", func() bool { return errors.Is(l.Ready(ctx), kafka.NotLeaderForPartition) })
+	servicetest.Eventually(t, 20*time.Second, "it waits for a leader", func() bool { return errors.Is(l.Ready(ctx), kafka.NotLeaderForPartition) })
 	on.Store(false)
-	topictest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+	servicetest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
 	cancel()
 	<-done
 	if strings.Contains(log.String(), `"level":"warn"`) {
@@ -281,13 +280,13 @@ func TestClusterSurvivesItsBroker(t *testing.T) {
 	}
 	for range 2 {
 		cluster.Close()
-		topictest.Eventually(t, 5*time.Second, "not ready", func() bool { return l.Ready(t.Context()) != nil })
+		servicetest.Eventually(t, 5*time.Second, "not ready", func() bool { return l.Ready(t.Context()) != nil })
 		if produce() {
 			t.Fatal("produced without a broker")
 		}
 		cluster, _ = topictest.Cluster(t, dir, kfake.Ports(topictest.Port(t, address)))
-		topictest.Eventually(t, 5*time.Second, "kafka is back", func() bool { return l.Ready(t.Context()) == nil })
-		topictest.Eventually(t, 5*time.Second, "produced", produce)
+		servicetest.Eventually(t, 5*time.Second, "kafka is back", func() bool { return l.Ready(t.Context()) == nil })
+		servicetest.Eventually(t, 5*time.Second, "produced", produce)
 	}
 }
 
@@ -310,11 +309,11 @@ func TestClusterIsNotReadyWhileABrokerRefuses(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- l.Run(ctx) }()
-			topictest.Eventually(t, 5*time.Second, c.want, func() bool {
+			servicetest.Eventually(t, 5*time.Second, c.want, func() bool {
 				return strings.Contains(l.Ready(ctx).Error(), c.want)
 			})
 			fault.Remove()
-			topictest.Eventually(t, 5*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+			servicetest.Eventually(t, 5*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
 			cancel()
 			if err := <-done; err != nil {
 				t.Error(err)

@@ -24,7 +24,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/tricycle-relay/tricycle/docs/openapitest"
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -43,41 +43,11 @@ func usual(t *testing.T) Config {
 	return c
 }
 
-// console collects what the program says while it runs.
-type console struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.text.Write(p)
-}
-
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.text.String()
-}
-
-// find waits for a match of the expression and returns its groups.
-func (c *console) find(t *testing.T, expression string) []string {
-	t.Helper()
-	var groups []string
-	re := regexp.MustCompile(expression)
-	topictest.Eventually(t, 30*time.Second, "the console says "+expression, func() bool {
-		groups = re.FindStringSubmatch(c.String())
-		return groups != nil
-	})
-	return groups
-}
-
 // start runs the program and returns its console, and a function that stops it
 // and returns its error, at the end of the test at the latest.
-func start(t *testing.T, c Config) (*console, func() error) {
+func start(t *testing.T, c Config) (*servicetest.Console, func() error) {
 	t.Helper()
-	said := &console{}
+	said := &servicetest.Console{}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- run(ctx, c, said, time.Second) }()
@@ -99,21 +69,21 @@ func start(t *testing.T, c Config) (*console, func() error) {
 func serve(t *testing.T, c Config) (url string, stop func() error) {
 	t.Helper()
 	said, stop := start(t, c)
-	return said.find(t, `MS1 listens on (http://\S+)`)[1], stop
+	return said.Find(t, `MS1 listens on (http://\S+)`)[1], stop
 }
 
 // get reads the answer to a GET request.
 func get(t *testing.T, url string) (status int, body map[string]any) {
 	t.Helper()
-	resp, err := openapitest.Client(t, "ms1").Get(url)
-	if err != nil {
+	base, path, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
+	status, text := servicetest.At(t, "ms1", "http://"+base).Get("/" + path)
+	if status == 0 {
 		return 0, nil
 	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&body); err != nil {
+	if err := json.Unmarshal([]byte(text), &body); err != nil {
 		t.Fatalf("%s: %v", url, err)
 	}
-	return resp.StatusCode, body
+	return status, body
 }
 
 // look opens the database of the folder for reading, as another program would.
@@ -170,7 +140,7 @@ func TestOnceStoresWhatItSays(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
 	c.Once = true
-	said := &console{}
+	said := &servicetest.Console{}
 	if err := Run(t.Context(), c, said); err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
@@ -224,10 +194,10 @@ $`)
 func TestReadyOnlyWhenEverythingIs(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
-	c.Listen = freeAddress(t)
+	c.Listen = servertest.FreeAddress(t)
 	_, _ = start(t, c)
 	missed := ""
-	topictest.Eventually(t, 30*time.Second, "/readyz answers 200", func() bool {
+	servicetest.Eventually(t, 30*time.Second, "/readyz answers 200", func() bool {
 		status, body := get(t, "http://"+c.Listen+"/readyz")
 		if status == http.StatusServiceUnavailable && missed == "" {
 			missed = fmt.Sprint(body["checks"].(map[string]any)["ms3"])
@@ -240,16 +210,6 @@ func TestReadyOnlyWhenEverythingIs(t *testing.T) {
 	if status, body := get(t, "http://"+c.Listen+"/start"); status != http.StatusAccepted {
 		t.Errorf("/start when ready: %d %v, want 202", status, body)
 	}
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", anyPort)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func TestMS3IsMissedUntilItHasStarted(t *testing.T) {
@@ -267,7 +227,7 @@ func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
 	c.Once = true
 	c.Interaction.IntervalSeconds = 600
 	said, stop := start(t, c)
-	said.find(t, `stored [1-9]`)
+	said.Find(t, `stored [1-9]`)
 	began := time.Now()
 	if err := stop(); err != nil {
 		t.Errorf("stopped: %v, want no error: nothing was lost", err)
@@ -275,7 +235,7 @@ func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
 	if took := time.Since(began); took > 8*time.Second {
 		t.Errorf("stopping took %s, want at most 8 s", took)
 	}
-	groups := said.find(t, `session 1 \(stopped\)(?s:.*)stored (\d+), .*lost 0`)
+	groups := said.Find(t, `session 1 \(stopped\)(?s:.*)stored (\d+), .*lost 0`)
 	db := look(t, c.Data)
 	row := sessionRow(t, db, 1)
 	if fmt.Sprint(row.stored.Int64) != groups[1] || row.reason.String != "stopped" {
@@ -302,7 +262,7 @@ func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
 		t.Fatalf("/start: %d %v", status, body)
 	}
 	db := look(t, c.Data)
-	topictest.Eventually(t, 10*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
+	servicetest.Eventually(t, 10*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
 	began := time.Now()
 	if err := stop(); err != nil {
 		t.Errorf("stopped: %v", err)
@@ -342,7 +302,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 			c := usual(t)
 			c.Once = true
 			test.change(&c)
-			said := &console{}
+			said := &servicetest.Console{}
 			err := Run(t.Context(), c, said)
 			if err == nil || !strings.HasPrefix(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("error %v, want %s", err, test.want)
@@ -371,7 +331,7 @@ func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
 	url, _ := serve(t, c)
-	err := Run(t.Context(), c, &console{})
+	err := Run(t.Context(), c, &servicetest.Console{})
 	if err == nil || !strings.Contains(err.Error(), "taking the data folder "+c.Data) || !strings.Contains(err.Error(), "locked by another program") {
 		t.Errorf("the second program: %v, want that the folder is taken", err)
 	}
@@ -401,7 +361,7 @@ func TestStopOfOnceWaitsForTheWholeDrain(t *testing.T) {
 	c.Kafka = topictest.For(t, address)
 	takeOne(cluster)
 	said, stop := start(t, c)
-	said.find(t, " WRN ms2 produce request failed, retrying")
+	said.Find(t, " WRN ms2 produce request failed, retrying")
 	if err := stop(); err == nil || !strings.HasSuffix(err.Error(), " messages of session 1 were lost") {
 		t.Errorf("stopped: %v, want that a message was lost", err)
 	}
@@ -412,9 +372,9 @@ func TestADatabaseThatIsDeletedEndsOnce(t *testing.T) {
 	c := usual(t)
 	c.Once = true
 	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 1
-	said, ended := &console{}, make(chan error, 1)
+	said, ended := &servicetest.Console{}, make(chan error, 1)
 	go func() { ended <- run(t.Context(), c, said, time.Second) }()
-	said.find(t, `stored [1-9]`)
+	said.Find(t, `stored [1-9]`)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Remove(filepath.Join(c.Data, "tricycle.db"+suffix)); err != nil {
 			t.Error(err)
@@ -436,9 +396,9 @@ func TestLostMessagesAreAnError(t *testing.T) {
 	c.Interaction.GiveUpAfterSeconds, c.Interaction.InFlight = 1, 3
 	c.Kafka = topictest.For(t, address)
 	takeOne(cluster)
-	said := &console{}
+	said := &servicetest.Console{}
 	err := Run(t.Context(), c, said)
-	groups := said.find(t, `messages generated +(\d+)\n  stored \d+, resent \d+, duplicates 0, lost (\d+)`)
+	groups := said.Find(t, `messages generated +(\d+)\n  stored \d+, resent \d+, duplicates 0, lost (\d+)`)
 	if want := fmt.Sprintf("interaction: %s of the %s messages of session 1 were lost", groups[2], groups[1]); err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
@@ -463,11 +423,11 @@ func TestRealBrokerAndDatabase(t *testing.T) {
 	c.Kafka = topictest.For(t, broker)
 	c.GroupID = "test." + rand.Text()
 	c.Database.Address, c.Database.Name, c.Database.User, c.Database.PasswordFile = server.Address, server.Name, server.User, server.PasswordFile
-	said := &console{}
+	said := &servicetest.Console{}
 	if err := Run(t.Context(), c, said); err != nil {
 		t.Fatalf("%v\n%s", err, said)
 	}
-	groups := said.find(t, `stored (\d+), `)
+	groups := said.Find(t, `stored (\d+), `)
 	stored := number(t, server.DB, "SELECT stored FROM sessions WHERE id = 1")
 	if fmt.Sprint(stored) != groups[1] || stored == 0 {
 		t.Errorf("the database has %d stored, the summary %s", stored, groups[1])
@@ -478,7 +438,7 @@ func TestRealBrokerAndDatabase(t *testing.T) {
 			t.Errorf("%s was made beside the real one", embedded)
 		}
 	}
-	command := said.find(t, `(?m)^The rows: (mariadb .*)$`)[1]
+	command := said.Find(t, `(?m)^The rows: (mariadb .*)$`)[1]
 	if _, err := exec.LookPath("mariadb"); err == nil {
 		password, err := os.ReadFile(server.PasswordFile)
 		if err != nil {
@@ -519,7 +479,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); serveBroker(ctx, b) }()
-	topictest.Eventually(t, 10*time.Second, "the log is within the retention and one file more", func() bool {
+	servicetest.Eventually(t, 10*time.Second, "the log is within the retention and one file more", func() bool {
 		return sizeOf(t, folder) < 1<<20+segmentBytes+1<<20
 	})
 	killed := filepath.Join(t.TempDir(), "killed") // what a kill would leave
@@ -589,7 +549,7 @@ func TestADataDirectoryOfOthersIsRefused(t *testing.T) {
 			if err := c.spoil(config.Data); err != nil {
 				t.Fatal(err)
 			}
-			said := &console{}
+			said := &servicetest.Console{}
 			if err := Run(t.Context(), config, said); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("error %v, want %s; it said %s", err, c.want, said)
 			}
@@ -604,7 +564,7 @@ func TestEverythingInTheDataDirectoryIsTheOwners(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
 	c.Once = true
-	if err := Run(t.Context(), c, &console{}); err != nil {
+	if err := Run(t.Context(), c, &servicetest.Console{}); err != nil {
 		t.Fatal(err)
 	}
 	for _, folder := range []string{"", "broker"} {
@@ -628,16 +588,16 @@ func TestOnceIsAboutItsOwnSession(t *testing.T) {
 	c := usual(t)
 	c.Once = true
 	c.Interaction.IntervalSeconds = 600
-	c.Listen = freeAddress(t)
+	c.Listen = servertest.FreeAddress(t)
 	said, stop := start(t, c)
-	said.find(t, `stored [1-9]`)
+	said.Find(t, `stored [1-9]`)
 	url := "http://" + c.Listen
 	// Another client stops the session and begins its own, which lasts.
 	if status, body := get(t, url+"/stop"); status != http.StatusOK {
 		t.Fatalf("/stop: %d %v", status, body)
 	}
 	_, body := get(t, url+"/start?interval=600") // refused if MS1 stops already
-	groups := said.find(t, `\nsession (\d+) \((.*)\)\n`)
+	groups := said.Find(t, `\nsession (\d+) \((.*)\)\n`)
 	if groups[1] != "1" || groups[2] != "stopped" {
 		t.Errorf("it sums up session %s (%s), want session 1 (stopped); the other start: %v", groups[1], groups[2], body)
 	}
@@ -655,15 +615,15 @@ func TestOnceWaitsForTheSessionOfAnotherClient(t *testing.T) {
 	c := usual(t)
 	c.Once = true
 	c.Interaction.IntervalSeconds = 1
-	c.Listen = freeAddress(t)
+	c.Listen = servertest.FreeAddress(t)
 	said, stop := start(t, c)
 	// MS1 accepts a session before MS3 has its partitions, which -once waits for.
-	topictest.Eventually(t, 30*time.Second, "another client's session", func() bool {
+	servicetest.Eventually(t, 30*time.Second, "another client's session", func() bool {
 		status, _ := get(t, "http://"+c.Listen+"/start?interval=2")
 		return status == http.StatusAccepted
 	})
-	said.find(t, `waiting for another client: session 1 is running`)
-	if groups := said.find(t, `\nsession (\d+) \((.*)\)\n`); groups[1] != "2" || groups[2] != "interval elapsed" {
+	said.Find(t, `waiting for another client: session 1 is running`)
+	if groups := said.Find(t, `\nsession (\d+) \((.*)\)\n`); groups[1] != "2" || groups[2] != "interval elapsed" {
 		t.Errorf("it sums up session %s (%s), want session 2 (interval elapsed)", groups[1], groups[2])
 	}
 	if err := stop(); err != nil {

@@ -14,14 +14,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // TestProgram is about the real program, in processes of its own.
 func TestProgram(t *testing.T) {
 	t.Parallel()
-	folder, err := programtest.Build(t.TempDir(), "./cmd/allinone")
+	folder, err := servicetest.Build(t.TempDir(), "./cmd/allinone")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,21 +42,11 @@ func TestProgram(t *testing.T) {
 	}
 }
 
-// child starts the program as a process of its own, which does not outlive the
-// test, and returns it and its URL.
-func child(t *testing.T, program string, args ...string) (*exec.Cmd, string) {
+// child starts the program as a process of its own, and returns it and its URL.
+func child(t *testing.T, program string, args ...string) (*servicetest.Process, string) {
 	t.Helper()
-	said := &console{}
-	p := exec.Command(program, args...)
-	p.Stdout, p.Stderr = said, said
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = p.Process.Kill() // that it has ended is the wish
-		_ = p.Wait()
-	})
-	return p, said.find(t, `MS1 listens on (http://\S+)`)[1]
+	p := servicetest.Launch(t, exec.Command(program, args...))
+	return p, p.Out.Find(t, `MS1 listens on (http://\S+)`)[1]
 }
 
 func killed(t *testing.T, program string) {
@@ -75,29 +65,23 @@ func killed(t *testing.T, program string) {
 	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
 		t.Fatalf("/start: %d %v", status, body)
 	}
-	topictest.Eventually(t, 20*time.Second, "rows", func() bool { return rows(1) > 500 })
-	if err := p.Process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	_ = p.Wait() // killed, as it was asked to be
+	servicetest.Eventually(t, 20*time.Second, "rows", func() bool { return rows(1) > 500 })
+	p.Signal(syscall.SIGKILL)
 	before := rows(1)
 
 	p, url = child(t, program, args...)
-	topictest.Eventually(t, 10*time.Second, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
+	servicetest.Eventually(t, 10*time.Second, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
 	// What the broker had acknowledged and MS3 had not handed on arrives now.
-	topictest.Eventually(t, 20*time.Second, "messages that were in the broker are stored", func() bool { return rows(1) > before })
-	topictest.Eventually(t, 10*time.Second, "the stored count is that of the rows", func() bool { return sessionRow(t, db, 1).stored.Int64 == rows(1) })
+	servicetest.Eventually(t, 20*time.Second, "messages that were in the broker are stored", func() bool { return rows(1) > before })
+	servicetest.Eventually(t, 10*time.Second, "the stored count is that of the rows", func() bool { return sessionRow(t, db, 1).stored.Int64 == rows(1) })
 	t.Logf("%d rows when it was killed, %d later", before, rows(1))
 
 	if status, body := get(t, url+"/start?interval=1"); status != http.StatusAccepted || body["session_id"] != 2.0 {
 		t.Fatalf("/start: %d %v, want session 2", status, body)
 	}
-	topictest.Eventually(t, 10*time.Second, "session 2 ends", func() bool { return sessionRow(t, db, 2).reason.Valid })
-	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Wait(); err != nil {
-		t.Errorf("after SIGTERM: %v, want exit status 0", err)
+	servicetest.Eventually(t, 10*time.Second, "session 2 ends", func() bool { return sessionRow(t, db, 2).reason.Valid })
+	if p.Signal(syscall.SIGTERM); p.Status() != 0 {
+		t.Errorf("after SIGTERM: exit status %d, want 0", p.Status())
 	}
 	one, two := sessionRow(t, db, 1), sessionRow(t, db, 2)
 	if one.reason.String != "interrupted" || one.generated.Valid || one.lost.Valid {
@@ -154,7 +138,7 @@ func exitStatus(t *testing.T, program string) {
 
 func healthcheck(t *testing.T, program string) {
 	c := usual(t)
-	c.Listen = freeAddress(t)
+	c.Listen = servertest.FreeAddress(t)
 	serve(t, c)
 	if out, err := exec.Command(program, "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("%v, and it said %s; want neither", err, out)
@@ -167,17 +151,14 @@ func consoleGone(t *testing.T, program string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := exec.Command(program, "-once", "-interval", "1", "-listen", anyPort, "-data", data)
-	p.Stdout, p.Stderr = w, w
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Process.Kill() })
+	cmd := exec.Command(program, "-once", "-interval", "1", "-listen", anyPort, "-data", data)
+	cmd.Stdout, cmd.Stderr = w, w
+	p := servicetest.Launch(t, cmd)
 	w.Close()
 	_, err = r.Read(make([]byte, 1)) // GET /start
 	r.Close()
-	if err := errors.Join(err, p.Wait()); err != nil {
-		t.Errorf("found %v, want exit status 0", err)
+	if err != nil || p.Status() != 0 {
+		t.Errorf("%v, exit status %d, want 0", err, p.Status())
 	}
 	if row := sessionRow(t, look(t, data), 1); row.reason.String != "interval elapsed" {
 		t.Errorf("found %+v, want a session that has ended by itself", row)
@@ -195,18 +176,12 @@ func consoleFull(t *testing.T, program string) {
 	if _, err := w.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Fatalf("found %v, expected a full pipe", err)
 	}
-	address, data := freeAddress(t), t.TempDir()
-	p := exec.Command(program, "-listen", address, "-data", data)
-	p.Stdout, p.Stderr = w, w
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer p.Process.Kill()
+	address, data := servertest.FreeAddress(t), t.TempDir()
+	cmd := exec.Command(program, "-listen", address, "-data", data)
+	cmd.Stdout, cmd.Stderr = w, w
+	p := servicetest.Launch(t, cmd)
 	url := "http://" + address
-	topictest.Eventually(t, 20*time.Second, "it is ready", func() bool {
-		status, _ := get(t, url+"/readyz")
-		return status == http.StatusOK
-	})
+	servicetest.At(t, "ms1", url).Ready()
 	for range 3 {
 		began := time.Now()
 		if status, body := get(t, url+"/start"); status != http.StatusAccepted {
@@ -220,18 +195,8 @@ func consoleFull(t *testing.T, program string) {
 		}
 	}
 	began := time.Now()
-	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- p.Wait() }()
-	select {
-	case err := <-ended:
-		if err != nil || time.Since(began) > 8*time.Second {
-			t.Errorf("after SIGTERM: %v in %s, want exit status 0 within 8 s", err, time.Since(began))
-		}
-	case <-time.After(20 * time.Second):
-		t.Fatal("it did not end after SIGTERM")
+	if p.Signal(syscall.SIGTERM); p.Status() != 0 || time.Since(began) > 8*time.Second {
+		t.Errorf("after SIGTERM: exit status %d after %s, want 0 within 8 s", p.Status(), time.Since(began))
 	}
 	text, err := os.ReadFile(filepath.Join(data, "ms1.log"))
 	if err != nil || !strings.Contains(string(text), "session 3: messages generated: ") || !strings.Contains(string(text), "ms1 has stopped") {
@@ -246,7 +211,7 @@ func databaseDeleted(t *testing.T, program string) {
 		t.Fatalf("/start: %d %v", status, body)
 	}
 	db := look(t, data)
-	topictest.Eventually(t, 20*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
+	servicetest.Eventually(t, 20*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
 	db.Close()
 	if err := os.Rename(data, data+".away"); err != nil { // and what was there is unmounted
 		t.Fatal(err)
@@ -268,28 +233,22 @@ func databaseDeleted(t *testing.T, program string) {
 		t.Errorf("/stop: %d %v, want 503 and that the file is gone", status, body)
 	}
 	began := time.Now()
-	_ = p.Process.Signal(syscall.SIGTERM)
-	if err := p.Wait(); p.ProcessState.ExitCode() != 1 || time.Since(began) > 8*time.Second {
-		t.Errorf("after SIGTERM: %v in %s, want exit status 1 within 8 s", err, time.Since(began))
+	if p.Signal(syscall.SIGTERM); p.Status() != 1 || time.Since(began) > 8*time.Second {
+		t.Errorf("after SIGTERM: exit status %d after %s, want 1 within 8 s", p.Status(), time.Since(began))
 	}
 }
 
 func interrupted(t *testing.T, program string) {
-	said, complained := &console{}, &console{}
-	p := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", t.TempDir())
-	p.Stdout, p.Stderr = said, complained
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
+	complained := &servicetest.Console{}
+	cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", t.TempDir())
+	cmd.Stderr = complained
+	p := servicetest.Launch(t, cmd)
+	p.Out.Find(t, `stored [1-9]`)
+	p.Signal(syscall.SIGINT)
+	if p.Status() != 0 || complained.String() != "" {
+		t.Errorf("after SIGINT: exit status %d, and it complained %q; want 0 and no complaint", p.Status(), complained)
 	}
-	t.Cleanup(func() { _ = p.Process.Kill() })
-	said.find(t, `stored [1-9]`)
-	if err := p.Process.Signal(os.Interrupt); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Wait(); err != nil || complained.String() != "" {
-		t.Errorf("after SIGINT: %v, and it complained %q; want exit status 0 and no complaint", err, complained)
-	}
-	if !strings.Contains(said.String(), "\nsession 1 (stopped)\n") {
-		t.Errorf("it said\n%s\nwant a summary", said)
+	if !p.Out.Has("\nsession 1 (stopped)\n") {
+		t.Errorf("it said\n%s\nwant a summary", p.Out)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
@@ -50,7 +51,7 @@ func TestMS2KilledAndRestarted(t *testing.T) {
 	c := newChain(t)
 	c.up()
 	c.load(6, 32)
-	c.running["ms2"].signal(syscall.SIGKILL)
+	c.running["ms2"].Signal(syscall.SIGKILL)
 	time.AfterFunc(2*time.Second, func() { c.start("ms2") })
 	s := c.end()
 	c.noneLost(s)
@@ -68,7 +69,7 @@ func TestMS3KilledBetweenPostAndCommit(t *testing.T) {
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			if resp.Request.Method == http.MethodPost && resp.StatusCode == http.StatusOK && stored.Add(1) == 300 {
-				c.running["ms3"].signal(syscall.SIGKILL)
+				c.running["ms3"].Signal(syscall.SIGKILL)
 				close(killed)
 			}
 			return nil
@@ -98,11 +99,11 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 	c := newChain(t)
 	c.up()
 	id := c.load(600, 64)
-	c.running["ms1"].signal(syscall.SIGKILL)
+	c.running["ms1"].Signal(syscall.SIGKILL)
 	c.start("ms1")
 	c.ready("ms1")
 	var s session
-	topictest.Eventually(t, 20*time.Second, "the session is closed as interrupted", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "the session is closed as interrupted", func() bool {
 		s = c.status().Session
 		return s.ID == id && s.EndReason == "interrupted"
 	})
@@ -113,7 +114,7 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 		sent[string(record.Key)] = true
 	}
 	var rows int
-	topictest.Eventually(t, 30*time.Second, "every record of the topic has a row", func() bool {
+	servicetest.Eventually(t, 30*time.Second, "every record of the topic has a row", func() bool {
 		if err := c.db.DB.QueryRow("SELECT COUNT(*) FROM messages").Scan(&rows); err != nil {
 			t.Fatal(err)
 		}
@@ -174,11 +175,11 @@ func TestTermInTheMiddle(t *testing.T) {
 			id := c.load(5, 64)
 			p := c.running[name]
 			began := time.Now()
-			p.signal(syscall.SIGTERM)
+			p.Signal(syscall.SIGTERM)
 			if took := time.Since(began); took > 8*time.Second {
 				t.Errorf("stopping took %s", took)
 			}
-			if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+			if code := p.Status(); code != 0 {
 				t.Errorf("exit status %d, want 0", code)
 			}
 			if name == "ms1" {
@@ -207,12 +208,12 @@ func TestOneMS1PerDatabase(t *testing.T) {
 	first := c.running["ms1"]
 	c.overlays["ms1"]["listen"] = "127.0.0.1:0"
 	second := c.start("ms1")
-	<-second.done
+	code := second.Status()
 	c.running["ms1"] = first
-	if code := second.cmd.ProcessState.ExitCode(); code != 1 {
+	if code != 1 {
 		t.Errorf("exit status %d, want 1", code)
 	}
-	if out := second.out.String(); strings.Count(out, "\nms1: ") != 1 || !strings.Contains(out, c.db.Name) {
+	if out := second.Out.String(); strings.Count(out, "\nms1: ") != 1 || !strings.Contains(out, c.db.Name) {
 		t.Errorf("want one line that names the database:\n%s", out)
 	}
 	c.begin(2, 1)
@@ -231,12 +232,12 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 		c.start(name)
 	}
 	for name, want := range map[string]string{"ms1": "Access denied", "ms2": nobody, "ms3": nobody} {
-		topictest.Eventually(t, 20*time.Second, name+" is not ready and logs why", func() bool {
-			code, body := get(t, name, "http://"+c.address[name]+"/readyz")
+		servicetest.Eventually(t, 20*time.Second, name+" is not ready and logs why", func() bool {
+			code, body := c.at(name).Get("/readyz")
 			if strings.Contains(body, want) {
 				t.Fatalf("/readyz of %s shows everybody the cause: %s", name, body)
 			}
-			return code == http.StatusServiceUnavailable && strings.Contains(body, "not ready") && strings.Contains(c.running[name].out.String(), want)
+			return code == http.StatusServiceUnavailable && strings.Contains(body, "not ready") && c.running[name].Out.Has(want)
 		})
 	}
 	var problem struct {
@@ -256,10 +257,10 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := c.start("ms1", args...)
-			<-p.done
-			last := p.out.String()
+			code := p.Status()
+			last := p.Out.String()
 			last = last[strings.LastIndex(strings.TrimRight("\n"+last, "\n"), "\n"):]
-			if code := p.cmd.ProcessState.ExitCode(); code != 1 || !strings.HasPrefix(last, "ms1: ") {
+			if code != 1 || !strings.HasPrefix(last, "ms1: ") {
 				t.Errorf("exit status %d and %q, want 1 and a line of ms1", code, last)
 			}
 			t.Log(last)

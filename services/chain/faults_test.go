@@ -190,7 +190,7 @@ func TestThreeBrokers(t *testing.T) {
 			stopped.Stop()
 			topictest.Eventually(t, 15*time.Second, "the others go on", func() bool { return c.growth(time.Second) > 100 })
 			for range 50 {
-				if code, body := get(t, "ms2", "http://"+c.address["ms2"]+"/readyz"); code != http.StatusOK {
+				if code, body := c.at("ms2").Get("/readyz"); code != http.StatusOK {
 					t.Fatalf("MS2 is not ready with %d of 6 partitions without a leader: %s", led, body)
 				}
 				time.Sleep(100 * time.Millisecond)
@@ -255,7 +255,7 @@ func TestFrozen(t *testing.T) {
 		c.useKafka(4, 1, servertest.Kafka(t, ""))
 		c.up()
 		for _, name := range []string{"ms1", "ms2", "ms3"} {
-			_, pause := c.survives(20, 64, func() { frozen(t, c.running[name].cmd.Process.Pid, outage) })
+			_, pause := c.survives(20, 64, func() { frozen(t, c.running[name].Process.Pid, outage) })
 			t.Logf("%s was frozen for %s", name, outage)
 			atMost(t, pause, outage, 15*time.Second)
 		}
@@ -309,9 +309,9 @@ func TestPID1(t *testing.T) {
 		c.load(600, 64)
 		began := time.Now()
 		p := c.running[name]
-		p.signal(syscall.SIGTERM)
-		if took := time.Since(began); took > 8*time.Second || p.cmd.ProcessState.ExitCode() != 0 {
-			t.Errorf("%s ended after %s with %s, want status 0 within 8 s", name, took, p.cmd.ProcessState)
+		p.Signal(syscall.SIGTERM)
+		if took := time.Since(began); took > 8*time.Second || p.ProcessState.ExitCode() != 0 {
+			t.Errorf("%s ended after %s with %s, want status 0 within 8 s", name, took, p.ProcessState)
 		}
 		if name == "ms1" {
 			break

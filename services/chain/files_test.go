@@ -1,12 +1,9 @@
 package chain
 
 import (
-	"io"
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/tricycle-relay/tricycle/docs/openapitest"
 )
 
 func readFile(t *testing.T, c *chain, name string) string {
@@ -36,19 +33,4 @@ func yamlFile(t *testing.T, c *chain, text string) string {
 		t.Fatal(err)
 	}
 	return f.Name()
-}
-
-// get returns what a service answers, 0 if it does not.
-func get(t *testing.T, service, url string) (status int, body string) {
-	t.Helper()
-	resp, err := openapitest.Client(t, service).Get(url)
-	if err != nil {
-		return 0, ""
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return 0, ""
-	}
-	return resp.StatusCode, string(text)
 }

@@ -15,7 +15,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
@@ -104,9 +104,8 @@ func TestDatabaseFailover(t *testing.T) {
 	id := c.load(600, 64)
 
 	before.SQL("SET GLOBAL read_only=1")
-	readyz := "http://" + c.address["ms1"] + "/readyz"
-	topictest.Eventually(t, 10*time.Second, "MS1 says that it cannot store", func() bool {
-		code, _ := get(t, "ms1", readyz)
+	servicetest.Eventually(t, 10*time.Second, "MS1 says that it cannot store", func() bool {
+		code, _ := c.at("ms1").Get("/readyz")
 		return code == http.StatusServiceUnavailable
 	})
 	dump := exec.Command("sh", "-c", `mariadb-dump --no-defaults -u root -S "$0" tricycle | mariadb --no-defaults -u root -S "$1" tricycle`, before.Socket, after.Socket)
@@ -118,11 +117,11 @@ func TestDatabaseFailover(t *testing.T) {
 		after.SQL("ALTER USER IF EXISTS tricycle@'" + host + "' IDENTIFIED BY '" + before.Password + "'")
 	}
 	r.target.Store(after.Address)
-	topictest.Eventually(t, 15*time.Second, "MS1 is ready again", func() bool {
-		code, _ := get(t, "ms1", readyz)
+	servicetest.Eventually(t, 15*time.Second, "MS1 is ready again", func() bool {
+		code, _ := c.at("ms1").Get("/readyz")
 		return code == http.StatusOK
 	})
-	topictest.Eventually(t, 15*time.Second, "the session goes on", func() bool { return c.status().Session.Stored >= copied+100 })
+	servicetest.Eventually(t, 15*time.Second, "the session goes on", func() bool { return c.status().Session.Stored >= copied+100 })
 
 	db, err := sql.Open("mysql", before.User+":"+before.Password+"@tcp("+after.Address+")/tricycle")
 	if err != nil {

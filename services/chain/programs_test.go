@@ -4,15 +4,12 @@
 package chain
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -20,9 +17,8 @@ import (
 
 	"gopkg.in/yaml.v3"
 
-	"github.com/tricycle-relay/tricycle/docs/openapitest"
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -41,7 +37,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	built = dir
-	return programtest.Build(dir, root+"/services/ms1/cmd/ms1", root+"/services/ms2/cmd/ms2", root+"/services/ms3/cmd/ms3")
+	return servicetest.Build(dir, root+"/services/ms1/cmd/ms1", root+"/services/ms2/cmd/ms2", root+"/services/ms3/cmd/ms3")
 })
 
 func TestMain(m *testing.M) {
@@ -62,7 +58,7 @@ type chain struct {
 	kafka    topic.Config
 	address  map[string]string
 	overlays map[string]settings
-	running  map[string]*program
+	running  map[string]*servicetest.Process
 	initial  bool // each program is process 1 of its own
 }
 
@@ -75,7 +71,7 @@ func newChain(t *testing.T) *chain {
 // newChainOn prepares a chain on a database that the test brings.
 func newChainOn(t *testing.T, db storetest.Server) *chain {
 	t.Helper()
-	c := &chain{t: t, dir: t.TempDir(), db: db, kafka: topictest.Config(t), running: map[string]*program{}, address: map[string]string{}}
+	c := &chain{t: t, dir: t.TempDir(), db: db, kafka: topictest.Config(t), running: map[string]*servicetest.Process{}, address: map[string]string{}}
 	for _, name := range []string{"ms1", "ms2", "ms3"} {
 		c.address[name] = servertest.FreeAddress(t)
 	}
@@ -105,29 +101,19 @@ func (c *chain) up() {
 	}
 }
 
-func (c *chain) ready(name string) {
-	c.t.Helper()
-	topictest.Eventually(c.t, 30*time.Second, name+" is ready", func() bool {
-		resp, err := openapitest.Client(c.t, name).Get("http://" + c.address[name] + "/readyz")
-		if err != nil {
-			return false
-		}
-		resp.Body.Close()
-		return resp.StatusCode == http.StatusOK
-	})
+// at is a service as its clients see it.
+func (c *chain) at(name string) *servicetest.Service {
+	return servicetest.At(c.t, name, "http://"+c.address[name])
 }
 
-// program is a service running as a process of its own.
-type program struct {
-	name string
-	cmd  *exec.Cmd
-	out  *programtest.Console
-	done chan struct{}
+func (c *chain) ready(name string) {
+	c.t.Helper()
+	c.at(name).Ready()
 }
 
 // start runs a service with its shipped configuration, the one for loopback
 // over it, and the chain's own over that.
-func (c *chain) start(name string, extra ...string) *program {
+func (c *chain) start(name string, extra ...string) *servicetest.Process {
 	c.t.Helper()
 	dir, err := binaries()
 	if err != nil {
@@ -146,59 +132,23 @@ func (c *chain) start(name string, extra ...string) *program {
 		"-config", filepath.Join(root, "compose/config/loopback", name+".yaml"),
 		"-config", file,
 	}, extra...)
-	p := &program{name: name, cmd: exec.Command(filepath.Join(dir, name), args...), out: &programtest.Console{}, done: make(chan struct{})}
-	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
+	cmd := exec.Command(filepath.Join(dir, name), args...)
 	if c.initial {
-		p.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
 	}
-	if err := p.cmd.Start(); err != nil {
-		c.t.Fatal(err)
-	}
-	go func() { _ = p.cmd.Wait(); close(p.done) }()
-	c.running[name] = p
-	c.t.Cleanup(func() {
-		p.signal(syscall.SIGKILL)
-		if c.t.Failed() {
-			c.t.Logf("console of %s:\n%s", name, p.out)
-		}
-		if strings.Contains(p.out.String(), "goroutine ") {
-			c.t.Errorf("%s printed a stack trace:\n%s", name, p.out)
-		}
-	})
-	return p
-}
-
-// signal sends a signal to the process and, if that must end it, waits.
-func (p *program) signal(s syscall.Signal) {
-	_ = p.cmd.Process.Signal(s) // it may have ended
-	if s == syscall.SIGKILL || s == syscall.SIGTERM {
-		<-p.done
-	}
+	c.running[name] = servicetest.Launch(c.t, cmd)
+	return c.running[name]
 }
 
 // get asks MS1 and decodes the answer.
 func (c *chain) get(path string, status int, into any) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.address["ms1"]+path, nil)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	resp, err := openapitest.Client(c.t, "ms1").Do(req)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if resp.StatusCode != status {
-		c.t.Fatalf("GET %s: %s %s, want %d", path, resp.Status, body, status)
+	got, body := c.at("ms1").Get(path)
+	if got != status {
+		c.t.Fatalf("GET %s: %d %s, want %d", path, got, body, status)
 	}
 	if into != nil {
-		if err := json.Unmarshal(body, into); err != nil {
+		if err := json.Unmarshal([]byte(body), into); err != nil {
 			c.t.Fatalf("GET %s: %v in %s", path, err, body)
 		}
 	}
@@ -229,7 +179,7 @@ func (c *chain) begin(seconds, inFlight int) int64 {
 func (c *chain) load(seconds, inFlight int) int64 {
 	c.t.Helper()
 	id := c.begin(seconds, inFlight)
-	topictest.Eventually(c.t, 20*time.Second, "100 messages are stored", func() bool { return c.status().Session.Stored >= 100 })
+	servicetest.Eventually(c.t, 20*time.Second, "100 messages are stored", func() bool { return c.status().Session.Stored >= 100 })
 	return id
 }
 
@@ -248,7 +198,7 @@ func (c *chain) status() (s status) {
 func (c *chain) end() session {
 	c.t.Helper()
 	var s status
-	topictest.Eventually(c.t, 2*time.Minute, "the session has ended", func() bool {
+	servicetest.Eventually(c.t, 2*time.Minute, "the session has ended", func() bool {
 		s = c.status()
 		return s.State == "idle"
 	})
@@ -269,9 +219,9 @@ func (c *chain) check(s session) {
 	if rows != s.Stored || keys != rows || disordered != 0 || s.Generated != s.Stored+s.Lost {
 		c.t.Errorf("%+v with %d rows of %d keys, %d of them with stamps out of order", s, rows, keys, disordered)
 	}
-	if p := c.running["ms1"]; !strings.Contains(p.out.String(), fmt.Sprintf("session %d: messages generated: %d ", s.ID, s.Generated)) ||
-		!strings.Contains(p.out.String(), fmt.Sprintf("session %d: total time of the interaction: ", s.ID)) {
-		c.t.Errorf("the summary of session %d is not on the console:\n%s", s.ID, p.out)
+	if p := c.running["ms1"]; !p.Out.Has(fmt.Sprintf("session %d: messages generated: %d ", s.ID, s.Generated)) ||
+		!p.Out.Has(fmt.Sprintf("session %d: total time of the interaction: ", s.ID)) {
+		c.t.Errorf("the summary of session %d is not on the console:\n%s", s.ID, p.Out)
 	}
 	c.t.Logf("%+v", s)
 }

@@ -73,16 +73,16 @@ func TestAnotherServerAtTheAddressOfMS1(t *testing.T) {
 			c := *c
 			c.t = t
 			c.begin(10, 64)
-			c.running["ms3"].signal(syscall.SIGTERM)
+			c.running["ms3"].Signal(syscall.SIGTERM)
 			c.overlays["ms3"]["ms1"] = settings{"url": k.url + "/store"}
 			wrong := c.start("ms3")
-			topictest.Eventually(t, 15*time.Second, "MS3 logs "+k.cause, func() bool { return strings.Contains(wrong.out.String(), k.cause) })
+			topictest.Eventually(t, 15*time.Second, "MS3 logs "+k.cause, func() bool { return strings.Contains(wrong.Out.String(), k.cause) })
 			stored, committed := c.status().Session.Stored, c.committed()
 			time.Sleep(3 * time.Second)
 			if n := c.status().Session.Stored - stored; n != 0 || c.committed() != committed {
 				t.Errorf("%d messages were stored and offsets went from %d to %d, want nothing consumed", n, committed, c.committed())
 			}
-			wrong.signal(syscall.SIGTERM)
+			wrong.Signal(syscall.SIGTERM)
 			c.overlays["ms3"]["ms1"] = right
 			c.start("ms3")
 			c.noneLost(c.end())

@@ -8,15 +8,14 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 // jaeger is the query API of a Jaeger: TRICYCLE_TEST_JAEGER is its base URL,
@@ -99,22 +98,8 @@ func (j jaeger) trace(id string) ([]span, error) {
 // spansOf adds up a counter of spans over the three services.
 func (c *chain) spansOf(counter string) (n int) {
 	c.t.Helper()
-	for name, address := range c.address {
-		_, body := get(c.t, name, "http://"+address+"/metrics")
-		found := false
-		for line := range strings.Lines(body) {
-			if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && (name == counter || strings.HasPrefix(name, counter+"{")) {
-				v, err := strconv.ParseFloat(value, 64)
-				if err != nil {
-					c.t.Fatal(err)
-				}
-				n += int(v)
-				found = true
-			}
-		}
-		if !found {
-			c.t.Fatalf("%s has no metric %s", name, counter)
-		}
+	for name := range c.address {
+		n += int(c.at(name).Metric(counter))
 	}
 	return n
 }
@@ -257,7 +242,7 @@ func (c *chain) settled(sessions int, last session) {
 	if err := c.db.DB.QueryRow("SELECT SUM(generated) FROM sessions").Scan(&messages); err != nil {
 		c.t.Fatal(err)
 	}
-	topictest.Eventually(c.t, 30*time.Second, "every span was exported or dropped", func() bool {
+	servicetest.Eventually(c.t, 30*time.Second, "every span was exported or dropped", func() bool {
 		return c.spansOf("tricycle_spans_exported_total")+c.spansOf("tricycle_spans_dropped_total") == 5*messages+sessions
 	})
 }

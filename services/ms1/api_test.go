@@ -21,7 +21,7 @@ import (
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -32,13 +32,13 @@ type api struct {
 	http  *http.Client // holds every exchange against the API's description
 	store *memoryStore
 	link  *fakeLink
-	said  *programtest.Console
+	said  *servicetest.Console
 	stop  func() error
 }
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
-	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), link: &fakeLink{}, said: &programtest.Console{}}
+	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), link: &fakeLink{}, said: &servicetest.Console{}}
 	log := zerolog.New(a.said)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 const never = -1
@@ -500,7 +500,7 @@ func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
-		if got := topictest.Metric(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
+		if got := servicetest.Counted(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
 			t.Errorf("%v given up, want 1", got)
 		}
 	})

@@ -14,7 +14,6 @@ import (
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
@@ -273,14 +272,14 @@ type bench struct {
 	stop  func() // SIGTERM, and wait
 	ended error  // of the engine, after stop
 	wall  func() time.Time
-	said  *programtest.Console
+	said  *servicetest.Console
 }
 
 // newBench starts an engine whose messages come back by themselves after
 // delay; with a negative delay they never do.
 func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *bench {
 	t.Helper()
-	b := &bench{t: t, store: newMemoryStore(), link: &fakeLink{}, wall: time.Now, said: &programtest.Console{}}
+	b := &bench{t: t, store: newMemoryStore(), link: &fakeLink{}, wall: time.Now, said: &servicetest.Console{}}
 	log := zerolog.New(b.said)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {

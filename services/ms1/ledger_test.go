@@ -13,7 +13,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 const firstStamp = message.Stamp(1_000_000)
@@ -277,7 +277,7 @@ func TestACommitThatFailsBehindTheFiguresIsCounted(t *testing.T) {
 		}
 		check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
 		time.Sleep(3 * time.Second)
-		if got := topictest.Metric(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
+		if got := servicetest.Counted(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
 			t.Errorf("%v given up, want 1", got)
 		}
 	})

@@ -14,13 +14,13 @@ import (
 	"github.com/rs/zerolog"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 // TestSpansOfARound is about MS1's three spans of a message.
 func TestSpansOfARound(t *testing.T) {
-	collector, spans := topictest.Collector(t)
+	collector, spans := servicetest.Collector(t)
 	tracing := telemetry.Defaults()
 	tracing.Endpoint = collector
 	tel, err := telemetry.New(t.Context(), tracing, "ms1", "test", zerolog.Nop())
@@ -38,13 +38,13 @@ func TestSpansOfARound(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	link.connect(1)
-	topictest.Eventually(t, 10*time.Second, "ready", func() bool { return s.engine.databaseReady(ctx) == nil })
+	servicetest.Eventually(t, 10*time.Second, "ready", func() bool { return s.engine.databaseReady(ctx) == nil })
 
 	store.hold = make(chan struct{})
 	if _, err := s.engine.start(t.Context(), 60, 3, func() {}); err != nil {
 		t.Fatal(err)
 	}
-	topictest.Eventually(t, 10*time.Second, "three messages were sent", func() bool { return len(link.frames()) == 3 })
+	servicetest.Eventually(t, 10*time.Second, "three messages were sent", func() bool { return len(link.frames()) == 3 })
 	// The first is in a commit of its own, the other two wait for it and go together.
 	var posts sync.WaitGroup
 	ms := link.frames()
@@ -62,7 +62,7 @@ func TestSpansOfARound(t *testing.T) {
 			_, _ = io.Copy(io.Discard, resp.Body)
 			resp.Body.Close()
 		})
-		topictest.Eventually(t, 10*time.Second, "it waits", func() bool {
+		servicetest.Eventually(t, 10*time.Second, "it waits", func() bool {
 			s.engine.mu.Lock()
 			defer s.engine.mu.Unlock()
 			return s.engine.session.ledger.account().commits == i+1 && len(s.engine.committer.queue) == i
@@ -116,7 +116,7 @@ func TestSpansOfARound(t *testing.T) {
 			{insert, "db.system.name", "memory"}, {insert, "db.operation.name", "INSERT"}, {insert, "db.collection.name", "messages"},
 			{insert, "db.operation.batch.size", batch},
 		} {
-			if got := topictest.Attribute(want.span, want.name); got != want.value {
+			if got := servicetest.Attribute(want.span, want.name); got != want.value {
 				t.Errorf("message %d, %s: found %s = %q, want %q", i, want.span.Name, want.name, got, want.value)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
@@ -119,15 +120,15 @@ func TestStopIsBoundedWhenADeadLetterHangs(t *testing.T) {
 	r := start(t, k, store.URL)
 	_, records := messages(20)
 	source.spread(records)
-	topictest.Eventually(t, 20*time.Second, "posting", func() bool { return store.got() > 0 })
+	servicetest.Eventually(t, 20*time.Second, "posting", func() bool { return store.got() > 0 })
 	hang()
 	close(hung)
-	topictest.Eventually(t, 20*time.Second, "writing dead letters", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "writing dead letters", func() bool {
 		r.consumer.letters.mu.Lock()
 		defer r.consumer.letters.mu.Unlock()
 		return r.consumer.letters.writing
 	})
-	if took := r.stop(); took > 8*time.Second {
+	if took := r.Stop(); took > 8*time.Second {
 		t.Errorf("stopping took %s", took)
 	}
 }

@@ -29,7 +29,6 @@ import (
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -119,14 +118,10 @@ func (s *ms1) posted(key message.Key) []message.Message {
 	return append([]message.Message(nil), s.tries[key]...)
 }
 
-// running is a service that a test has started.
+// running is an MS3 that a test has started.
 type running struct {
 	*Service
-	t    *testing.T
-	k    topic.Config
-	tel  *telemetry.Telemetry
-	stop func() time.Duration // asks it to stop, waits until it has, returns how long that took
-	log  *programtest.Console
+	*servicetest.Running
 }
 
 // start runs MS3 until the test ends, with a group named after the topic. The
@@ -135,68 +130,21 @@ func start(t *testing.T, k topic.Config, ms1URL string, change ...any) *running 
 	t.Helper()
 	c := Defaults()
 	c.Listen, c.Kafka, c.MS1.URL, c.GroupID = "127.0.0.1:0", k, ms1URL+"/store", "group."+k.Topic
-	for _, f := range change {
-		if f, ok := f.(func(*Config)); ok {
-			f(&c)
+	servicetest.Change(&c, change)
+	service, r := servicetest.Start(t, "ms3", c.Tracing, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+		s, err := New(c, log, tel)
+		if err == nil {
+			servicetest.Change(s, change)
 		}
-	}
-	r := &running{t: t, k: k, log: &programtest.Console{}}
-	log := zerolog.New(r.log)
-	var err error
-	if r.tel, err = telemetry.New(context.Background(), c.Tracing, "ms3", "test", log); err != nil {
-		t.Fatal(err)
-	}
-	if r.Service, err = New(c, log, r.tel); err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range change {
-		if f, ok := f.(func(*Service)); ok {
-			f(r.Service)
-		}
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
-	r.stop = sync.OnceValue(func() time.Duration {
-		begin := time.Now()
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("run: %v", err)
-		}
-		took := time.Since(begin)
-		if err := r.tel.Shutdown(context.Background()); err != nil {
-			t.Errorf("telemetry: %v", err)
-		}
-		return took
+		return s, err
 	})
-	t.Cleanup(func() {
-		r.stop()
-		if t.Failed() {
-			log := r.log.String()
-			t.Log(log[max(0, len(log)-20_000):])
-		}
-	})
-	return r
+	return &running{service, r}
 }
 
-func (r *running) metric(name string, label ...string) float64 {
-	r.t.Helper()
-	return topictest.Metric(r.t, r.tel.Metrics, name, label...)
-}
-
-// ask returns status and body of a GET.
-func (r *running) ask(path string) (int, string) {
-	r.t.Helper()
-	resp, err := openapitest.Client(r.t, "ms3").Get("http://" + r.Address() + path)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	return resp.StatusCode, string(body)
+// joined waits until MS3 is a member of its group.
+func (r *running) joined(t *testing.T) {
+	t.Helper()
+	servicetest.Eventually(t, 30*time.Second, "a member of the group", func() bool { return r.consumer.ready(t.Context()) == nil })
 }
 
 // ms2 stands for MS2: it writes to the topic.
@@ -218,7 +166,7 @@ func (m *ms2) produce(partition int, records ...kafka.Message) {
 	m.t.Helper()
 	for len(records) > 0 {
 		n := min(len(records), 100)
-		topictest.Eventually(m.t, 20*time.Second, "produced", func() bool {
+		servicetest.Eventually(m.t, 20*time.Second, "produced", func() bool {
 			_, err := m.Produce(m.t.Context(), m.k.Topic, partition, records[:n]...)
 			return err == nil
 		})
@@ -273,7 +221,7 @@ func (m *ms2) committed(group string) int64 {
 // commits waits until the group has committed exactly n records.
 func (m *ms2) commits(n int64) {
 	m.t.Helper()
-	topictest.Eventually(m.t, 20*time.Second, fmt.Sprintf("%d committed", n), func() bool { return m.committed("group."+m.k.Topic) == n })
+	servicetest.Eventually(m.t, 20*time.Second, fmt.Sprintf("%d committed", n), func() bool { return m.committed("group."+m.k.Topic) == n })
 }
 
 func TestMessagesReachMS1(t *testing.T) {
@@ -284,7 +232,7 @@ func TestMessagesReachMS1(t *testing.T) {
 	r := start(t, k, store.URL)
 	ms, records := messages(2000)
 	source.spread(records)
-	topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == len(ms) })
+	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(2000)
 	after := message.StampOf(time.Now())
 	for _, m := range ms {
@@ -303,7 +251,7 @@ func TestMessagesReachMS1(t *testing.T) {
 		"tricycle_ms3_records_fetched_total": 2000, "tricycle_ms3_messages_stored_total": 2000, "tricycle_ms3_store_retries_total": 0,
 		"tricycle_ms3_dead_letters_total": 0, "tricycle_ms3_uncommitted_weight": 0, "tricycle_ms3_reader_reopened_total": 0,
 	} {
-		if got := r.metric(name); got != want {
+		if got := r.Metric(name); got != want {
 			t.Errorf("found %s = %v, expected %v", name, got, want)
 		}
 	}
@@ -385,7 +333,7 @@ func TestRepeatedUntilStored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k, store := topictest.Config(t), newMS1(t)
-			collector, spans := topictest.Collector(t)
+			collector, spans := servicetest.Collector(t)
 			source := newMS2(t, k)
 			store.answers(func(w http.ResponseWriter, r *http.Request, _ message.Message, try int) {
 				if try <= 3 {
@@ -405,13 +353,13 @@ func TestRepeatedUntilStored(t *testing.T) {
 					t.Errorf("found %s and %s, expected one stamp for all tries", p.Encode(), posted[0].Encode())
 				}
 			}
-			if r.metric("tricycle_ms3_store_retries_total") != 3 || r.metric("tricycle_ms3_dead_letters_total") != 0 {
+			if r.Metric("tricycle_ms3_store_retries_total") != 3 || r.Metric("tricycle_ms3_dead_letters_total") != 0 {
 				t.Error("expected three retries and no dead letter")
 			}
-			if c.log != "" && strings.Count(r.log.String(), c.log) != 1 {
-				t.Errorf("found it logged %d times, expected once", strings.Count(r.log.String(), c.log))
+			if c.log != "" && r.Log.Count(c.log) != 1 {
+				t.Errorf("found it logged %d times, expected once", r.Log.Count(c.log))
 			}
-			r.stop()
+			r.Stop()
 			s := spans()
 			if len(s) != 1 || len(s[0].Events) != 3 || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
 				t.Fatalf("found %v, expected one span with three events", s)
@@ -436,7 +384,7 @@ func TestRefusedForGood(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k, store := topictest.Config(t), newMS1(t)
-			collector, spans := topictest.Collector(t)
+			collector, spans := servicetest.Collector(t)
 			source := newMS2(t, k)
 			ms, records := messages(20)
 			refused := ms[7].Key()
@@ -465,15 +413,15 @@ func TestRefusedForGood(t *testing.T) {
 					t.Errorf("found header %s = %q, expected %q", key, got, want)
 				}
 			}
-			if r.metric("tricycle_ms3_dead_letters_total", "refused") != 1 || r.metric("tricycle_ms3_messages_stored_total") != 19 {
+			if r.Metric("tricycle_ms3_dead_letters_total", "refused") != 1 || r.Metric("tricycle_ms3_messages_stored_total") != 19 {
 				t.Error("expected one dead letter and the others stored")
 			}
-			r.stop()
+			r.Stop()
 			failed := 0
 			for _, s := range spans() {
 				if s.Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
 					failed++
-					if got := topictest.Attribute(s, "error.type"); got != "refused" || s.Status.Message != c.reason {
+					if got := servicetest.Attribute(s, "error.type"); got != "refused" || s.Status.Message != c.reason {
 						t.Errorf("found error.type %q, %q", got, s.Status.Message)
 					}
 				}
@@ -526,9 +474,9 @@ func TestMalformedRecordsBlockNothing(t *testing.T) {
 	mixed = append(mixed, kafka.Message{}, kafka.Message{Key: []byte("tombstone")})
 	random.Shuffle(len(mixed), func(i, j int) { mixed[i], mixed[j] = mixed[j], mixed[i] })
 	source.spread(mixed)
-	topictest.Eventually(t, 60*time.Second, "all good ones posted", func() bool { return store.got() == len(good) })
+	servicetest.Eventually(t, 60*time.Second, "all good ones posted", func() bool { return store.got() == len(good) })
 	source.commits(int64(len(mixed)))
-	if got := r.metric("tricycle_ms3_dead_letters_total", "malformed"); got < cases+2 {
+	if got := r.Metric("tricycle_ms3_dead_letters_total", "malformed"); got < cases+2 {
 		t.Errorf("found %v dead letters, expected %d", got, cases+2)
 	}
 	for _, letter := range topictest.Read(t, k, k.DeadLetterTopic, cases+2) {
@@ -558,9 +506,9 @@ func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
 		kafka.Message{Key: []byte{0, 0, 0, 2}, Value: mark},
 		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: mark}) // nothing after it
 	source.commits(6)
-	if store.got() != 1 || r.metric("tricycle_ms3_records_fetched_total") != 3 || r.metric("tricycle_ms3_dead_letters_total") != 2 {
+	if store.got() != 1 || r.Metric("tricycle_ms3_records_fetched_total") != 3 || r.Metric("tricycle_ms3_dead_letters_total") != 2 {
 		t.Errorf("found %d posted, %v fetched and %v dead letters, expected 1, 3 and 2", store.got(),
-			r.metric("tricycle_ms3_records_fetched_total"), r.metric("tricycle_ms3_dead_letters_total"))
+			r.Metric("tricycle_ms3_records_fetched_total"), r.Metric("tricycle_ms3_dead_letters_total"))
 	}
 }
 
@@ -575,16 +523,16 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 	junk := kafka.Message{Value: bytes.Repeat([]byte("x"), 40_000), Headers: []kafka.Header{
 		{Key: topic.HeaderOffset, Value: []byte("77")}, {Key: "mine", Value: []byte("1")}}} // it was a dead letter before
 	source.produce(1, append([]kafka.Message{junk}, records...)...)
-	topictest.Eventually(t, 20*time.Second, "the others posted", func() bool { return store.got() == len(good) })
-	topictest.Eventually(t, 20*time.Second, "several tries", func() bool { return fault.Hits() > 3 })
+	servicetest.Eventually(t, 20*time.Second, "the others posted", func() bool { return store.got() == len(good) })
+	servicetest.Eventually(t, 20*time.Second, "several tries", func() bool { return fault.Hits() > 3 })
 	if n := source.committed("group." + k.Topic); n != 0 {
 		t.Errorf("committed %d though the dead letter is not written", n)
 	}
-	if n := strings.Count(r.log.String(), "dead letter not written"); n != 1 {
+	if n := r.Log.Count("dead letter not written"); n != 1 {
 		t.Errorf("found it logged %d times, expected once", n)
 	}
 	// The junk weighs as much as ten messages.
-	topictest.Eventually(t, 10*time.Second, "their weight", func() bool { return r.metric("tricycle_ms3_uncommitted_weight") == 10+5 })
+	servicetest.Eventually(t, 10*time.Second, "their weight", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == 10+5 })
 	fault.Remove()
 	source.commits(6)
 	found := map[string]string{}
@@ -629,7 +577,7 @@ func TestDeadLetterThatIsRefusedDoesNotBlock(t *testing.T) {
 			records[0].Value = []byte("malformed")
 			source.produce(0, records...)
 			source.commits(2)
-			if r.metric("tricycle_ms3_dead_letters_dropped_total") != 1 || !strings.Contains(r.log.String(), "dead letter dropped") {
+			if r.Metric("tricycle_ms3_dead_letters_dropped_total") != 1 || !r.Log.Has("dead letter dropped") {
 				t.Error("expected one dead letter that is counted and logged as dropped")
 			}
 		})
@@ -649,9 +597,9 @@ func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
 	})
 	start(t, k, store.URL)
 	source.produce(0, records...)
-	topictest.Eventually(t, 20*time.Second, "all posted", func() bool { return store.got() == 10 })
+	servicetest.Eventually(t, 20*time.Second, "all posted", func() bool { return store.got() == 10 })
 	source.commits(4)
-	topictest.Eventually(t, 20*time.Second, "a few tries", func() bool { return len(store.posted(ms[4].Key())) > 4 })
+	servicetest.Eventually(t, 20*time.Second, "a few tries", func() bool { return len(store.posted(ms[4].Key())) > 4 })
 	if n := source.committed("group." + k.Topic); n != 4 {
 		t.Errorf("committed %d, expected the four before the open one", n)
 	}
@@ -672,17 +620,17 @@ func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
 	r := start(t, k, store.URL)
 	ms, records := messages(4 * maxOpen)
 	source.spread(records)
-	fetched := func() float64 { return r.metric("tricycle_ms3_records_fetched_total") }
-	topictest.Eventually(t, 20*time.Second, "full", func() bool { return fetched() == maxOpen })
+	fetched := func() float64 { return r.Metric("tricycle_ms3_records_fetched_total") }
+	servicetest.Eventually(t, 20*time.Second, "full", func() bool { return fetched() == maxOpen })
 	begin := time.Now()
-	topictest.Eventually(t, 20*time.Second, "time passes", func() bool {
-		if fetched() != maxOpen || r.metric("tricycle_ms3_uncommitted_weight") > maxOpen {
+	servicetest.Eventually(t, 20*time.Second, "time passes", func() bool {
+		if fetched() != maxOpen || r.Metric("tricycle_ms3_uncommitted_weight") > maxOpen {
 			t.Fatal("more is fetched than the bound")
 		}
 		return time.Since(begin) > time.Second
 	})
 	takes.Store(true)
-	topictest.Eventually(t, 60*time.Second, "all posted", func() bool { return store.got() == len(ms) })
+	servicetest.Eventually(t, 60*time.Second, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(int64(len(ms)))
 }
 
@@ -705,11 +653,11 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 	for range 7 {
 		<-inside
 	}
-	topictest.Eventually(t, 10*time.Second, "a retry is open", func() bool { return len(store.posted(ms[5].Key())) > 2 })
+	servicetest.Eventually(t, 10*time.Second, "a retry is open", func() bool { return len(store.posted(ms[5].Key())) > 2 })
 	stopped := make(chan time.Duration)
-	go func() { stopped <- r.stop() }()
-	topictest.Eventually(t, 5*time.Second, "it is stopping", func() bool {
-		return r.consumer.offsets.next(0) == 8 && strings.Contains(r.log.String(), "not take messages")
+	go func() { stopped <- r.Stop() }()
+	servicetest.Eventually(t, 5*time.Second, "it is stopping", func() bool {
+		return r.consumer.offsets.next(0) == 8 && r.Log.Has("not take messages")
 	})
 	close(release)
 	if took := <-stopped; took > 5*time.Second {
@@ -727,20 +675,20 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
-	collector, spans := topictest.Collector(t)
+	collector, spans := servicetest.Collector(t)
 	source := newMS2(t, k)
 	store.answers(func(_ http.ResponseWriter, r *http.Request, _ message.Message, _ int) { <-r.Context().Done() })
 	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
 	_, records := messages(20)
 	source.spread(records)
-	topictest.Eventually(t, 20*time.Second, "posting", func() bool { return store.got() == 4 && r.metric("tricycle_ms3_records_fetched_total") == 20 })
-	if took := r.stop(); took > 5*time.Second {
+	servicetest.Eventually(t, 20*time.Second, "posting", func() bool { return store.got() == 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
+	if took := r.Stop(); took > 5*time.Second {
 		t.Errorf("stopping took %s", took)
 	}
 	if n := source.committed("group." + k.Topic); n != 0 {
 		t.Errorf("committed %d, expected none", n)
 	}
-	if s := spans(); len(s) != 20 || topictest.Attribute(s[0], "error.type") != "abandoned" {
+	if s := spans(); len(s) != 20 || servicetest.Attribute(s[0], "error.type") != "abandoned" {
 		t.Errorf("found %d spans, expected 20 that say abandoned", len(s))
 	}
 }
@@ -755,7 +703,7 @@ func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {
 	source.spread(records)
 	source.commits(20)
 	hang()
-	if took := r.stop(); took > 5*time.Second {
+	if took := r.Stop(); took > 5*time.Second {
 		t.Errorf("stopping took %s", took)
 	}
 }
@@ -820,9 +768,9 @@ func TestSlowLinkToKafka(t *testing.T) {
 	source.spread(records)
 	slow.Store(true)
 	r := start(t, k, store.URL)
-	topictest.Eventually(t, 60*time.Second, "all posted", func() bool { return store.got() == len(ms) })
+	servicetest.Eventually(t, 60*time.Second, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(500)
-	if r.metric("tricycle_ms3_reader_reopened_total") != 0 {
+	if r.Metric("tricycle_ms3_reader_reopened_total") != 0 {
 		t.Error("the reader was taken for stalled")
 	}
 }
@@ -837,17 +785,17 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 	for restart := range 2 {
 		_, records := messages(500)
 		source.spread(records)
-		topictest.Eventually(t, 20*time.Second, "some posted", func() bool { return store.got() > restart*500 })
+		servicetest.Eventually(t, 20*time.Second, "some posted", func() bool { return store.got() > restart*500 })
 		cluster.Close()
-		topictest.Eventually(t, 10*time.Second, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
-		if status, body := r.ask("/readyz?exclude=ms1"); status != 503 || !strings.Contains(body, `"kafka":"`) {
+		servicetest.Eventually(t, 10*time.Second, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
+		if status, body := r.Get("/readyz?exclude=ms1"); status != 503 || !strings.Contains(body, `"kafka":"`) {
 			t.Errorf("found %d %s", status, body)
 		}
 		cluster, _ = topictest.Cluster(t, dir, kfake.SyncWrites(), kfake.Ports(topictest.Port(t, address)))
-		topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == (restart+1)*500 })
+		servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == (restart+1)*500 })
 		source.commits(int64(restart+1) * 500)
 	}
-	topictest.Eventually(t, 30*time.Second, "ready again", func() bool { return r.consumer.ready(t.Context()) == nil })
+	r.joined(t)
 }
 
 func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
@@ -855,7 +803,7 @@ func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
 	k := topictest.Config(t)
 	k.Brokers = append([]string{topictest.Mute(t)}, k.Brokers...)
 	r := start(t, k, newMS1(t).URL)
-	topictest.Eventually(t, 40*time.Second, "ready", func() bool { status, _ := r.ask("/readyz"); return status == 200 })
+	r.Ready()
 }
 
 func TestKafkaDownAtTheStart(t *testing.T) {
@@ -864,8 +812,8 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	cluster.Close()
 	k, store := topictest.For(t, address), newMS1(t)
 	r := start(t, k, store.URL)
-	topictest.Eventually(t, 5*time.Second, "it has tried", func() bool { return strings.Contains(r.log.String(), "kafka unavailable") })
-	if status, body := r.ask("/readyz"); status != 503 || !strings.Contains(body, `"ms1":"ok"`) {
+	servicetest.Eventually(t, 5*time.Second, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
+	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"ms1":"ok"`) {
 		t.Errorf("found %d %s", status, body)
 	}
 	topictest.Cluster(t, kfake.Ports(topictest.Port(t, address)))
@@ -877,39 +825,23 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 
 func TestPathsThatAreOnlyRead(t *testing.T) {
 	t.Parallel()
-	r := start(t, topictest.Config(t), newMS1(t).URL)
-	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
-		for _, method := range []string{http.MethodGet, http.MethodHead} {
-			req, err := http.NewRequest(method, "http://"+r.Address()+path, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			resp, err := openapitest.Client(t, "ms3").Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			resp.Body.Close()
-			if resp.StatusCode != 200 && path != "/readyz" { // that depends
-				t.Errorf("%s %s: found %s", method, path, resp.Status)
-			}
-		}
-	}
+	start(t, topictest.Config(t), newMS1(t).URL).ReadOnlyPaths()
 }
 
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	r := start(t, k, store.URL)
-	topictest.Eventually(t, 20*time.Second, "ready", func() bool { status, _ := r.ask("/readyz"); return status == 200 })
+	r.Ready()
 	store.CloseClientConnections()
 	store.Close()
-	if status, body := r.ask("/readyz"); status != 503 || !strings.Contains(body, `"kafka":"ok"`) {
+	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"kafka":"ok"`) {
 		t.Errorf("found %d %s without MS1", status, body)
 	}
-	if status, body := r.ask("/readyz?exclude=ms1"); status != 200 {
+	if status, body := r.Get("/readyz?exclude=ms1"); status != 200 {
 		t.Errorf("found %d %s", status, body)
 	}
-	if status, body := r.ask("/metrics"); status != 200 || !strings.Contains(body, "tricycle_ms3_store_duration_seconds") {
+	if status, body := r.Get("/metrics"); status != 200 || !strings.Contains(body, "tricycle_ms3_store_duration_seconds") {
 		t.Errorf("found %d %s", status, body)
 	}
 	stranger := httptest.NewServer(http.NotFoundHandler())
@@ -941,10 +873,7 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	first := start(t, k, store.URL)
-	ready := func(r *running) func() bool {
-		return func() bool { return r.consumer.ready(t.Context()) == nil }
-	}
-	topictest.Eventually(t, 20*time.Second, "the first is ready", ready(first))
+	first.joined(t)
 	load, enough := context.WithCancel(t.Context())
 	var sent atomic.Int64
 	var loading sync.WaitGroup
@@ -957,18 +886,18 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	})
 	for range 10 {
 		second := start(t, k, store.URL)
-		topictest.Eventually(t, 20*time.Second, "the second has joined", ready(second))
-		topictest.Eventually(t, 20*time.Second, "both fetch", func() bool { return second.metric("tricycle_ms3_records_fetched_total") > 0 })
-		second.stop()
+		second.joined(t)
+		servicetest.Eventually(t, 20*time.Second, "both fetch", func() bool { return second.Metric("tricycle_ms3_records_fetched_total") > 0 })
+		second.Stop()
 	}
 	enough()
 	loading.Wait()
-	topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == int(sent.Load()) })
+	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == int(sent.Load()) })
 	source.commits(sent.Load())
-	if n := first.metric("tricycle_ms3_reader_reopened_total"); n != 0 {
+	if n := first.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
 		t.Errorf("the reader was taken for stalled %v times", n)
 	}
-	t.Logf("%d messages, %v fetched by the one that stayed", sent.Load(), first.metric("tricycle_ms3_records_fetched_total"))
+	t.Logf("%d messages, %v fetched by the one that stayed", sent.Load(), first.Metric("tricycle_ms3_records_fetched_total"))
 }
 
 func TestStalledReaderIsReopened(t *testing.T) {
@@ -1013,13 +942,13 @@ func TestStalledReaderIsReopened(t *testing.T) {
 			r := start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second })
 			_, records := messages(10)
 			source.spread(records)
-			topictest.Eventually(t, 20*time.Second, "reopened", func() bool { return r.metric("tricycle_ms3_reader_reopened_total") > 0 })
+			servicetest.Eventually(t, 20*time.Second, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
 			if store.got() != 0 {
 				t.Error("the fault did not work")
 			}
 			on.Store(false)
 			source.commits(10)
-			topictest.Eventually(t, 20*time.Second, "ready", func() bool { return r.consumer.ready(t.Context()) == nil })
+			r.joined(t)
 		})
 	}
 }
@@ -1033,14 +962,14 @@ func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 	source.spread(records)
 	source.commits(400)
 	// Below the offsets that were read of the old one, nothing would ever be fetched.
-	topictest.Eventually(t, 20*time.Second, "the topic is gone", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "the topic is gone", func() bool {
 		resp, err := source.Client().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{k.Topic}})
 		return err == nil && errors.Is(resp.Errors[k.Topic], kafka.UnknownTopicOrPartition)
 	})
 	_, records = messages(8)
 	source.spread(records)
-	topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 408 })
-	topictest.Eventually(t, 20*time.Second, "ready", func() bool { return r.consumer.ready(t.Context()) == nil })
+	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 408 })
+	r.joined(t)
 	source.commits(8)
 	for _, number := range []int{0, 1, 2, 3} {
 		if next := r.consumer.offsets.next(number); next != 2 {
@@ -1058,12 +987,12 @@ func TestASpareMemberIsHealthy(t *testing.T) {
 		all = append(all, start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second }))
 	}
 	for _, r := range all {
-		topictest.Eventually(t, 20*time.Second, "ready", func() bool { return r.consumer.ready(t.Context()) == nil })
+		r.joined(t)
 	}
 	begin := time.Now()
-	topictest.Eventually(t, 20*time.Second, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
+	servicetest.Eventually(t, 20*time.Second, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
 	for _, r := range all {
-		if n := r.metric("tricycle_ms3_reader_reopened_total"); n != 0 {
+		if n := r.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
 			t.Errorf("reopened %v times", n)
 		}
 	}
@@ -1071,7 +1000,7 @@ func TestASpareMemberIsHealthy(t *testing.T) {
 
 func TestOneSpanForEachRecord(t *testing.T) {
 	t.Parallel()
-	collector, spans := topictest.Collector(t)
+	collector, spans := servicetest.Collector(t)
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
 	r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint = collector })
@@ -1081,11 +1010,11 @@ func TestOneSpanForEachRecord(t *testing.T) {
 	junk := kafka.Message{Key: []byte("junk\xff"), Value: []byte("junk"), Headers: records[0].Headers}
 	source.produce(1, records[0], records[1], junk)
 	source.commits(3)
-	r.stop()
+	r.Stop()
 
 	all := map[string]*otlp.Span{}
 	for _, s := range spans() {
-		all[topictest.Attribute(s, "messaging.kafka.message.key")] = s
+		all[servicetest.Attribute(s, "messaging.kafka.message.key")] = s
 	}
 	if len(all) != 3 || len(spans()) != 3 {
 		t.Fatalf("found %d spans, expected one for each of three records", len(spans()))
@@ -1107,12 +1036,12 @@ func TestOneSpanForEachRecord(t *testing.T) {
 			"messaging.system": "kafka", "messaging.operation.type": "process", "messaging.operation.name": "process",
 			"messaging.destination.name": k.Topic, "messaging.destination.partition.id": "1", "messaging.consumer.group.name": "group." + k.Topic,
 		} {
-			if got := topictest.Attribute(s, name); got != want {
+			if got := servicetest.Attribute(s, name); got != want {
 				t.Errorf("%s: found %s = %q, expected %q", key, name, got, want)
 			}
 		}
 	}
-	if got := topictest.Attribute(all[ms[1].Key().String()], "messaging.kafka.offset"); got != "int_value:1" {
+	if got := servicetest.Attribute(all[ms[1].Key().String()], "messaging.kafka.offset"); got != "int_value:1" {
 		t.Errorf("found offset %q", got)
 	}
 	for _, m := range ms { // MS1's span is a child of ours
@@ -1123,7 +1052,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 		}
 		store.mu.Unlock()
 	}
-	if s := all["junk\uFFFD"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || topictest.Attribute(s, "error.type") != "malformed" {
+	if s := all["junk\uFFFD"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || servicetest.Attribute(s, "error.type") != "malformed" {
 		t.Errorf("found %v for the malformed record", s)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
@@ -133,7 +134,7 @@ func Run(t testing.TB, l *topic.Cluster) {
 			t.Errorf("cluster: %v", err)
 		}
 	})
-	Eventually(t, 30*time.Second, "kafka answers", func() bool { return l.Ready(ctx) == nil })
+	servicetest.Eventually(t, 30*time.Second, "kafka answers", func() bool { return l.Ready(ctx) == nil })
 }
 
 // Read returns the first n records of a topic, as they come.
@@ -171,15 +172,5 @@ func ReadUntil(t testing.TB, c topic.Config, name string, last func(kafka.Messag
 	}
 }
 
-// Eventually polls until the condition holds, and fails the test if it does
-// not within d.
-func Eventually(t testing.TB, d time.Duration, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(d)
-	for !condition() {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited %s in vain: %s", d, what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
+// Eventually is [servicetest.Eventually].
+var Eventually = servicetest.Eventually

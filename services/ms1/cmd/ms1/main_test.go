@@ -14,8 +14,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
@@ -24,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const shipped = "../../../../compose/config/"
 
 func TestShippedConfiguration(t *testing.T) {
-	programtest.NamesEveryKey[settings](t, shipped+"ms1.yaml")
+	servicetest.NamesEveryKey[settings](t, shipped+"ms1.yaml")
 	loopback := command().Config
 	if err := config.Load(&loopback, shipped+"ms1.yaml", shipped+"loopback/ms1.yaml"); err != nil {
 		t.Fatal(err)
@@ -71,10 +70,10 @@ func quiet(t *testing.T) program.Program[settings] {
 }
 
 func TestCommandWithoutItsEnvironment(t *testing.T) {
-	c := programtest.Start(t, quiet(t))
+	c := servicetest.Run(t, quiet(t))
 	address := c.Address()
 	body := ""
-	topictest.Eventually(t, 20*time.Second, "readiness says why not", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "readiness says why not", func() bool {
 		resp, err := http.Get("http://" + address + "/readyz")
 		if err != nil {
 			return false
@@ -86,7 +85,7 @@ func TestCommandWithoutItsEnvironment(t *testing.T) {
 	})
 	check := quiet(t)
 	check.Config.Listen = address
-	var out, errs programtest.Console
+	var out, errs servicetest.Console
 	if status := program.Main(t.Context(), check, []string{"-healthcheck"}, &out, &errs); status != 1 || !strings.Contains(errs.String(), "database") {
 		t.Errorf("the health check exits with %d: %s", status, errs.String())
 	}
@@ -97,7 +96,7 @@ func TestCommandWithoutItsEnvironment(t *testing.T) {
 }
 
 func TestCommandReportsWhatItCannotUse(t *testing.T) {
-	taken := programtest.Start(t, quiet(t)).Address()
+	taken := servicetest.Run(t, quiet(t)).Address()
 	folder := t.TempDir()
 	for want, change := range map[string]func(c *settings){
 		"logging.file":           func(c *settings) { c.Logging.File = folder },
@@ -107,7 +106,7 @@ func TestCommandReportsWhatItCannotUse(t *testing.T) {
 	} {
 		p := quiet(t)
 		change(&p.Config)
-		c := programtest.Start(t, p)
+		c := servicetest.Run(t, p)
 		if status, said := c.Wait(), c.Err.String(); status != 1 || !strings.Contains(said, want) || strings.Count(said, "\n") != 1 {
 			t.Errorf("exit status %d and %q, want 1 and a line with %q", status, said, want)
 		}
@@ -119,8 +118,8 @@ func TestCommandWithADatabase(t *testing.T) {
 	p := quiet(t)
 	p.Config.Database.Address, p.Config.Database.Name = db.Address, db.Name
 	p.Config.Database.User, p.Config.Database.PasswordFile = db.User, db.PasswordFile
-	c := programtest.Start(t, p)
-	topictest.Eventually(t, 20*time.Second, "the tables are made", func() bool {
+	c := servicetest.Run(t, p)
+	servicetest.Eventually(t, 20*time.Second, "the tables are made", func() bool {
 		var n int
 		return db.DB.QueryRowContext(context.Background(), "SELECT COUNT(*) FROM sessions").Scan(&n) == nil
 	})

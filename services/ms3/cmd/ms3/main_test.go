@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -20,8 +19,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms3"
@@ -42,7 +40,7 @@ func TestMain(m *testing.M) {
 const shipped = "../../../../compose/config/"
 
 func TestShippedConfiguration(t *testing.T) {
-	programtest.NamesEveryKey[ms3.Config](t, shipped+"ms3.yaml")
+	servicetest.NamesEveryKey[ms3.Config](t, shipped+"ms3.yaml")
 	loopback := ms3.Defaults()
 	if err := config.Load(&loopback, shipped+"ms3.yaml", shipped+"loopback/ms3.yaml"); err != nil {
 		t.Fatal(err)
@@ -53,31 +51,11 @@ func TestShippedConfiguration(t *testing.T) {
 }
 
 func TestCommand(t *testing.T) {
-	k := topictest.Config(t)
 	p := command()
-	p.Config.Listen, p.Config.Kafka = "127.0.0.1:0", k
-	p.Config.GroupID = "group." + k.Topic
-	p.Config.Tracing.Endpoint, _ = topictest.Collector(t)
-	p.Config.Logging.File = filepath.Join(t.TempDir(), "log", "ms3.log")
-	c := programtest.Start(t, p)
-	address := c.Address()
-	topictest.Eventually(t, 20*time.Second, "the log names the brokers", func() bool { return strings.Contains(c.Out.String(), k.Brokers[0]) })
-	p.Config.Listen = address
-	var out, errs programtest.Console
-	topictest.Eventually(t, 20*time.Second, "the health check finds it ready", func() bool {
-		return program.Main(t.Context(), p, []string{"-healthcheck"}, &out, &errs) == 0
-	})
-	http.DefaultClient.CloseIdleConnections()
-	second := programtest.Start(t, p)
-	if status := second.Wait(); status != 1 || !strings.Contains(second.Err.String(), "listen for health checks") {
-		t.Errorf("a second one at the same address: %d: %s", status, second.Err.String())
-	}
-	if status := c.Stop(); status != 0 {
-		t.Errorf("found exit status %d: %s", status, c.Err.String())
-	}
-	if log, err := os.ReadFile(p.Config.Logging.File); err != nil || !strings.Contains(string(log), `"message":"ms3 has stopped"`) {
-		t.Errorf("found log %s, %v", log, err)
-	}
+	p.Config.Kafka = topictest.Config(t)
+	p.Config.GroupID = "group." + p.Config.Kafka.Topic
+	p.Config.Tracing.Endpoint, _ = servicetest.Collector(t)
+	servicetest.Life(t, p, p.Config.Kafka.Brokers[0], "listen for health checks")
 }
 
 // killed -9 after MS1 has stored a message and before its offset is committed,
@@ -155,7 +133,7 @@ func TestKillBetweenPostAndCommit(t *testing.T) {
 		t.Errorf("committed %d, but only %d were posted", c, before)
 	}
 	second := run()
-	topictest.Eventually(t, 30*time.Second, "all committed", func() bool { return committed() == n })
+	servicetest.Eventually(t, 30*time.Second, "all committed", func() bool { return committed() == n })
 	if err := second.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}

@@ -1,4 +1,4 @@
-package topictest
+package servicetest
 
 import (
 	"io"

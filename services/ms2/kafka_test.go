@@ -1,0 +1,280 @@
+package ms2
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
+
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+func TestKafkaDownAtTheStart(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	cluster.Close()
+	k := topictest.For(t, address)
+	r := start(t, k)
+	servicetest.Eventually(t, 5*time.Second, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
+
+	_, resp, err := r.connect()
+	if err == nil || resp == nil || resp.StatusCode != 503 {
+		t.Fatalf("found %v, %v, expected 503", resp, err)
+	}
+	openapitest.Exchange(t, "ms2", resp.Request, resp)
+	body, _ := io.ReadAll(resp.Body)
+	var problem struct{ Detail string }
+	if err := json.Unmarshal(body, &problem); err != nil || !strings.Contains(problem.Detail, "kafka") {
+		t.Errorf("found %s, expected a problem that names kafka", body)
+	}
+	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"kafka":"`) {
+		t.Errorf("found %d %s", status, body)
+	}
+	if status, _ := r.Get("/healthz"); status != 200 {
+		t.Errorf("found %d for /healthz", status)
+	}
+
+	topictest.Cluster(t, kfake.Ports(topictest.Port(t, address)))
+	r.ready()
+	if status, body := r.Get("/readyz"); status != 200 {
+		t.Errorf("found %d %s", status, body)
+	}
+	if status, body := r.Get("/metrics"); status != 200 || !strings.Contains(body, "tricycle_ms2_queue_messages 0") {
+		t.Errorf("found %d %s", status, body)
+	}
+	ms := messages(10)
+	r.dial(t).send(t, ms...)
+	distinct(t, k, ms)
+}
+
+func TestKafkaRestartsInTheMiddle(t *testing.T) {
+	t.Parallel()
+	dir := kfake.DataDir(t.TempDir())
+	cluster, address := topictest.Cluster(t, dir, kfake.SyncWrites())
+	k := topictest.For(t, address)
+	r := start(t, k).ready()
+	ws := r.dial(t)
+	ms := messages(3000)
+	for restart := range 2 {
+		ws.send(t, ms[restart*1000:restart*1000+500]...)
+		cluster.Close()
+		ws.send(t, ms[restart*1000+500:restart*1000+1000]...)
+		servicetest.Eventually(t, 5*time.Second, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
+		cluster, _ = topictest.Cluster(t, dir, kfake.SyncWrites(), kfake.Ports(topictest.Port(t, address)))
+		r.produced(t, 1000*(restart+1))
+	}
+	ws.send(t, ms[2000:]...)
+	r.produced(t, 3000)
+	r.kept(t)
+	if r.Metric("tricycle_ms2_produce_retries_total") == 0 {
+		t.Error("no retry was counted")
+	}
+	distinct(t, k, ms)
+}
+
+func TestRefusedProduceIsRepeated(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	k := topictest.For(t, address)
+	collector, spans := servicetest.Collector(t)
+	r := start(t, k, func(c *Config) { c.Tracing.Endpoint = collector }).ready()
+	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 3})
+	ms := messages(1)
+	r.dial(t).send(t, ms...)
+	distinct(t, k, ms)
+	r.produced(t, 1)
+	if got := r.Metric("tricycle_ms2_produce_retries_total"); got != 3 {
+		t.Errorf("found %v retries, expected 3", got)
+	}
+	if got := r.Log.Count("produce request failed, retrying"); got == 0 || got == 3 { // at most once a second
+		t.Errorf("got it logged %d times, want less often than it was retried", got)
+	}
+	r.Stop()
+	if s := spans(); len(s) != 1 || len(s[0].Events) != 3 || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
+		t.Errorf("found %v, expected a span with three events", s)
+	}
+}
+
+// onProduce makes f answer requests to produce. It is given the bytes of the
+// records and their partition, and may return the error of the answer.
+func onProduce(cluster *kfake.Cluster, f func(size int, partition int32) *kerr.Error) {
+	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		request := r.(*kmsg.ProduceRequest)
+		asked := request.Topics[0].Partitions[0]
+		fault := f(len(asked.Records), asked.Partition)
+		switch fault {
+		case nil:
+			return nil, nil, false
+		case kerr.UnknownServerError: // closes the connection
+			return nil, errors.New("refused by the test"), true
+		}
+		resp := request.ResponseKind().(*kmsg.ProduceResponse)
+		t := kmsg.NewProduceResponseTopic()
+		t.Topic = request.Topics[0].Topic
+		p := kmsg.NewProduceResponseTopicPartition()
+		p.Partition, p.ErrorCode = asked.Partition, fault.Code
+		t.Partitions = append(t.Partitions, p)
+		resp.Topics = append(resp.Topics, t)
+		return resp, nil, true
+	})
+}
+
+func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
+	t.Parallel()
+	for name, limit := range map[string]func(*testing.T) topic.Config{
+		"for the topic": func(t *testing.T) topic.Config { // the real broker's answer, if there is one
+			k := topictest.Config(t)
+			topictest.Create(t, k, "max.message.bytes", "2048")
+			return k
+		},
+		"for the broker": func(t *testing.T) topic.Config {
+			cluster, address := topictest.Cluster(t)
+			onProduce(cluster, func(size int, _ int32) *kerr.Error {
+				if size > 2048 {
+					return kerr.UnknownServerError
+				}
+				return nil
+			})
+			return topictest.For(t, address)
+		},
+		"for the broker's list": func(t *testing.T) topic.Config {
+			cluster, address := topictest.Cluster(t)
+			onProduce(cluster, func(size int, _ int32) *kerr.Error {
+				if size > 2048 {
+					return kerr.RecordListTooLarge
+				}
+				return nil
+			})
+			return topictest.For(t, address)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k := limit(t)
+			r := start(t, k).ready()
+			ms := messages(2000)
+			r.dial(t).send(t, ms...)
+			distinct(t, k, ms)
+			r.produced(t, 2000)
+			r.kept(t)
+			// The size is remembered: each lane finds it once.
+			if got := r.Metric("tricycle_ms2_produce_retries_total"); got == 0 || got > 40 {
+				t.Errorf("got %v retries, want some for each of four lanes", got)
+			}
+			if err := r.Service.ready(t.Context()); err != nil {
+				t.Errorf("not ready: %v", err)
+			}
+		})
+	}
+}
+
+// A topic whose settings MS2 may not see, and that takes no message.
+func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	k := topictest.For(t, address)
+	var limited atomic.Bool
+	limited.Store(true)
+	onProduce(cluster, func(int, int32) *kerr.Error {
+		if limited.Load() {
+			return kerr.MessageTooLarge
+		}
+		return nil
+	})
+	r := start(t, k, func(s *Service) { s.queue.stall = 2 * time.Second }).ready()
+	r.dial(t).send(t, messages(10)...)
+	servicetest.Eventually(t, 5*time.Second, "not ready", func() bool {
+		err := r.Service.ready(t.Context())
+		return err != nil && strings.Contains(err.Error(), k.Topic+": max.message.bytes: must be at least 512")
+	})
+	limited.Store(false)
+	servicetest.Eventually(t, 20*time.Second, "ready", func() bool { return r.Service.ready(t.Context()) == nil })
+	ms := messages(10)
+	r.dial(t).send(t, ms...)
+	distinct(t, k, ms)
+}
+
+// What a partition refuses goes to the others.
+func TestOnePartitionWithoutALeader(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]*kerr.Error{
+		"no leader": kerr.NotLeaderForPartition, "too few replicas": kerr.NotEnoughReplicas, "closes the connection": kerr.UnknownServerError,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster, address := topictest.Cluster(t)
+			k := topictest.For(t, address)
+			onProduce(cluster, func(_ int, partition int32) *kerr.Error {
+				if partition == 1 {
+					return fault
+				}
+				return nil
+			})
+			r := start(t, k).ready()
+			ms := messages(4000)
+			r.dial(t).send(t, ms...)
+			for key, record := range distinct(t, k, ms) {
+				if record.Partition == 1 {
+					t.Errorf("%s: in the partition that refuses", key)
+				}
+			}
+			if r.Metric("tricycle_ms2_messages_dropped_total") != 0 || r.Metric("tricycle_ms2_connections") != 1 || r.Service.ready(t.Context()) != nil {
+				t.Error("messages, the connection or the readiness were dropped")
+			}
+		})
+	}
+}
+
+// slowListener delays what the broker sends by half a second, as a slow link
+// does.
+type slowListener struct {
+	net.Listener
+	test context.Context
+}
+
+func (l slowListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return slowConn{c, l.test}, err
+}
+
+type slowConn struct {
+	net.Conn
+	test context.Context
+}
+
+func (c slowConn) Write(p []byte) (int, error) {
+	select {
+	case <-time.After(300*time.Millisecond + rand.N(400*time.Millisecond)): // the latency itself
+	case <-c.test.Done():
+	}
+	return c.Conn.Write(p)
+}
+
+func TestSlowLinkToKafka(t *testing.T) {
+	t.Parallel()
+	_, address := topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
+		l, err := net.Listen(network, address)
+		return slowListener{l, t.Context()}, err
+	}))
+	r := start(t, topictest.For(t, address)).ready()
+	r.dial(t).send(t, messages(2000)...)
+	r.produced(t, 2000)
+	if r.Metric("tricycle_ms2_messages_dropped_total") != 0 || r.Metric("tricycle_ms2_produce_retries_total") != 0 {
+		t.Error("requests were given up")
+	}
+}

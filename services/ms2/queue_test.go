@@ -1,0 +1,190 @@
+package ms2
+
+import (
+	"bytes"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// stalledCluster is a broker that answers no request to produce before heal is
+// called.
+func stalledCluster(t *testing.T) (address string, heal func()) {
+	healed := make(chan struct{})
+	var cluster *kfake.Cluster
+	cluster, address = topictest.Cluster(t, kfake.SleepOutOfOrder())
+	cluster.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		select {
+		case <-healed:
+		default:
+			cluster.SleepControl(func() { <-healed })
+		}
+		return nil, nil, false
+	})
+	heal = sync.OnceFunc(func() { close(healed) })
+	t.Cleanup(func() {
+		heal()
+		// A broker that is closed under a request that sleeps leaks it.
+		servicetest.Eventually(t, 5*time.Second, "no request sleeps", func() bool {
+			stacks := make([]byte, 4<<20)
+			return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("kfake.(*Cluster).runControl.func1"))
+		})
+	})
+	return address, heal
+}
+
+// ping is the time between two pings where a test waits for several.
+const ping = 500 * time.Millisecond
+
+func TestPressureReachesMS1(t *testing.T) {
+	address, heal := stalledCluster(t)
+	k := topictest.For(t, address)
+	r := start(t, k, func(s *Service) { s.queue.stall, s.ping = time.Minute, ping }).ready()
+	var before, full runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+
+	ws := r.dial(t)
+	ms := messages(40_000)
+	var sent atomic.Int64
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, m := range ms {
+			if err := ws.WriteMessage(websocket.TextMessage, m.Encode()); err != nil {
+				t.Errorf("sending: %v", err)
+				return
+			}
+			sent.Add(1)
+		}
+	}()
+	received := func() float64 { return r.Metric("tricycle_ms2_messages_received_total") }
+	servicetest.Eventually(t, 10*time.Second, "the queue is full", func() bool {
+		return r.Metric("tricycle_ms2_queue_messages") == queueLength && received() == queueLength+1
+	})
+	// Longer than the silence that ends a connection, during which nothing is
+	// read and MS1 still lives.
+	begin := time.Now()
+	servicetest.Eventually(t, 15*time.Second, "time passes", func() bool {
+		if received() != queueLength+1 {
+			t.Fatal("it reads though its queue is full")
+		}
+		return time.Since(begin) > (lostPings+1)*ping
+	})
+	if sent.Load() == int64(len(ms)) {
+		t.Error("everything could be sent; pressure did not reach the sender")
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&full)
+	if grown := int64(full.HeapAlloc) - int64(before.HeapAlloc); grown > 32<<20 {
+		t.Errorf("the heap has grown by %d MiB", grown>>20)
+	}
+	heal()
+	<-done
+	r.produced(t, len(ms))
+	if r.Metric("tricycle_ms2_connections") != 1 {
+		t.Error("the connection was closed")
+	}
+}
+
+func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
+	t.Parallel()
+	address, heal := stalledCluster(t)
+	k := topictest.For(t, address)
+	r := start(t, k, func(s *Service) { s.queue.stall = 500 * time.Millisecond }).ready()
+	ms := messages(5000)
+	first, second := r.dial(t), r.dial(t)
+	go func() {
+		for _, m := range ms { // more than the queue holds: the peer waits for room when it is closed
+			if first.WriteMessage(websocket.TextMessage, m.Encode()) != nil {
+				return
+			}
+		}
+	}()
+	for _, c := range []*client{first, second} {
+		if closed := c.closed(t); closed.Code != websocket.CloseTryAgainLater || !strings.Contains(closed.Text, "kafka") {
+			t.Errorf("found %v, expected 1013", closed)
+		}
+	}
+	servicetest.Eventually(t, 5*time.Second, "the queue is empty", func() bool { return r.Metric("tricycle_ms2_queue_messages") == 0 })
+	if got := r.Metric("tricycle_ms2_messages_dropped_total"); got < 100 {
+		t.Errorf("found %v dropped", got)
+	}
+	if !r.Log.Has("kafka accepts nothing, queue dropped") {
+		t.Error("it was not logged")
+	}
+	heal()
+	r.ready()
+	again := r.dial(t)
+	again.send(t, ms...)
+	servicetest.Eventually(t, 15*time.Second, "all acknowledged", func() bool {
+		return r.Metric("tricycle_ms2_messages_produced_total") >= float64(len(ms))
+	})
+	select {
+	case err := <-again.ended:
+		t.Errorf("the new connection has ended: %v", err)
+	default:
+	}
+}
+
+func TestAnIdleQueueIsNoStall(t *testing.T) {
+	t.Parallel()
+	r := start(t, topictest.Config(t), func(s *Service) { s.queue.stall = 200 * time.Millisecond }).ready()
+	ws := r.dial(t)
+	begin := time.Now()
+	servicetest.Eventually(t, 5*time.Second, "time passes", func() bool { return time.Since(begin) > time.Second })
+	ws.send(t, messages(1)...)
+	r.produced(t, 1)
+}
+
+func TestStopWritesWhatWasRead(t *testing.T) {
+	t.Parallel()
+	address, heal := stalledCluster(t)
+	k := topictest.For(t, address)
+	r := start(t, k).ready()
+	ws := r.dial(t)
+	ms := messages(500)
+	ws.send(t, ms...)
+	servicetest.Eventually(t, 5*time.Second, "all read", func() bool { return r.Metric("tricycle_ms2_messages_received_total") == 500 })
+	stopped := make(chan time.Duration, 1)
+	go func() { stopped <- r.Stop() }()
+	if closed := ws.closed(t); closed.Code != websocket.CloseGoingAway {
+		t.Errorf("found %v, expected 1001", closed)
+	}
+	heal()
+	if took := <-stopped; took > 5*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+	distinct(t, k, ms)
+	if r.Metric("tricycle_ms2_messages_dropped_total") != 0 {
+		t.Error("messages were dropped")
+	}
+}
+
+func TestStopIsBoundedWhenKafkaIsStuck(t *testing.T) {
+	t.Parallel()
+	address, _ := stalledCluster(t)
+	r := start(t, topictest.For(t, address)).ready()
+	r.dial(t).send(t, messages(500)...)
+	servicetest.Eventually(t, 5*time.Second, "all read", func() bool { return r.Metric("tricycle_ms2_messages_received_total") == 500 })
+	if took := r.Stop(); took > 5*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+	if got := r.Metric("tricycle_ms2_messages_dropped_total"); got != 500 {
+		t.Errorf("found %v dropped, expected 500", got)
+	}
+	if got := r.Metric("tricycle_ms2_queue_messages"); got > queueLength {
+		t.Errorf("found %v in the queue", got)
+	}
+}
