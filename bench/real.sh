@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Measures this tree with a real MariaDB, Kafka and Jaeger, which it starts and stops, and beside it, in turns, other revisions:
+# Measures this tree with a real MariaDB, Kafka and Jaeger, which it starts and stops, and beside it, in turns, other revisions,
+# or this one with N processes of MS3. Rates are compared with those of the last one.
 #
-#   bench/real.sh OUT.json [REVISION...] [-- FLAG...]
+#   bench/real.sh OUT.json [now,ms3=N] [REVISION...] [-- FLAG...]
 #
 # The flags are those of bench. The results are in OUT.json and the plot in OUT.svg. TMPDIR must be on a real disk: the
 # database's logs are there, and a commit waits for them.
@@ -22,6 +23,11 @@ build now
 go build -o "$work/bench" ./bench
 flags=(-programs "now=$work/programs/now")
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
+  if [[ $1 = now,ms3=* ]]; then
+    flags+=(-programs "${1#*=} ms3=$work/programs/$1")
+    shift
+    continue
+  fi
   git clone -q --no-checkout . "$work/tree/$1"
   (cd "$work/tree/$1" && git checkout -q --detach "$1" && build "$1")
   flags+=(-programs "$1=$work/programs/$1")
@@ -29,12 +35,17 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
 done
 [ $# = 0 ] || shift
 
-for name in mariadb kafka jaeger; do
+servers=(mariadb kafka) about='MariaDB with a flush for each commit and Kafka' # as .ci/servers starts them
+if [[ " $* " = *' -otlp '* ]]; then # a collector of the caller's, or '' for one that keeps nothing
+  about+=", spans to another collector"
+else
+  servers+=(jaeger) about+=", spans to Jaeger"
+fi
+for name in "${servers[@]}"; do
   serve "$name"
+  [ ${#problems[@]} = 0 ] || exit 1
   flags+=(-process "$name=$(<"$work/servers/$name/pid")")
 done
-[ ${#problems[@]} = 0 ] || exit 1
 begin ''
-"$work/bench" "${flags[@]}" -mariadb "$TRICYCLE_TEST_MARIADB" -kafka "$TRICYCLE_TEST_KAFKA" -otlp "$TRICYCLE_TEST_OTLP" \
-  -servers "MariaDB with a flush for each commit, Kafka and Jaeger as .ci/servers starts them, on the same machine" \
-  -out "$out" "$@"
+"$work/bench" "${flags[@]}" -mariadb "$TRICYCLE_TEST_MARIADB" -kafka "$TRICYCLE_TEST_KAFKA" -otlp "${TRICYCLE_TEST_OTLP:-}" \
+  -servers "$about, all on this machine" -out "$out" "$@"

@@ -137,10 +137,10 @@ func reportLockStep(w io.Writer, keys []key, trials map[key][]Trial) {
 // reportTimes is the table of rates and times by load.
 func reportTimes(w io.Writer, keys []key, trials map[key][]Trial) {
 	t := table{head: []string{"in flight", "", "messages/s"}}
-	first := firstSubject(keys)
-	compared := slices.ContainsFunc(keys, func(k key) bool { return k.Subject != first && services(k) })
+	last := reference(keys)
+	compared := slices.ContainsFunc(keys, func(k key) bool { return k.Subject != last && services(k) })
 	if compared {
-		t.head = append(t.head, "rate, × "+first)
+		t.head = append(t.head, "× "+last)
 	}
 	for _, name := range []string{"round", "message to message"} {
 		t.head = append(t.head, name+", ms: p50", "p95", "p99", "p99.9", "max")
@@ -154,11 +154,10 @@ func reportTimes(w io.Writer, keys []key, trials map[key][]Trial) {
 		s := over(trials[k], rate)
 		cells := []string{strconv.Itoa(k.InFlight), k.title(), fmt.Sprintf("%.0f (%.0f–%.0f)", s.median, s.least, s.most)}
 		if compared {
-			reference := k
-			reference.Subject = first
-			cell := ""
-			if services(k) && k != reference {
-				cell = ratio(ratios(trials[reference], trials[k], rate))
+			to, cell := k, ""
+			to.Subject = last
+			if services(k) && k != to {
+				cell = ratio(ratios(trials[to], trials[k], rate))
 			}
 			cells = append(cells, cell)
 		}
@@ -250,14 +249,14 @@ func ours(t Trial) (sum float64) {
 
 func services(k key) bool { return k.Subject != floorSubject && k.Subject != bareSubject }
 
-// firstSubject returns the programs that were given first.
-func firstSubject(keys []key) string {
+// reference returns the programs that were given last.
+func reference(keys []key) (subject string) {
 	for _, k := range keys {
 		if services(k) {
-			return k.Subject
+			subject = k.Subject
 		}
 	}
-	return ""
+	return subject
 }
 
 func (k key) title() string {
