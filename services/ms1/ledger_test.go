@@ -33,7 +33,7 @@ type book struct {
 	spans []*countedSpan
 }
 
-func newBook(t *testing.T, slots int) *book {
+func newBook(t testing.TB, slots int) *book {
 	t.Helper()
 	b := &book{ledger: newLedger(1, firstStamp, slots, usual()), now: time.Unix(1, 0)}
 	hops, err := newHopMeter()

@@ -1,0 +1,70 @@
+package ms1
+
+import (
+	"context"
+	"testing"
+
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+)
+
+// BenchmarkLedger is the account of one message: created, sent, returned,
+// stored.
+func BenchmarkLedger(b *testing.B) {
+	l := newBook(b, 64)
+	l.newSpan = func(message.Message) trace.Span { return noop.Span{} }
+	b.ReportAllocs()
+	for b.Loop() {
+		l.add(0, l.now)
+		e, connection := l.next(0)
+		l.written(e, connection, nil, l.now)
+		if got, _, _ := l.arrive(e.message.Service1, l.now); got != claimStore {
+			b.Fatalf("got claim %d, want %d", got, claimStore)
+		}
+		l.settle(e, e.message, nil)
+	}
+}
+
+// instantStore commits at once.
+type instantStore struct {
+	Store
+	rows, commits int
+}
+
+func (s *instantStore) Insert(_ context.Context, _ int64, batch []message.Message) error {
+	s.rows += len(batch)
+	s.commits++
+	return nil
+}
+
+// BenchmarkCommitGrouping is the way of a row into a commit and of the outcome
+// back, with as many rows waiting as the name says.
+func BenchmarkCommitGrouping(b *testing.B) {
+	for name, waiting := range map[string]int{"1 row": 1, "64 rows": 64} {
+		b.Run(name, func(b *testing.B) {
+			store := &instantStore{}
+			c := newCommitter(store)
+			ctx, cancel := context.WithCancel(context.Background())
+			done := make(chan struct{})
+			go func() { defer close(done); c.run(ctx) }()
+			settled := make(chan error, waiting)
+			in := insert{message: message.Message{SessionID: 1, Service1: firstStamp}, span: noop.Span{}, settle: func(err error) { settled <- err }}
+			b.ReportAllocs()
+			for b.Loop() {
+				for range waiting {
+					c.add(in)
+				}
+				for range waiting {
+					if err := <-settled; err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			cancel()
+			<-done
+			b.ReportMetric(float64(store.rows)/float64(store.commits), "rows/commit")
+		})
+	}
+}
