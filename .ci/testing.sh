@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the gate and the slow tests share: steps, servers, a test run and its report. To be sourced.
+# Functions of .ci/run and .ci/full: steps, servers, a test run and its report.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -8,7 +8,7 @@ problems=()
 step='' step_from=0
 : >"$work/closing"
 
-# The caller's servers are not ours to test with, and one run must not differ from the next by what was set.
+# Test variables of the caller are ignored: every run uses the same servers.
 # shellcheck disable=SC2086 # a list of names
 unset ${!TRICYCLE_TEST_@}
 
@@ -23,14 +23,14 @@ trap clean EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# begin STEP: says what the one before it took.
+# begin STEP: prints the duration of the previous step.
 begin() {
   [ -z "$step" ] || printf -- '-- %s: %d s\n' "$step" $((SECONDS - step_from))
   step=$1 step_from=$SECONDS
   [ -z "$step" ] || printf '\n== %s\n' "$step"
 }
 
-# problem TEXT: later steps still run: one run should tell everything that is wrong.
+# problem TEXT: later steps still run, so one run reports all problems.
 problem() {
   problems+=("$step: $*")
   printf '!! %s\n' "$*"
@@ -41,7 +41,7 @@ check() {
   "${@:2}" || problem "failed"
 }
 
-# A port P, free with its neighbour P+1 (Kafka takes both), below the range the kernel gives to clients.
+# free_port: prints a port P such that P and P+1 are free (Kafka uses both), below the kernel's range for clients.
 free_port() {
   local port
   while port=$((RANDOM % 10000 + 20000)); do
@@ -50,7 +50,7 @@ free_port() {
   echo "$port"
 }
 
-# serve NAME: starts the server and tells the tests where it is.
+# serve NAME: starts the server and exports its address for the tests.
 serve() {
   local answer
   begin "start $1"
@@ -65,13 +65,13 @@ serve() {
   esac
 }
 
-# What this machine cannot give to the tests, as a pattern of the reasons for which one may be skipped.
+# A pattern of the accepted reasons for skipping a test on this machine.
 absent='does not run on linux/' # the images of the other architecture
 
-# images: built by Bazel where one works, for the tests that look at them, and the Docker engine to run them in.
+# images: builds them with Bazel if it works, for the tests of the images, and finds a Docker engine to run them.
 images() {
   begin 'images'
-  if ! timeout 120 bazel version; then # a launcher alone proves nothing: it may be unable to fetch its release
+  if ! timeout 120 bazel version; then # a launcher may be unable to fetch its release
     echo 'skipped: no working bazel on this machine'
   elif ! bazel build --config=ci //oci:oci_test; then
     problem 'not built'
@@ -84,19 +84,19 @@ images() {
     TRICYCLE_TEST_DOCKER=$(docker context inspect --format '{{.Endpoints.docker.Host}}')
     export TRICYCLE_TEST_DOCKER
   else
-    echo 'no Docker engine answers: the images are not run'
+    echo 'skipped: no Docker engine, the images are not run'
     absent+='|TRICYCLE_TEST_DOCKER'
   fi
 }
 
-# tests NAME SKIPS [FLAG...]: go test of everything, with coverage; a skip whose reason does not match the pattern
-# SKIPS is a problem: a test that never runs is worse than none.
+# tests NAME SKIPS [FLAG...]: tests all packages with coverage. A skip whose reason does not match the pattern SKIPS is a
+# problem.
 tests() {
   local events=$work/events profile=$work/profile
   begin "$1"
   rm -f "$profile"
-  # -json, because in plain text a test that prints without a newline hides the line that says it was skipped. What
-  # is shown meanwhile are go test's own lines for each package, which are kept for the end.
+  # -json, because output without a newline hides the line of a skipped test in plain text. The lines for each package
+  # are printed at once and again at the end.
   go test -count=1 -json "${@:3}" -coverpkg=./services/...,./lib/... -coverprofile="$profile" ./... | tee "$events" |
     jq -j --unbuffered 'select(.Action == "output" and (.Test | not)).Output | select(test("^(ok|FAIL|[?]|\t)"))' |
     tee "$work/closing" || problem "go test failed"
@@ -105,7 +105,7 @@ tests() {
   jq -js '[.[] | select(.Package)] | group_by([.Package, .Test])[] | select(any(.Action == "fail"))[]
     | select(.Action == "output").Output' "$events"
 
-  # The reason is the last thing that a skipped test logged, "file.go:LINE: reason".
+  # The reason is the last log line of a skipped test, "file.go:LINE: reason".
   jq -js '[.[] | select(.Test)] | group_by([.Package, .Test])[] | select(any(.Action == "skip"))
     | ([.[] | select(.Action == "output").Output | select(test("[^ ]+[.]go:[0-9]+: "))
         | sub("^.* (?=[^ ]+[.]go:[0-9]+: )"; "")] | last // "no reason given\n") as $reason
@@ -113,21 +113,21 @@ tests() {
   jq -rs 'map(select(.Test).Action) | "\(map(select(. == "pass")) | length) tests passed, \(
     map(select(. == "fail")) | length) failed, \(map(select(. == "skip")) | length) skipped"' "$events"
   sed 's/^/skipped: /' "$work/skipped"
-  ! grep -vE "$2" "$work/skipped" >/dev/null || problem "a test was skipped for another reason than '$2'"
+  ! grep -vE "$2" "$work/skipped" >/dev/null || problem "the reason for skipping a test must match '$2'"
 
   coverage=0
   [ ! -s "$profile" ] || coverage=$(go tool cover -func="$profile" | awk '/^total:/ { sub("%", "", $3); print $3 }')
   printf 'coverage of services and lib: %s %%\n' "$coverage"
 }
 
-# containers: the images for the tests of the containers, those of this tree loaded by Bazel where it works, those of the
-# environment pulled or stood in for (as root); and the variable that asks for the tests.
+# containers: loads the images of this tree with Bazel if it works, pulls those of the environment or builds stand-ins (as
+# root), and exports the variable that enables the tests of the containers.
 containers() {
   local image missing=()
   check 'images of the environment' .ci/offline/images/build
   begin 'images of the services'
   if ! timeout 120 bazel version; then
-    echo 'no working bazel: the images are those that the engine has'
+    echo 'no working bazel: using the images in the engine'
   elif ! bazel run --config=ci //:load; then
     problem 'not loaded'
   fi
@@ -135,14 +135,14 @@ containers() {
     docker image inspect --format '{{index .RepoTags 0}}{{if index .Config.Labels "tricycle.standin"}}, a stand-in{{end}}' "$image" ||
       missing+=("$image")
   done < <(docker compose -f compose/compose.yaml config --images)
-  if [ ${#missing[@]} = 0 ]; then export TRICYCLE_TEST_COMPOSE=1; else problem "there is no image ${missing[*]}"; fi
+  if [ ${#missing[@]} = 0 ]; then export TRICYCLE_TEST_COMPOSE=1; else problem "missing images: ${missing[*]}"; fi
 }
 
-# finish: the verdict, and then go test's own closing lines, last, where CI looks for them.
+# finish: prints the result, then the closing lines of go test, where CI expects them.
 finish() {
   begin ''
   printf '\n== result after %d s\n' "$SECONDS"
-  if [ ${#problems[@]} = 0 ]; then echo "no problem found"; else printf '!! %s\n' "${problems[@]}"; fi
+  if [ ${#problems[@]} = 0 ]; then echo "no problems"; else printf '!! %s\n' "${problems[@]}"; fi
   cat "$work/closing"
   [ ${#problems[@]} = 0 ]
 }

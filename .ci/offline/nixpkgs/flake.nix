@@ -1,12 +1,12 @@
-# The stand-in for nixpkgs: what flake.nix uses of it, and nothing else. With it every output can be evaluated, the shell
-# entered and the apps run where nixpkgs cannot be downloaded. A package is a folder of short scripts that start the
-# machine's own programs; .ci/nix writes the PATH to find them in into the file `path`.
+# A mock of nixpkgs with the names that flake.nix uses. With it, every output evaluates and the shells and apps run on a
+# machine that cannot download nixpkgs. A package is a directory of short scripts that start the machine's own programs;
+# .ci/nix writes their PATH into the file `path`.
 #
-# A name may stand here only if nixpkgs has it, so that a misspelt one is found. Each is therefore given with the file of
-# https://github.com/NixOS/nixpkgs that defines it, and the commit at which that file was read (2026-11-24). The revision
-# in flake.lock could not be read itself. "mid-2026" is a copy of all-packages.nix without its commit: the newest Go in
-# it is 1.26, mariadb is mariadb_114, docker is docker_29. A copy of aliases.nix with entries up to 2026-07-01, after
-# nixos-26.05 was branched off, neither renames nor removes bazel-*, go*, jq, kcat or yamllint.
+# The mock has only names that nixpkgs has, so a misspelt name fails. `from` names the file of
+# https://github.com/NixOS/nixpkgs that defines it, and the commit of that file (read on 2026-11-24). The revision in
+# flake.lock was not available. "mid-2026" is a copy of all-packages.nix without its commit: its newest Go is 1.26, mariadb is
+# mariadb_114, docker is docker_29. A copy of aliases.nix with entries up to 2026-07-01, after the branch of nixos-26.05,
+# neither renames nor removes bazel-*, go*, jq, kcat or yamllint.
 {
   outputs =
     { self }:
@@ -52,7 +52,7 @@
               // environment
             );
 
-          # A package NAME with an executable for each of PROGRAMS. One that the machine lacks says so when it is started.
+          # A package NAME with an executable for each of PROGRAMS. A program that the machine lacks exits with 127.
           programs =
             name: programs:
             build name { programs = toString programs; } ''
@@ -61,14 +61,14 @@
                 if found=$(command -v "$program"); then
                   printf '#!/bin/sh\nexec %s "$@"\n' "$found"
                 else
-                  printf '#!/bin/sh\necho "%s: the stand-in finds none on this machine" >&2\nexit 127\n' "$program"
+                  printf '#!/bin/sh\necho "%s: not on this machine" >&2\nexit 127\n' "$program"
                 fi >"$out/bin/$program"
                 chmod +x "$out/bin/$program"
               done
             '';
           program = name: programs name [ name ];
 
-          # A package NAME with one executable of that name, of this TEXT; CHECK looks at it.
+          # A package NAME with one executable of that name and this TEXT; CHECK tests it.
           written =
             name: text: check:
             build name { inherit text; } ''
@@ -139,7 +139,7 @@
               }
             ) ''export >"$out"''
           );
-          # Debian has no nixfmt: this one sees syntax errors and no more.
+          # Debian has no nixfmt; this one only finds syntax errors.
           nixfmt = from "pkgs/by-name/ni/nixfmt/package.nix" "281ffa987c25" (
             written "nixfmt" ''
               #!/bin/sh
