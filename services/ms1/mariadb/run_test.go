@@ -194,8 +194,8 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 		return s.Ready(t.Context())
 	})
 	for text, want := range map[string]int{
-		"killed own dead connection":    1,
-		"database is unavailable":       1,
+		"killed own dead connection":     1,
+		"database is unavailable":        1,
 		`watch database \"tricycle\" at`: 1,
 	} {
 		if n := log.count(text); n != want {
