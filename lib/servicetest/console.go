@@ -45,7 +45,7 @@ func (c *Console) Has(text string) bool { return c.Count(text) > 0 }
 func (c *Console) Find(t testing.TB, expression string) (groups []string) {
 	t.Helper()
 	re := regexp.MustCompile(expression)
-	for deadline := time.Now().Add(30 * time.Second); groups == nil; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); groups == nil; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("nothing matches %s in\n%s", expression, c)
 		}

@@ -89,7 +89,7 @@ func (s *Service) Do(method, path string, header http.Header) (status int, body 
 func (s *Service) Ready() {
 	s.t.Helper()
 	body := ""
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		var status int
 		if status, body = s.Get("/readyz"); status == http.StatusOK {
 			return

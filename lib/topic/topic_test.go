@@ -144,8 +144,8 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- l.Run(ctx) }()
 		want := c.Topic + ": max.message.bytes: must be at least 512, got 100"
-		servicetest.Eventually(t, 20*time.Second, "not ready", func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
-		servicetest.Eventually(t, 5*time.Second, "logged", func() bool { return strings.Contains(log.String(), want) })
+		servicetest.Eventually(t, time.Minute, "not ready", func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+		servicetest.Eventually(t, time.Minute, "logged", func() bool { return strings.Contains(log.String(), want) })
 		resp, err := l.Client().AlterConfigs(ctx, &kafka.AlterConfigsRequest{Resources: []kafka.AlterConfigRequestResource{{
 			ResourceType: kafka.ResourceTypeTopic, ResourceName: c.Topic, Configs: []kafka.AlterConfigRequestConfig{{Name: "max.message.bytes", Value: "512"}},
 		}}})
@@ -156,7 +156,7 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		servicetest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+		servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
 		cancel()
 		<-done
 	})
@@ -210,8 +210,8 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	topictest.Run(t, l)
 	client := l.Client()
 	on.Store(true)
-	servicetest.Eventually(t, 20*time.Second, "the partition is passed over", func() bool { return l.Route(1) == 2 })
-	servicetest.Eventually(t, 20*time.Second, "it is logged", func() bool {
+	servicetest.Eventually(t, time.Minute, "the partition is passed over", func() bool { return l.Route(1) == 2 })
+	servicetest.Eventually(t, time.Minute, "it is logged", func() bool {
 		return strings.Contains(log.String(), `"partition":1,"message":"partition has no leader"`)
 	})
 	if err := l.Ready(t.Context()); err != nil || l.Client() != client {
@@ -221,7 +221,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 		t.Errorf("got routes %v", got)
 	}
 	on.Store(false)
-	servicetest.Eventually(t, 20*time.Second, "the partition is used", func() bool { return l.Route(1) == 1 })
+	servicetest.Eventually(t, time.Minute, "the partition is used", func() bool { return l.Route(1) == 1 })
 }
 
 func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
@@ -235,9 +235,9 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
-	servicetest.Eventually(t, 20*time.Second, "it waits for a leader", func() bool { return errors.Is(l.Ready(ctx), kafka.NotLeaderForPartition) })
+	servicetest.Eventually(t, time.Minute, "it waits for a leader", func() bool { return errors.Is(l.Ready(ctx), kafka.NotLeaderForPartition) })
 	on.Store(false)
-	servicetest.Eventually(t, 20*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+	servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
 	cancel()
 	<-done
 	if strings.Contains(log.String(), `"level":"warn"`) {
@@ -280,13 +280,13 @@ func TestClusterSurvivesItsBroker(t *testing.T) {
 	}
 	for range 2 {
 		cluster.Close()
-		servicetest.Eventually(t, 5*time.Second, "not ready", func() bool { return l.Ready(t.Context()) != nil })
+		servicetest.Eventually(t, time.Minute, "not ready", func() bool { return l.Ready(t.Context()) != nil })
 		if produce() {
 			t.Fatal("produced without a broker")
 		}
 		cluster, _ = topictest.Cluster(t, dir, kfake.Ports(topictest.Port(t, address)))
-		servicetest.Eventually(t, 5*time.Second, "kafka is back", func() bool { return l.Ready(t.Context()) == nil })
-		servicetest.Eventually(t, 5*time.Second, "produced", produce)
+		servicetest.Eventually(t, time.Minute, "kafka is back", func() bool { return l.Ready(t.Context()) == nil })
+		servicetest.Eventually(t, time.Minute, "produced", produce)
 	}
 }
 
@@ -309,11 +309,11 @@ func TestClusterIsNotReadyWhileABrokerRefuses(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- l.Run(ctx) }()
-			servicetest.Eventually(t, 5*time.Second, c.want, func() bool {
+			servicetest.Eventually(t, time.Minute, c.want, func() bool {
 				return strings.Contains(l.Ready(ctx).Error(), c.want)
 			})
 			fault.Remove()
-			servicetest.Eventually(t, 5*time.Second, "ready", func() bool { return l.Ready(ctx) == nil })
+			servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
 			cancel()
 			if err := <-done; err != nil {
 				t.Error(err)

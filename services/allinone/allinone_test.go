@@ -197,7 +197,7 @@ func TestReadyOnlyWhenEverythingIs(t *testing.T) {
 	c.Listen = servertest.FreeAddress(t)
 	_, _ = start(t, c)
 	missed := ""
-	servicetest.Eventually(t, 30*time.Second, "/readyz answers 200", func() bool {
+	servicetest.Eventually(t, time.Minute, "/readyz answers 200", func() bool {
 		status, body := get(t, "http://"+c.Listen+"/readyz")
 		if status == http.StatusServiceUnavailable && missed == "" {
 			missed = fmt.Sprint(body["checks"].(map[string]any)["ms3"])
@@ -262,7 +262,7 @@ func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
 		t.Fatalf("/start: %d %v", status, body)
 	}
 	db := look(t, c.Data)
-	servicetest.Eventually(t, 10*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
+	servicetest.Eventually(t, time.Minute, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
 	began := time.Now()
 	if err := stop(); err != nil {
 		t.Errorf("stopped: %v", err)
@@ -479,7 +479,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); serveBroker(ctx, b) }()
-	servicetest.Eventually(t, 10*time.Second, "the log is within the retention and one file more", func() bool {
+	servicetest.Eventually(t, time.Minute, "the log is within the retention and one file more", func() bool {
 		return sizeOf(t, folder) < 1<<20+segmentBytes+1<<20
 	})
 	killed := filepath.Join(t.TempDir(), "killed") // what a kill would leave
@@ -618,7 +618,7 @@ func TestOnceWaitsForTheSessionOfAnotherClient(t *testing.T) {
 	c.Listen = servertest.FreeAddress(t)
 	said, stop := start(t, c)
 	// MS1 accepts a session before MS3 has its partitions, which -once waits for.
-	servicetest.Eventually(t, 30*time.Second, "another client's session", func() bool {
+	servicetest.Eventually(t, time.Minute, "another client's session", func() bool {
 		status, _ := get(t, "http://"+c.Listen+"/start?interval=2")
 		return status == http.StatusAccepted
 	})

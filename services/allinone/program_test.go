@@ -65,21 +65,21 @@ func killed(t *testing.T, program string) {
 	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
 		t.Fatalf("/start: %d %v", status, body)
 	}
-	servicetest.Eventually(t, 20*time.Second, "rows", func() bool { return rows(1) > 500 })
+	servicetest.Eventually(t, time.Minute, "rows", func() bool { return rows(1) > 500 })
 	p.Signal(syscall.SIGKILL)
 	before := rows(1)
 
 	p, url = child(t, program, args...)
-	servicetest.Eventually(t, 10*time.Second, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
+	servicetest.Eventually(t, time.Minute, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
 	// What the broker had acknowledged and MS3 had not handed on arrives now.
-	servicetest.Eventually(t, 20*time.Second, "messages that were in the broker are stored", func() bool { return rows(1) > before })
-	servicetest.Eventually(t, 10*time.Second, "the stored count is that of the rows", func() bool { return sessionRow(t, db, 1).stored.Int64 == rows(1) })
+	servicetest.Eventually(t, time.Minute, "messages that were in the broker are stored", func() bool { return rows(1) > before })
+	servicetest.Eventually(t, time.Minute, "the stored count is that of the rows", func() bool { return sessionRow(t, db, 1).stored.Int64 == rows(1) })
 	t.Logf("%d rows when it was killed, %d later", before, rows(1))
 
 	if status, body := get(t, url+"/start?interval=1"); status != http.StatusAccepted || body["session_id"] != 2.0 {
 		t.Fatalf("/start: %d %v, want session 2", status, body)
 	}
-	servicetest.Eventually(t, 10*time.Second, "session 2 ends", func() bool { return sessionRow(t, db, 2).reason.Valid })
+	servicetest.Eventually(t, time.Minute, "session 2 ends", func() bool { return sessionRow(t, db, 2).reason.Valid })
 	if p.Signal(syscall.SIGTERM); p.Status() != 0 {
 		t.Errorf("after SIGTERM: exit status %d, want 0", p.Status())
 	}
@@ -211,7 +211,7 @@ func databaseDeleted(t *testing.T, program string) {
 		t.Fatalf("/start: %d %v", status, body)
 	}
 	db := look(t, data)
-	servicetest.Eventually(t, 20*time.Second, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
+	servicetest.Eventually(t, time.Minute, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
 	db.Close()
 	if err := os.Rename(data, data+".away"); err != nil { // and what was there is unmounted
 		t.Fatal(err)

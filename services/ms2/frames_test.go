@@ -59,7 +59,7 @@ func TestRejectedFrames(t *testing.T) {
 				t.Errorf("found a reason of %d bytes, %q", len(closed.Text), closed.Text)
 			}
 			// The close frame may be here before the rest is done.
-			servicetest.Eventually(t, 10*time.Second, "it is logged", func() bool { return r.Log.Has(`"reason":"` + c.reason + `"`) })
+			servicetest.Eventually(t, time.Minute, "it is logged", func() bool { return r.Log.Has(`"reason":"` + c.reason + `"`) })
 			if got := r.Metric("tricycle_ms2_frames_rejected_total", c.reason); got != 1 {
 				t.Errorf("found %v rejected as %s, expected 1", got, c.reason)
 			}

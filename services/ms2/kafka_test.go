@@ -29,7 +29,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	cluster.Close()
 	k := topictest.For(t, address)
 	r := start(t, k)
-	servicetest.Eventually(t, 5*time.Second, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
+	servicetest.Eventually(t, time.Minute, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
 
 	_, resp, err := r.connect()
 	if err == nil || resp == nil || resp.StatusCode != 503 {
@@ -73,7 +73,7 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 		ws.send(t, ms[restart*1000:restart*1000+500]...)
 		cluster.Close()
 		ws.send(t, ms[restart*1000+500:restart*1000+1000]...)
-		servicetest.Eventually(t, 5*time.Second, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
+		servicetest.Eventually(t, time.Minute, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
 		cluster, _ = topictest.Cluster(t, dir, kfake.SyncWrites(), kfake.Ports(topictest.Port(t, address)))
 		r.produced(t, 1000*(restart+1))
 	}
@@ -198,12 +198,12 @@ func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
 	})
 	r := start(t, k, func(s *Service) { s.queue.stall = 2 * time.Second }).ready()
 	r.dial(t).send(t, messages(10)...)
-	servicetest.Eventually(t, 5*time.Second, "not ready", func() bool {
+	servicetest.Eventually(t, time.Minute, "not ready", func() bool {
 		err := r.Service.ready(t.Context())
 		return err != nil && strings.Contains(err.Error(), k.Topic+": max.message.bytes: must be at least 512")
 	})
 	limited.Store(false)
-	servicetest.Eventually(t, 20*time.Second, "ready", func() bool { return r.Service.ready(t.Context()) == nil })
+	servicetest.Eventually(t, time.Minute, "ready", func() bool { return r.Service.ready(t.Context()) == nil })
 	ms := messages(10)
 	r.dial(t).send(t, ms...)
 	distinct(t, k, ms)

@@ -58,7 +58,7 @@ func (r *running) ready() *running {
 // produced waits until Kafka has acknowledged n messages.
 func (r *running) produced(t *testing.T, n int) {
 	t.Helper()
-	servicetest.Eventually(t, 30*time.Second, fmt.Sprintf("%d acknowledged", n), func() bool { return r.Metric("tricycle_ms2_messages_produced_total") == float64(n) })
+	servicetest.Eventually(t, time.Minute, fmt.Sprintf("%d acknowledged", n), func() bool { return r.Metric("tricycle_ms2_messages_produced_total") == float64(n) })
 }
 
 // kept checks that neither messages nor the connection were dropped.
@@ -190,7 +190,7 @@ func TestMessagesReachTheTopic(t *testing.T) {
 	if len(used) != 4 {
 		t.Errorf("found records by partition %v, expected all four in use", used)
 	}
-	servicetest.Eventually(t, 5*time.Second, "all acknowledged", func() bool {
+	servicetest.Eventually(t, time.Minute, "all acknowledged", func() bool {
 		return r.Metric("tricycle_ms2_messages_produced_total") == 1000 && r.Metric("tricycle_ms2_queue_messages") == 0
 	})
 	if got := r.Metric("tricycle_ms2_messages_received_total"); got != 1000 {

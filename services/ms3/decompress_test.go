@@ -61,8 +61,8 @@ func TestDecompressionIsBounded(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	r := start(t, k, store.URL)
-	servicetest.Eventually(t, 60*time.Second, "all good ones posted", func() bool { return store.got() == len(good) })
-	servicetest.Eventually(t, 20*time.Second, "all bad ones buried", func() bool {
+	servicetest.Eventually(t, time.Minute, "all good ones posted", func() bool { return store.got() == len(good) })
+	servicetest.Eventually(t, time.Minute, "all bad ones buried", func() bool {
 		return r.Metric("tricycle_ms3_dead_letters_total", "malformed") >= float64(letters)
 	})
 	runtime.ReadMemStats(&after)

@@ -120,10 +120,10 @@ func TestStopIsBoundedWhenADeadLetterHangs(t *testing.T) {
 	r := start(t, k, store.URL)
 	_, records := messages(20)
 	source.spread(records)
-	servicetest.Eventually(t, 20*time.Second, "posting", func() bool { return store.got() > 0 })
+	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() > 0 })
 	hang()
 	close(hung)
-	servicetest.Eventually(t, 20*time.Second, "writing dead letters", func() bool {
+	servicetest.Eventually(t, time.Minute, "writing dead letters", func() bool {
 		r.consumer.letters.mu.Lock()
 		defer r.consumer.letters.mu.Unlock()
 		return r.consumer.letters.writing

@@ -144,7 +144,7 @@ func start(t *testing.T, k topic.Config, ms1URL string, change ...any) *running 
 // joined waits until MS3 is a member of its group.
 func (r *running) joined(t *testing.T) {
 	t.Helper()
-	servicetest.Eventually(t, 30*time.Second, "a member of the group", func() bool { return r.consumer.ready(t.Context()) == nil })
+	servicetest.Eventually(t, time.Minute, "a member of the group", func() bool { return r.consumer.ready(t.Context()) == nil })
 }
 
 // ms2 stands for MS2: it writes to the topic.
@@ -166,7 +166,7 @@ func (m *ms2) produce(partition int, records ...kafka.Message) {
 	m.t.Helper()
 	for len(records) > 0 {
 		n := min(len(records), 100)
-		servicetest.Eventually(m.t, 20*time.Second, "produced", func() bool {
+		servicetest.Eventually(m.t, time.Minute, "produced", func() bool {
 			_, err := m.Produce(m.t.Context(), m.k.Topic, partition, records[:n]...)
 			return err == nil
 		})
@@ -221,7 +221,7 @@ func (m *ms2) committed(group string) int64 {
 // commits waits until the group has committed exactly n records.
 func (m *ms2) commits(n int64) {
 	m.t.Helper()
-	servicetest.Eventually(m.t, 20*time.Second, fmt.Sprintf("%d committed", n), func() bool { return m.committed("group."+m.k.Topic) == n })
+	servicetest.Eventually(m.t, time.Minute, fmt.Sprintf("%d committed", n), func() bool { return m.committed("group."+m.k.Topic) == n })
 }
 
 func TestMessagesReachMS1(t *testing.T) {
@@ -232,7 +232,7 @@ func TestMessagesReachMS1(t *testing.T) {
 	r := start(t, k, store.URL)
 	ms, records := messages(2000)
 	source.spread(records)
-	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == len(ms) })
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(2000)
 	after := message.StampOf(time.Now())
 	for _, m := range ms {
@@ -474,7 +474,7 @@ func TestMalformedRecordsBlockNothing(t *testing.T) {
 	mixed = append(mixed, kafka.Message{}, kafka.Message{Key: []byte("tombstone")})
 	random.Shuffle(len(mixed), func(i, j int) { mixed[i], mixed[j] = mixed[j], mixed[i] })
 	source.spread(mixed)
-	servicetest.Eventually(t, 60*time.Second, "all good ones posted", func() bool { return store.got() == len(good) })
+	servicetest.Eventually(t, time.Minute, "all good ones posted", func() bool { return store.got() == len(good) })
 	source.commits(int64(len(mixed)))
 	if got := r.Metric("tricycle_ms3_dead_letters_total", "malformed"); got < cases+2 {
 		t.Errorf("found %v dead letters, expected %d", got, cases+2)
@@ -523,8 +523,8 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 	junk := kafka.Message{Value: bytes.Repeat([]byte("x"), 40_000), Headers: []kafka.Header{
 		{Key: topic.HeaderOffset, Value: []byte("77")}, {Key: "mine", Value: []byte("1")}}} // it was a dead letter before
 	source.produce(1, append([]kafka.Message{junk}, records...)...)
-	servicetest.Eventually(t, 20*time.Second, "the others posted", func() bool { return store.got() == len(good) })
-	servicetest.Eventually(t, 20*time.Second, "several tries", func() bool { return fault.Hits() > 3 })
+	servicetest.Eventually(t, time.Minute, "the others posted", func() bool { return store.got() == len(good) })
+	servicetest.Eventually(t, time.Minute, "several tries", func() bool { return fault.Hits() > 3 })
 	if n := source.committed("group." + k.Topic); n != 0 {
 		t.Errorf("committed %d though the dead letter is not written", n)
 	}
@@ -532,7 +532,7 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 		t.Errorf("found it logged %d times, expected once", n)
 	}
 	// The junk weighs as much as ten messages.
-	servicetest.Eventually(t, 10*time.Second, "their weight", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == 10+5 })
+	servicetest.Eventually(t, time.Minute, "their weight", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == 10+5 })
 	fault.Remove()
 	source.commits(6)
 	found := map[string]string{}
@@ -597,9 +597,9 @@ func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
 	})
 	start(t, k, store.URL)
 	source.produce(0, records...)
-	servicetest.Eventually(t, 20*time.Second, "all posted", func() bool { return store.got() == 10 })
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 10 })
 	source.commits(4)
-	servicetest.Eventually(t, 20*time.Second, "a few tries", func() bool { return len(store.posted(ms[4].Key())) > 4 })
+	servicetest.Eventually(t, time.Minute, "a few tries", func() bool { return len(store.posted(ms[4].Key())) > 4 })
 	if n := source.committed("group." + k.Topic); n != 4 {
 		t.Errorf("committed %d, expected the four before the open one", n)
 	}
@@ -621,16 +621,16 @@ func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
 	ms, records := messages(4 * maxOpen)
 	source.spread(records)
 	fetched := func() float64 { return r.Metric("tricycle_ms3_records_fetched_total") }
-	servicetest.Eventually(t, 20*time.Second, "full", func() bool { return fetched() == maxOpen })
+	servicetest.Eventually(t, time.Minute, "full", func() bool { return fetched() == maxOpen })
 	begin := time.Now()
-	servicetest.Eventually(t, 20*time.Second, "time passes", func() bool {
+	servicetest.Eventually(t, time.Minute, "time passes", func() bool {
 		if fetched() != maxOpen || r.Metric("tricycle_ms3_uncommitted_weight") > maxOpen {
 			t.Fatal("more is fetched than the bound")
 		}
 		return time.Since(begin) > time.Second
 	})
 	takes.Store(true)
-	servicetest.Eventually(t, 60*time.Second, "all posted", func() bool { return store.got() == len(ms) })
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(int64(len(ms)))
 }
 
@@ -653,10 +653,10 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 	for range 7 {
 		<-inside
 	}
-	servicetest.Eventually(t, 10*time.Second, "a retry is open", func() bool { return len(store.posted(ms[5].Key())) > 2 })
+	servicetest.Eventually(t, time.Minute, "a retry is open", func() bool { return len(store.posted(ms[5].Key())) > 2 })
 	stopped := make(chan time.Duration)
 	go func() { stopped <- r.Stop() }()
-	servicetest.Eventually(t, 5*time.Second, "it is stopping", func() bool {
+	servicetest.Eventually(t, time.Minute, "it is stopping", func() bool {
 		return r.consumer.offsets.next(0) == 8 && r.Log.Has("not take messages")
 	})
 	close(release)
@@ -681,7 +681,7 @@ func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
 	_, records := messages(20)
 	source.spread(records)
-	servicetest.Eventually(t, 20*time.Second, "posting", func() bool { return store.got() == 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
+	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() == 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
 	if took := r.Stop(); took > 5*time.Second {
 		t.Errorf("stopping took %s", took)
 	}
@@ -768,7 +768,7 @@ func TestSlowLinkToKafka(t *testing.T) {
 	source.spread(records)
 	slow.Store(true)
 	r := start(t, k, store.URL)
-	servicetest.Eventually(t, 60*time.Second, "all posted", func() bool { return store.got() == len(ms) })
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(500)
 	if r.Metric("tricycle_ms3_reader_reopened_total") != 0 {
 		t.Error("the reader was taken for stalled")
@@ -785,14 +785,14 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 	for restart := range 2 {
 		_, records := messages(500)
 		source.spread(records)
-		servicetest.Eventually(t, 20*time.Second, "some posted", func() bool { return store.got() > restart*500 })
+		servicetest.Eventually(t, time.Minute, "some posted", func() bool { return store.got() > restart*500 })
 		cluster.Close()
-		servicetest.Eventually(t, 10*time.Second, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
+		servicetest.Eventually(t, time.Minute, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
 		if status, body := r.Get("/readyz?exclude=ms1"); status != 503 || !strings.Contains(body, `"kafka":"`) {
 			t.Errorf("found %d %s", status, body)
 		}
 		cluster, _ = topictest.Cluster(t, dir, kfake.SyncWrites(), kfake.Ports(topictest.Port(t, address)))
-		servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == (restart+1)*500 })
+		servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == (restart+1)*500 })
 		source.commits(int64(restart+1) * 500)
 	}
 	r.joined(t)
@@ -812,7 +812,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	cluster.Close()
 	k, store := topictest.For(t, address), newMS1(t)
 	r := start(t, k, store.URL)
-	servicetest.Eventually(t, 5*time.Second, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
+	servicetest.Eventually(t, time.Minute, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
 	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"ms1":"ok"`) {
 		t.Errorf("found %d %s", status, body)
 	}
@@ -887,12 +887,12 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	for range 10 {
 		second := start(t, k, store.URL)
 		second.joined(t)
-		servicetest.Eventually(t, 20*time.Second, "both fetch", func() bool { return second.Metric("tricycle_ms3_records_fetched_total") > 0 })
+		servicetest.Eventually(t, time.Minute, "both fetch", func() bool { return second.Metric("tricycle_ms3_records_fetched_total") > 0 })
 		second.Stop()
 	}
 	enough()
 	loading.Wait()
-	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == int(sent.Load()) })
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == int(sent.Load()) })
 	source.commits(sent.Load())
 	if n := first.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
 		t.Errorf("the reader was taken for stalled %v times", n)
@@ -942,7 +942,7 @@ func TestStalledReaderIsReopened(t *testing.T) {
 			r := start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second })
 			_, records := messages(10)
 			source.spread(records)
-			servicetest.Eventually(t, 20*time.Second, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
+			servicetest.Eventually(t, time.Minute, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
 			if store.got() != 0 {
 				t.Error("the fault did not work")
 			}
@@ -962,13 +962,13 @@ func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 	source.spread(records)
 	source.commits(400)
 	// Below the offsets that were read of the old one, nothing would ever be fetched.
-	servicetest.Eventually(t, 20*time.Second, "the topic is gone", func() bool {
+	servicetest.Eventually(t, time.Minute, "the topic is gone", func() bool {
 		resp, err := source.Client().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{k.Topic}})
 		return err == nil && errors.Is(resp.Errors[k.Topic], kafka.UnknownTopicOrPartition)
 	})
 	_, records = messages(8)
 	source.spread(records)
-	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 408 })
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 408 })
 	r.joined(t)
 	source.commits(8)
 	for _, number := range []int{0, 1, 2, 3} {
@@ -990,7 +990,7 @@ func TestASpareMemberIsHealthy(t *testing.T) {
 		r.joined(t)
 	}
 	begin := time.Now()
-	servicetest.Eventually(t, 20*time.Second, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
+	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
 	for _, r := range all {
 		if n := r.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
 			t.Errorf("reopened %v times", n)
