@@ -25,7 +25,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-// handler returns the HTTP API. The checks are more for /readyz.
+// handler returns the HTTP API. The checks are additional ones of /readyz.
 func (s *Service) handler(checks []httpserver.Check) http.Handler {
 	routes := httpserver.Health(s.log, s.telemetry.Metrics, append(s.engine.checks(), checks...)...)
 	maps.Copy(routes, httpserver.Routes{
@@ -38,8 +38,8 @@ func (s *Service) handler(checks []httpserver.Check) http.Handler {
 	return routes.Handler(append([]string{s.config.Listen}, s.config.AllowedHosts...)...)
 }
 
-// traced gives every request a SERVER span, in the trace that its headers name
-// or a new one.
+// traced creates a SERVER span for every request, in the trace of its headers or
+// a new one.
 func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		ctx := telemetry.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
@@ -59,7 +59,7 @@ func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
 	}
 }
 
-// statusWriter remembers the status code of an answer.
+// statusWriter records the status code of an answer.
 type statusWriter struct {
 	http.ResponseWriter
 	code int
@@ -73,9 +73,9 @@ func (w *statusWriter) WriteHeader(code int) {
 // Unwrap is for [http.ResponseController].
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// request returns a function that logs the request, as the assignment wants it.
-// It is called for a request that begins or ends a session, at every level;
-// refused ones, which anybody can send at any rate, are logged by s.refused.
+// request returns a function that logs the request at every level. It is called
+// for a request that begins or ends a session; refused ones, which anybody can
+// send at any rate, go to s.refused.
 func (s *Service) request(r *http.Request, log zerolog.Logger) func() {
 	return func() {
 		log.Log().Str("method", r.Method).Str("client", r.RemoteAddr).
@@ -129,16 +129,16 @@ func startParameters(r *http.Request, c InteractionConfig) (intervalSeconds, inF
 	}
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return 0, 0, fmt.Errorf("reading the query: %w", err)
+		return 0, 0, fmt.Errorf("query: %w", err)
 	}
 	for name, values := range query {
 		p, ok := parameters[name]
 		if !ok {
-			return 0, 0, fmt.Errorf("found the parameter %q, expected interval or in_flight", name)
+			return 0, 0, fmt.Errorf("query: must have interval and in_flight only, got %q", name)
 		}
 		n, err := strconv.Atoi(values[0])
 		if len(values) > 1 || err != nil || n < 1 || n > p.most || strconv.Itoa(n) != values[0] {
-			return 0, 0, fmt.Errorf("%s: found %q, expected one whole number from 1 to %d", name, values, p.most)
+			return 0, 0, fmt.Errorf("%s: must be one whole number from 1 to %d, got %q", name, p.most, values)
 		}
 		*p.value = n
 	}
@@ -167,7 +167,7 @@ func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
 func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	m, problem := s.readMessage(w, r)
 	if problem != nil {
-		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(r.Context()).TraceID()).Int("status", problem.Status).Msg("/store refused: " + problem.Detail)
+		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(r.Context()).TraceID()).Int("status", problem.Status).Str("detail", problem.Detail).Msg("message refused")
 		problem.Write(w)
 		return
 	}
@@ -176,12 +176,12 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	// MS3 may hang up; the commit goes on.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), commitTimeout)
 	defer cancel()
-	outcome, err := takeBack(ctx, s.engine, m)
+	outcome, err := receive(ctx, s.engine, m)
 	switch {
 	case err != nil:
 		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(ctx).TraceID()).Err(err).Stringer("key", m.Key()).Msg("message not stored yet")
 		w.Header().Set("Retry-After", "1")
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message: not stored yet, try again"}.Write(w)
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message is not stored yet, try again"}.Write(w)
 	case outcome == OutcomeUnknown:
 		httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
 			Detail: fmt.Sprintf("message %s: never sent, session ended with nothing lost, or timestamps out of range", m.Key())}.Write(w)
@@ -198,11 +198,11 @@ func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.M
 		// A client that is still sending when the connection is closed may
 		// never see the answer; the body's deadline bounds this.
 		_, _ = io.Copy(io.Discard, r.Body)
-		return message.Message{}, &httpserver.Problem{Type: httpserver.MessageTooLarge, Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("found more than %d bytes, expected at most that", message.MaxBytes)}
+		return message.Message{}, &httpserver.Problem{Type: httpserver.MessageTooLarge, Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("body: must be at most %d bytes, got more", message.MaxBytes)}
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("the body did not arrive within %s", httpserver.BodyTimeout)}
+		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("body: must arrive within %s", httpserver.BodyTimeout)}
 	case err != nil:
-		return message.Message{}, &httpserver.Problem{Status: http.StatusBadRequest, Detail: "reading the body: " + err.Error()}
+		return message.Message{}, &httpserver.Problem{Status: http.StatusBadRequest, Detail: "body: " + err.Error()}
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // that of the body
 	m, err := message.Decode(body, message.AtStore)
@@ -218,7 +218,7 @@ func (s *Service) status(w http.ResponseWriter, r *http.Request) {
 	httpserver.JSON(w, http.StatusOK, s.engine.status(r.Context()))
 }
 
-// maxNamed lost messages of a session are in an answer of /sessions/{id}.
+// maxNamed is the number of lost messages in an answer of /sessions/{id}.
 const maxNamed = 100
 
 func (s *Service) session(w http.ResponseWriter, r *http.Request) {
@@ -239,7 +239,7 @@ func (s *Service) session(w http.ResponseWriter, r *http.Request) {
 			LostMessages []LostMessage `json:"lost_messages"`
 		}{row, append([]LostMessage{}, named...)})
 	case errors.Is(err, ErrNoSession):
-		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("there is no session %q", r.PathValue("id"))}.Write(w)
+		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no session %q", r.PathValue("id"))}.Write(w)
 	default:
 		s.refused.Warn().Err(err).Msg("session not read")
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "database: not ready"}.Write(w)

@@ -27,19 +27,19 @@ import (
 
 // api is an MS1 on a real socket, between fakes.
 type api struct {
-	t     *testing.T
-	url   string
-	http  *http.Client // holds every exchange against the API's description
-	store *memoryStore
-	link  *fakeLink
-	said  *servicetest.Console
-	stop  func() error
+	t         *testing.T
+	url       string
+	http      *http.Client // holds every exchange against the API's description
+	store     *memoryStore
+	transport *fakeTransport
+	console   *servicetest.Console
+	stop      func() error
 }
 
 func newAPI(t *testing.T) *api {
 	t.Helper()
-	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), link: &fakeLink{}, said: &servicetest.Console{}}
-	log := zerolog.New(a.said)
+	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), transport: &fakeTransport{}, console: &servicetest.Console{}}
+	log := zerolog.New(a.console)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {
 		t.Fatal(err)
@@ -47,12 +47,12 @@ func newAPI(t *testing.T) *api {
 	config := Defaults()
 	config.Listen = "127.0.0.1:0"
 	config.Interaction.DrainSeconds = 1
-	s, err := New(config, a.store, a.link, log, tel)
+	s, err := New(config, a.store, a.transport, log, tel)
 	if err != nil {
 		t.Fatal(err)
 	}
 	a.url = "http://" + s.Address()
-	a.link.connected = s.engine.connected
+	a.transport.connected = s.engine.connected
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -62,7 +62,7 @@ func newAPI(t *testing.T) *api {
 			t.Error(err)
 		}
 	})
-	a.link.connect(1)
+	a.transport.connect(1)
 	for deadline := time.Now().Add(10 * time.Second); a.do("GET", "/readyz", "").StatusCode != http.StatusOK; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("MS1 is never ready")
@@ -122,7 +122,7 @@ func (a *api) want(got answer, status int, texts ...string) {
 	}
 	for _, text := range texts {
 		if !strings.Contains(got.text, text) {
-			a.t.Errorf("%s %s: %s, want it to say %q", got.Request.Method, got.Request.URL.RequestURI(), got.text, text)
+			a.t.Errorf("%s %s: %s, want %q in it", got.Request.Method, got.Request.URL.RequestURI(), got.text, text)
 		}
 	}
 }
@@ -131,7 +131,7 @@ func (a *api) want(got answer, status int, texts ...string) {
 func (a *api) sent(n int) message.Message {
 	a.t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if frames := a.link.frames(); len(frames) >= n {
+		if frames := a.transport.frames(); len(frames) >= n {
 			return frames[n-1]
 		}
 	}
@@ -148,14 +148,14 @@ func TestASessionThroughTheAPI(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/status", ""), 200, `"state":"idle"`, `"session":null`)
-	a.want(a.do("GET", "/stop", ""), 409, "no session is under way")
+	a.want(a.do("GET", "/stop", ""), 409, "no session is running")
 	got := a.do("GET", "/start", "")
 	a.want(got, 202, `"session_id":1`)
 	if got.Header.Get("Cache-Control") != "no-store" {
 		t.Error("the answer to /start may be cached")
 	}
-	if !strings.Contains(a.said.String(), "GET /start") {
-		t.Errorf("the request is not in the log:\n%s", a.said)
+	if !strings.Contains(a.console.String(), "GET /start") {
+		t.Errorf("the request is not in the log:\n%s", a.console)
 	}
 	m := a.sent(1)
 	a.want(a.do("GET", "/start", ""), 409, `"session_id":1`, "running")
@@ -174,7 +174,7 @@ func TestASessionThroughTheAPI(t *testing.T) {
 		"tricycle_messages_duplicate_total 1", "tricycle_messages_given_up_total 1", `tricycle_store_requests_total{code="200"} 3`,
 		`tricycle_hop_seconds_count{hop="round"} 1`, "tricycle_messages_under_way 0"} {
 		if !strings.Contains(metrics, want) {
-			t.Errorf("the metrics do not say %q", want)
+			t.Errorf("metrics lack %q", want)
 		}
 	}
 }
@@ -369,7 +369,7 @@ func TestReadiness(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	a.want(a.do("GET", "/readyz", ""), 200, `"database":"ok"`, `"ms2":"ok"`)
-	a.link.connect(0)
+	a.transport.connect(0)
 	a.store.fail(errors.New("access denied"))
 	a.want(a.do("GET", "/readyz", ""), 503, `"database":"not ready"`, `"ms2":"not ready"`)
 	a.want(a.do("GET", "/start", ""), 503, `"missing":{"database":"not ready","ms2":"not ready"}`)
@@ -401,7 +401,7 @@ func TestShutdownWhileAClientWaitsForStop(t *testing.T) {
 	a.sent(1)
 	answers := make(chan answer, 1)
 	go func() { answers <- a.do("GET", "/stop", "") }()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(a.said.String(), "GET /stop") && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(a.console.String(), "GET /stop") && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
 	if err := a.stop(); err != nil {
@@ -419,7 +419,7 @@ func TestPortTaken(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = New(config, a.store, a.link, zerolog.Nop(), tel)
+	_, err = New(config, a.store, a.transport, zerolog.Nop(), tel)
 	if err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("got %v, want the address and that it is in use", err)
 	}

@@ -20,8 +20,8 @@ func BenchmarkLedger(b *testing.B) {
 		l.add(0, l.now)
 		e, connection := l.next(0)
 		l.written(e, connection, nil, l.now)
-		if got, _, _ := l.arrive(e.message.Service1, l.now); got != claimStore {
-			b.Fatalf("got claim %d, want %d", got, claimStore)
+		if got, _, _ := l.arrive(e.message.Service1, l.now); got != verdictStore {
+			b.Fatalf("got verdict %d, want %d", got, verdictStore)
 		}
 		l.settle(e, e.message, nil)
 	}

@@ -14,19 +14,18 @@ import (
 )
 
 const (
-	// commitTimeout is how long an INSERT is tried, and how long /store waits
-	// for it.
+	// commitTimeout bounds the attempts of an INSERT and the wait of /store.
 	commitTimeout = 3 * time.Second
-	// maxBatch rows in a commit: more no longer help, and hold the row of the
-	// session longer.
+	// maxBatch is the number of rows in a commit. More do not help and lock the
+	// session's row longer.
 	maxBatch = 64
 )
 
-var errStopping = errors.New("the service is stopping")
+var errStopping = errors.New("service is stopping")
 
-// committer stores messages one commit after the other. Those that come while
-// a commit is under way wait and go together in the next one, so a message
-// that comes alone waits for nothing.
+// committer stores messages, one commit at a time. Messages that arrive during a
+// commit go together into the next one; a message that arrives alone does not
+// wait.
 type committer struct {
 	store   Store
 	queue   chan insert

@@ -10,8 +10,8 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-// Config is the configuration of MS1, but for its database, which belongs to
-// the store that it is given.
+// Config is the configuration of MS1 without its database, which belongs to the
+// store.
 type Config struct {
 	Listen       string            `yaml:"listen"`        // host:port of the HTTP API
 	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
@@ -24,11 +24,11 @@ type Config struct {
 
 // InteractionConfig is the section 'interaction'.
 type InteractionConfig struct {
-	IntervalSeconds    int `yaml:"interval_seconds"`      // how long a session makes messages
-	InFlight           int `yaml:"in_flight"`             // messages under way at once; 1: the next is sent when the last came back
-	ResendAfterSeconds int `yaml:"resend_after_seconds"`  // a message that did not come back is sent again; the wait doubles, up to 20
+	IntervalSeconds    int `yaml:"interval_seconds"`      // how long a session generates messages
+	InFlight           int `yaml:"in_flight"`             // messages in flight at once; 1: the next is sent when the last has returned
+	ResendAfterSeconds int `yaml:"resend_after_seconds"`  // time after which a message that did not return is resent; it doubles, up to 20
 	GiveUpAfterSeconds int `yaml:"give_up_after_seconds"` // counted from the first send, then the message is lost
-	DrainSeconds       int `yaml:"drain_seconds"`         // how long /stop and SIGTERM wait for messages under way
+	DrainSeconds       int `yaml:"drain_seconds"`         // how long /stop and SIGTERM wait for messages in flight
 }
 
 // MS2Config is the section 'ms2'.
@@ -46,7 +46,7 @@ const (
 // maxResend is the longest wait between two sends of a message.
 const maxResend = 20 * time.Second
 
-// Defaults returns the configuration of an MS1 that is told nothing.
+// Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{
 		Listen:       "127.0.0.1:8080",

@@ -26,71 +26,71 @@ type State string
 // as running.
 const (
 	Idle     State = "idle"
-	Running  State = "running"  // messages are being made
-	Draining State = "draining" // no more are made; those under way come back or are given up
+	Running  State = "running"  // it generates messages
+	Draining State = "draining" // it waits for the messages in flight
 )
 
 const (
-	// sweepEvery is how often deadlines are looked at.
+	// sweepEvery is the time between two checks of deadlines.
 	sweepEvery = 50 * time.Millisecond
 	// beginTimeout bounds the transactions before the answer to /start.
 	beginTimeout = 3 * time.Second
-	// settleTimeout is how long a drained session waits for commits under way.
+	// settleTimeout is how long a drained session waits for running commits.
 	settleTimeout = time.Second
-	// recordTimeout is the first try to write a session's figures; each further
-	// one gets twice as long, up to longestRecord, since counting the rows of a
-	// day takes minutes. recordRetry is the time between two.
+	// recordTimeout bounds the first attempt to write a session's figures. It
+	// doubles with each attempt, up to longestRecord, since counting the rows of
+	// a day takes minutes. recordRetry is the pause between two attempts.
 	recordTimeout = 2 * time.Second
 	longestRecord = 5 * time.Minute
 	recordRetry   = time.Second
-	// shutdownTimeout is what a session gets to end when the program stops:
-	// the drain, the commits under way and one try to write the figures.
+	// shutdownTimeout bounds the end of a session when the program stops: the
+	// drain, the running commits and one attempt to write the figures.
 	shutdownTimeout = 5500 * time.Millisecond
 )
 
-// link carries encoded messages to MS2.
-type link interface {
-	// Run keeps a connection until ctx is cancelled. It calls connected, with
-	// a number that grows, each time a new one stands.
+// transport carries encoded messages to MS2.
+type transport interface {
+	// Run keeps a connection until ctx is cancelled. It calls connected with
+	// the number of each new connection; numbers increase.
 	Run(ctx context.Context, connected func(connection uint64)) error
 	// Send writes a frame and returns the number of the connection that took
-	// it. It blocks while the peer does not read, and fails when there is no
+	// it. It blocks while the peer does not read, and fails if there is no
 	// connection or it breaks.
 	Send(frame []byte) (connection uint64, err error)
-	// Ready returns nil while a connection stands.
+	// Ready returns nil while there is a connection.
 	Ready(ctx context.Context) error
 }
 
 // engine runs sessions, one at a time.
 type engine struct {
-	config InteractionConfig
-	store  Store
-	link   link
-	now    func() time.Time // for stamps; deadlines use the monotonic clock
-	log    zerolog.Logger
-	tel    *telemetry.Telemetry
-	meters *meters
+	config    InteractionConfig
+	store     Store
+	transport transport
+	now       func() time.Time // for stamps; deadlines use the monotonic clock
+	log       zerolog.Logger
+	tel       *telemetry.Telemetry
+	meters    *meters
 
 	committer *committer
-	sessions  sync.WaitGroup
+	runners   sync.WaitGroup
 	running   context.Context // ends when the program stops
 	quit      func()          // ends it
 	quitAt    time.Time       // when that was; set before
 	outboxed  chan struct{}   // something to send, or a connection to send it on
-	late      chan struct{}   // holds a token for each look for a late message
+	late      chan struct{}   // has a token for each lookup of a late message
 
 	mu         sync.Mutex
-	starting   chan struct{} // closed when a /start under way has its outcome
-	session    *session      // under way, or the last one
+	starting   chan struct{} // closed when the current /start has its outcome
+	current    *runner       // of the current or the last session
 	newest     int64         // no session has a higher number
 	fault      error         // of the last session whose figures are not recorded or not right
-	connection uint64        // the newest of the link
+	connection uint64        // the newest of the transport
 	recovered  bool          // no session of a crashed program is open in the database
 }
 
-func newEngine(c InteractionConfig, store Store, l link, now func() time.Time, log zerolog.Logger, tel *telemetry.Telemetry) *engine {
+func newEngine(c InteractionConfig, store Store, t transport, now func() time.Time, log zerolog.Logger, tel *telemetry.Telemetry) *engine {
 	e := &engine{
-		config: c, store: store, link: l, now: now, log: log, tel: tel,
+		config: c, store: store, transport: t, now: now, log: log, tel: tel,
 		committer: newCommitter(store),
 		outboxed:  make(chan struct{}, 1),
 		late:      make(chan struct{}, maxLate),
@@ -100,7 +100,7 @@ func newEngine(c InteractionConfig, store Store, l link, now func() time.Time, l
 	return e
 }
 
-// run serves sessions until ctx is cancelled, then drains the one in flight. It
+// run serves sessions until ctx is cancelled, then drains the current one. It
 // returns an error if a session's figures were not recorded or rows are missing.
 func (e *engine) run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -119,11 +119,11 @@ func (e *engine) run(ctx context.Context) error {
 		<-starting
 	}
 	e.mu.Lock()
-	if s := e.session; s != nil && s.state != Idle {
+	if s := e.current; s != nil && s.state != Idle {
 		s.end(Shutdown)
 	}
 	e.mu.Unlock()
-	e.sessions.Wait()
+	e.runners.Wait()
 	cancel()
 	wg.Wait()
 	return e.fault
@@ -131,7 +131,7 @@ func (e *engine) run(ctx context.Context) error {
 
 func (e *engine) stopping() bool { return e.running.Err() != nil }
 
-// recover closes what a crash left open, as soon as the store can be used.
+// recover closes the sessions that a crash left open, once the store is ready.
 func (e *engine) recover(ctx context.Context) {
 	for ctx.Err() == nil {
 		if e.store.Ready(ctx) == nil {
@@ -139,7 +139,7 @@ func (e *engine) recover(ctx context.Context) {
 			if err == nil {
 				return
 			}
-			e.log.Warn().Err(err).Msg("closing interrupted sessions failed, will try again")
+			e.log.Warn().Err(err).Msg("interrupted sessions not closed")
 		}
 		retry.Pause(ctx, sweepEvery)
 	}
@@ -151,41 +151,27 @@ func (e *engine) recoverOnce(ctx context.Context) error {
 	if err := e.closeInterrupted(ctx); err != nil {
 		return err
 	}
-	if err := e.loadLast(ctx); err != nil {
+	last, err := e.store.LastSession(ctx)
+	if err != nil && !errors.Is(err, ErrNoSession) {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if err == nil {
+		e.current, e.newest = &runner{engine: e, row: last, state: Idle, recorded: true}, last.ID
+	}
 	e.recovered = true
 	return nil
 }
 
 // closeInterrupted ends the sessions that are open in the database. It is only
-// called while none is under way: before the recovery is done nothing starts,
-// after it only by the one /start under way.
+// called while no session runs: by the recovery, and then by /start.
 func (e *engine) closeInterrupted(ctx context.Context) error {
 	closed, err := e.store.CloseInterrupted(ctx, message.StampOf(e.now()))
 	for _, row := range closed {
-		e.log.Warn().Int64("session_id", row.ID).Int64("stored", *row.Stored).
-			Msgf("session %d was interrupted: %d messages are stored, how many were generated is unknown", row.ID, *row.Stored)
+		e.log.Warn().Int64("session_id", row.ID).Int64("stored", *row.Stored).Msg("session was interrupted")
 	}
 	return err
-}
-
-// loadLast makes the newest session of the database the last one.
-func (e *engine) loadLast(ctx context.Context) error {
-	row, err := e.store.LastSession(ctx)
-	if errors.Is(err, ErrNoSession) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.session = &session{engine: e, row: row, state: Idle, recorded: true}
-	e.newest = row.ID
-	return nil
 }
 
 // NotReadyError is the error of a start while something is missing.
@@ -208,13 +194,13 @@ type BusyError struct {
 
 func (e *BusyError) Error() string {
 	if e.SessionID == 0 {
-		return "a session is being started"
+		return "a session is starting"
 	}
 	return fmt.Sprintf("session %d is %s", e.SessionID, e.State)
 }
 
-// ErrIdle is the error of a stop when no session is under way.
-var ErrIdle = errors.New("no session is under way")
+// ErrIdle is the error of a stop when no session is running or draining.
+var ErrIdle = errors.New("no session is running")
 
 // NotRecordedError is the error of a stop whose session has ended while its
 // figures could not be written to the database.
@@ -224,7 +210,7 @@ type NotRecordedError struct {
 }
 
 func (e *NotRecordedError) Error() string {
-	return fmt.Sprintf("session %d has ended, its figures are not recorded yet: %v", e.Summary.ID, e.Err)
+	return fmt.Sprintf("session %d: figures not recorded: %v", e.Summary.ID, e.Err)
 }
 
 func (e *NotRecordedError) Unwrap() error { return e.Err }
@@ -234,12 +220,12 @@ func (e *NotRecordedError) Unwrap() error { return e.Err }
 type MissingRowsError struct{ Acknowledged, Rows int64 }
 
 func (e *MissingRowsError) Error() string {
-	return fmt.Sprintf("count rows: expected at least %d acknowledged, found %d", e.Acknowledged, e.Rows)
+	return fmt.Sprintf("count rows: must be at least %d acknowledged, got %d", e.Acknowledged, e.Rows)
 }
 
-// checks are what a session needs.
+// checks returns the checks of what a session needs.
 func (e *engine) checks() []httpserver.Check {
-	return []httpserver.Check{{Name: "database", Probe: e.databaseReady}, {Name: "ms2", Probe: e.link.Ready}}
+	return []httpserver.Check{{Name: "database", Probe: e.databaseReady}, {Name: "ms2", Probe: e.transport.Ready}}
 }
 
 func (e *engine) databaseReady(ctx context.Context) error {
@@ -259,13 +245,13 @@ func (e *engine) databaseReady(ctx context.Context) error {
 // depends on ctx. It calls accepted before the session does anything.
 func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accepted func()) (id int64, err error) {
 	e.mu.Lock()
-	switch s := e.session; {
+	switch s := e.current; {
 	case e.stopping():
 		err = &NotReadyError{map[string]error{"ms1": errStopping}}
 	case e.starting != nil:
 		err = &BusyError{}
 	case s != nil && s.state != Idle && s.hasEnded():
-		err = &NotReadyError{map[string]error{"database": fmt.Errorf("the figures of session %d are not recorded yet", s.row.ID)}}
+		err = &NotReadyError{map[string]error{"database": fmt.Errorf("figures of session %d are not recorded yet", s.row.ID)}}
 	case s != nil && s.state != Idle:
 		err = &BusyError{SessionID: s.row.ID, State: s.state}
 	}
@@ -277,16 +263,16 @@ func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accep
 	e.starting = outcome
 	e.mu.Unlock()
 
-	ctx = context.WithoutCancel(ctx) // a client that leaves must not leave half a session
+	ctx = context.WithoutCancel(ctx) // a client that leaves does not interrupt the start
 	s, err := e.begin(ctx, intervalSeconds, inFlight)
 
 	e.mu.Lock()
 	e.starting = nil
 	if err == nil {
 		accepted()
-		e.session, e.newest = s, s.row.ID
+		e.current, e.newest = s, s.row.ID
 		s.ledger.connected(e.connection)
-		e.sessions.Go(s.interact)
+		e.runners.Go(s.run)
 	}
 	e.mu.Unlock()
 	close(outcome)
@@ -296,7 +282,7 @@ func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accep
 	return s.row.ID, nil
 }
 
-func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*session, error) {
+func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*runner, error) {
 	missing := map[string]error{}
 	for name, err := range httpserver.Probe(ctx, e.checks()) {
 		if err != nil {
@@ -320,7 +306,7 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*ses
 	if err != nil {
 		return nil, &NotReadyError{map[string]error{"database": err}}
 	}
-	s := &session{
+	s := &runner{
 		engine:   e,
 		row:      Session{ID: id, StartedAt: startedAt, IntervalSeconds: intervalSeconds, InFlight: inFlight},
 		interval: time.Duration(intervalSeconds) * time.Second,
@@ -339,19 +325,19 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*ses
 	return s, nil
 }
 
-// connected sends again what is under way on connections before this one.
+// connected resends the messages in flight on earlier connections.
 func (e *engine) connected(connection uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.connection = connection
-	if e.session != nil && e.session.ledger != nil {
-		e.session.ledger.connected(connection)
+	if e.current != nil && e.current.ledger != nil {
+		e.current.ledger.connected(connection)
 	}
 }
 
-// stop ends the session under way and returns its summary once that is
-// recorded. Its errors are ErrIdle, *NotRecordedError and ctx's; a caller that
-// leaves aborts nothing.
+// stop ends the current session and returns its summary once that is recorded.
+// Its errors are ErrIdle, *NotRecordedError and that of ctx, whose end does not
+// interrupt the stop.
 func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	e.mu.Lock()
 	starting := e.starting
@@ -364,7 +350,7 @@ func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 		}
 	}
 	e.mu.Lock()
-	s := e.session
+	s := e.current
 	if s == nil || s.state == Idle {
 		e.mu.Unlock()
 		return Summary{}, ErrIdle
@@ -384,7 +370,7 @@ func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !s.recorded {
-		return Summary{}, &NotRecordedError{Summary: s.summary(), Err: s.notYet}
+		return Summary{}, &NotRecordedError{Summary: s.summary(), Err: s.fault}
 	}
 	return s.summary(), nil
 }

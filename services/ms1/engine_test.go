@@ -53,10 +53,10 @@ func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), 100*time.Millisecond)
 		most := 0
-		back := b.link.onSend
-		b.link.onSend = func(m message.Message) {
+		back := b.transport.onSend
+		b.transport.onSend = func(m message.Message) {
 			b.mu.Lock()
-			most = max(most, b.session.ledger.account().underWay)
+			most = max(most, b.current.ledger.account().busy)
 			b.mu.Unlock()
 			back(m)
 		}
@@ -64,7 +64,7 @@ func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
 		s := b.wait()
 		checkAllStored(t, s, 100, 1)
 		if most != 1 {
-			t.Errorf("%d messages under way at once, want 1", most)
+			t.Errorf("%d messages in flight at once, want 1", most)
 		}
 		if got := *s.TotalSeconds; got < 10 || got > 10.2 {
 			t.Errorf("total time %v s, want 10", got)
@@ -73,8 +73,8 @@ func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
 			t.Errorf("hop to ms2 %+v, want a maximum of 0.1 ms", got)
 		}
 		for _, want := range []string{"total time of the interaction: 10.", fmt.Sprintf("messages generated: %d", *s.Generated), "interval elapsed", "lost 0"} {
-			if !strings.Contains(b.said.String(), want) {
-				t.Errorf("the log does not say %q:\n%s", want, b.said)
+			if !strings.Contains(b.console.String(), want) {
+				t.Errorf("log lacks %q:\n%s", want, b.console)
 			}
 		}
 	})
@@ -112,7 +112,7 @@ func TestKeysIncreaseWhateverTheClockDoes(t *testing.T) {
 		s := b.wait()
 		checkAllStored(t, s, 2400, 8)
 		last := message.Stamp(0)
-		for _, m := range b.link.frames() {
+		for _, m := range b.transport.frames() {
 			if m.Service1 <= last {
 				t.Fatalf("key %s after %s", m.Service1, last)
 			}
@@ -124,7 +124,7 @@ func TestKeysIncreaseWhateverTheClockDoes(t *testing.T) {
 		if s.EndedAt < last {
 			t.Errorf("the session ended at %s, before its last key %s", s.EndedAt, last)
 		}
-		if s.Hops.Round.Negative == 0 || !strings.Contains(b.said.String(), "negative") {
+		if s.Hops.Round.Negative == 0 || !strings.Contains(b.console.String(), "negative") {
 			t.Errorf("rounds that seem to end before they begin are not reported: %+v", s.Hops.Round)
 		}
 	})
@@ -135,7 +135,7 @@ func TestALostMessageIsResentThenGivenUpAndTheSessionEnds(t *testing.T) {
 		b := newBench(t, usual(), never)
 		began := time.Now()
 		var at []int
-		b.link.onSend = func(message.Message) {
+		b.transport.onSend = func(message.Message) {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			at = append(at, int(time.Since(began).Round(time.Second).Seconds()))
@@ -157,8 +157,8 @@ func TestGivenUpMessagesMakeRoomForOthers(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(130, 2)
 		check(t, b.wait(), figures{generated: 6, lost: 6, resent: 24, reason: IntervalElapsed})
-		for _, m := range b.link.frames() {
-			if key := m.Key().String(); !strings.Contains(b.said.String(), key) {
+		for _, m := range b.transport.frames() {
+			if key := m.Key().String(); !strings.Contains(b.console.String(), key) {
 				t.Errorf("the log does not name the lost message %s", key)
 			}
 		}
@@ -170,12 +170,12 @@ func TestASessionWithoutConnectionEnds(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
 		b.begin(2, 4)
 		time.Sleep(time.Second)
-		b.link.connect(0)
+		b.transport.connect(0)
 		s := b.wait()
 		if *s.Generated != *s.Stored+*s.Lost || *s.Lost != 4 {
 			t.Errorf("figures %+v, want the 4 that could not be sent as lost", figuresOf(s))
 		}
-		if n := len(b.session.ledger.outbox); n != 0 {
+		if n := len(b.current.ledger.outbox); n != 0 {
 			t.Errorf("%d messages still in the outbox", n)
 		}
 	})
@@ -188,7 +188,7 @@ func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		began := time.Now()
 		time.AfterFunc(3*time.Second, func() { // some come back during the drain
-			for _, m := range b.link.frames()[:400] {
+			for _, m := range b.transport.frames()[:400] {
 				if _, err := b.back(m); err != nil {
 					t.Error(err)
 				}
@@ -205,8 +205,8 @@ func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
 		if got := b.status(t.Context()).State; got != Idle {
 			t.Errorf("state %s after the answer to /stop, want idle", got)
 		}
-		// What still arrives moves from lost to stored.
-		late := b.link.frames()[400]
+		// Late messages move from lost to stored.
+		late := b.transport.frames()[400]
 		for i, want := range []Outcome{OutcomeStored, OutcomeRepeat} {
 			if got, err := b.back(late); got != want || err != nil {
 				t.Errorf("arrival %d after the end: %q, %v, want %q", i+1, got, err, want)
@@ -217,7 +217,7 @@ func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
 			t.Errorf("stored %d, lost %d, %v; want 401 and 599", *row.Stored, *row.Lost, err)
 		}
 		if got := b.status(t.Context()).Session; *got.Stored != 401 {
-			t.Errorf("the status says %d stored, want 401", *got.Stored)
+			t.Errorf("status has %d stored, want 401", *got.Stored)
 		}
 	})
 }
@@ -271,14 +271,14 @@ func TestReconnectSendsAtOnceWhatWasUnderWay(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(1, 3)
 		time.Sleep(100 * time.Millisecond)
-		b.link.connect(0)
+		b.transport.connect(0)
 		time.Sleep(time.Second)
-		b.link.connect(2)
+		b.transport.connect(2)
 		synctest.Wait()
-		if got := len(b.link.frames()); got != 6 {
+		if got := len(b.transport.frames()); got != 6 {
 			t.Fatalf("%d frames, want each of 3 messages twice", got)
 		}
-		for _, m := range b.link.frames()[:3] {
+		for _, m := range b.transport.frames()[:3] {
 			if _, err := b.back(m); err != nil {
 				t.Error(err)
 			}
@@ -290,14 +290,14 @@ func TestReconnectSendsAtOnceWhatWasUnderWay(t *testing.T) {
 func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
-		b.link.block = make(chan struct{})
+		b.transport.block = make(chan struct{})
 		b.begin(1, 50)
 		time.Sleep(40 * time.Second) // several times the resend time
-		b.link.connect(2)            // and a reconnect
+		b.transport.connect(2)       // and a reconnect
 		synctest.Wait()
-		close(b.link.block)
+		close(b.transport.block)
 		check(t, b.wait(), figures{generated: 50, stored: 50, reason: IntervalElapsed})
-		if got := len(b.link.frames()); got != 50 {
+		if got := len(b.transport.frames()); got != 50 {
 			t.Errorf("%d frames, want 50", got)
 		}
 	})
@@ -306,12 +306,12 @@ func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
 func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
-		b.link.mu.Lock()
-		b.link.number = 2
-		b.link.mu.Unlock()
+		b.transport.mu.Lock()
+		b.transport.number = 2
+		b.transport.mu.Unlock()
 		b.begin(1, 1)
 		time.Sleep(time.Second) // never over if the message were sent again and again
-		if got := len(b.link.frames()); got != 1 {
+		if got := len(b.transport.frames()); got != 1 {
 			t.Errorf("%d frames, want 1", got)
 		}
 	})
@@ -322,16 +322,16 @@ func TestWhatCameBackIsNotSentAgain(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(1, 1)
 		time.Sleep(time.Second)
-		b.link.connect(0)
+		b.transport.connect(0)
 		time.Sleep(6 * time.Second) // it waits to be sent again
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		if got, err := b.back(m); got != OutcomeStored || err != nil {
 			t.Errorf("%q, %v, want stored", got, err)
 		}
 		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
-		b.link.connect(2)
+		b.transport.connect(2)
 		synctest.Wait()
-		if got := len(b.link.frames()); got != 1 {
+		if got := len(b.transport.frames()); got != 1 {
 			t.Errorf("%d frames, want 1", got)
 		}
 	})
@@ -398,19 +398,19 @@ func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 		if _, err := b.store.CloseInterrupted(t.Context(), message.StampOf(time.Now())); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
+		if got, err := b.back(b.transport.frames()[0]); got != OutcomeStored || err != nil {
 			t.Errorf("%q, %v, want stored: it was interrupted", got, err)
 		}
 		synctest.Wait()
-		if got := len(b.link.frames()); got != 2 {
+		if got := len(b.transport.frames()); got != 2 {
 			t.Errorf("%d frames, want another message in the place of the one that cannot be stored", got)
 		}
 		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrSessionEnded) {
 			t.Errorf("stop: %v, want that the session is not open", err)
 		}
 		check(t, b.wait(), figures{generated: 2, lost: 2, reason: Stopped})
-		if said := b.said.String(); !strings.Contains(said, "NOT RECORDED in the database: the session is not open") {
-			t.Errorf("the console does not say so:\n%s", said)
+		if text := b.console.String(); !strings.Contains(text, "NOT RECORDED in the database: session is not open") {
+			t.Errorf("console does not show it:\n%s", text)
 		}
 	})
 }
@@ -428,13 +428,13 @@ func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(1, 1)
 		time.Sleep(100 * time.Millisecond)
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		b.store.fail(errors.New("disk full"))
 		if _, err := b.back(m); err == nil || !strings.Contains(err.Error(), "disk full") {
 			t.Fatalf("storing without a database: %v, want its error", err)
 		}
 		time.Sleep(6 * time.Second)
-		if got := len(b.link.frames()); got != 2 {
+		if got := len(b.transport.frames()); got != 2 {
 			t.Errorf("%d frames, want the resend", got)
 		}
 		b.store.fail(nil)
@@ -454,12 +454,12 @@ func TestACommitUnderWayIsNotGivenUp(t *testing.T) {
 		time.Sleep(1900 * time.Millisecond)
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(time.Second, func() {
-			if got := len(b.link.frames()); got != 1 {
+			if got := len(b.transport.frames()); got != 1 {
 				t.Errorf("%d frames, want no other in the place of the one that is being stored", got)
 			}
 			close(b.store.hold)
 		})
-		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
+		if got, err := b.back(b.transport.frames()[0]); got != OutcomeStored || err != nil {
 			t.Errorf("%q, %v, want stored", got, err)
 		}
 		check(t, b.wait(), figures{generated: 2, stored: 1, lost: 1, reason: IntervalElapsed})
@@ -473,14 +473,14 @@ func TestACommitUnderWayIsNotSentAgain(t *testing.T) {
 		time.Sleep(time.Second)
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(time.Second, func() {
-			b.link.connect(2)
+			b.transport.connect(2)
 			synctest.Wait()
-			if got := len(b.link.frames()); got != 1 {
+			if got := len(b.transport.frames()); got != 1 {
 				t.Errorf("%d frames, want 1", got)
 			}
 			close(b.store.hold)
 		})
-		if got, err := b.back(b.link.frames()[0]); got != OutcomeStored || err != nil {
+		if got, err := b.back(b.transport.frames()[0]); got != OutcomeStored || err != nil {
 			t.Errorf("%q, %v, want stored", got, err)
 		}
 		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
@@ -492,7 +492,7 @@ func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(1200*time.Millisecond, func() { _, _ = b.back(m) }) // it fails 3 s later
 		s, err := b.engine.stop(t.Context(), func() {})                    // the drain is over at 4 s
@@ -511,7 +511,7 @@ func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(3900*time.Millisecond, func() { _, _ = b.back(m) })
 		time.AfterFunc(4500*time.Millisecond, func() { close(b.store.hold) })
@@ -530,14 +530,14 @@ func TestAGivenUpMessageThatComesBackInItsSessionIsStored(t *testing.T) {
 		b := newBench(t, config, never)
 		b.begin(10, 1)
 		time.Sleep(3 * time.Second)
-		m := b.link.frames()[0]
-		b.store.fail(errors.New("away"))
+		m := b.transport.frames()[0]
+		b.store.fail(errors.New("connection refused"))
 		if _, err := b.back(m); err == nil {
 			t.Error("stored without a database")
 		}
-		b.link.connect(2)
+		b.transport.connect(2)
 		synctest.Wait()
-		if got := b.link.frames(); len(got) != 3 || got[2] == m {
+		if got := b.transport.frames(); len(got) != 3 || got[2] == m {
 			t.Errorf("found %v sent, want nothing again of what was given up", got)
 		}
 		b.store.fail(nil)
@@ -556,7 +556,7 @@ func TestTheSameMessageAHundredTimesAtOnceIsOneRow(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(1, 1)
 		time.Sleep(100 * time.Millisecond)
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		outcomes := map[Outcome]int{}
 		var mu sync.Mutex
 		var wg sync.WaitGroup
@@ -587,7 +587,7 @@ func TestAMessageNeverSentIsNeverStored(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
 		id := b.begin(1, 1)
 		time.Sleep(100 * time.Millisecond)
-		sent := b.link.frames()[0].Service1
+		sent := b.transport.frames()[0].Service1
 		forged := map[string]message.Message{
 			"a key of this session": {SessionID: id, Service1: sent - 1},
 			"a session to come":     {SessionID: id + 1, Service1: sent},
@@ -617,8 +617,8 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 		if !errors.As(err, &notRecorded) || *notRecorded.Summary.Generated != 1 || *notRecorded.Summary.Lost != 1 {
 			t.Fatalf("stop: %v, want the figures as not recorded", err)
 		}
-		if said := b.said.String(); !strings.Contains(said, "NOT RECORDED") || !strings.Contains(said, "messages generated: 1") {
-			t.Errorf("the console does not say so:\n%s", said)
+		if text := b.console.String(); !strings.Contains(text, "NOT RECORDED") || !strings.Contains(text, "messages generated: 1") {
+			t.Errorf("console does not show it:\n%s", text)
 		}
 		var notReady *NotReadyError
 		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || notReady.Missing["database"] == nil {
@@ -642,8 +642,8 @@ func TestASessionWhoseRowWasDeletedMakesWay(t *testing.T) {
 		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrNoSession) {
 			t.Errorf("stop: %v, want that there is no such session", err)
 		}
-		if said := b.said.String(); strings.Count(said, "NOT RECORDED in the database: no such session") != 1 {
-			t.Errorf("the console does not say so once:\n%s", said)
+		if text := b.console.String(); strings.Count(text, "NOT RECORDED in the database: no such session") != 1 {
+			t.Errorf("console does not show it once:\n%s", text)
 		}
 		b.store.fail(nil)
 		b.begin(1, 1) // at once: no row is waited for that is gone
@@ -652,22 +652,22 @@ func TestASessionWhoseRowWasDeletedMakesWay(t *testing.T) {
 }
 
 func TestShutdownEndsTheSession(t *testing.T) {
-	for name, away := range map[string]error{"with the database": nil, "without it": errors.New("connection refused")} {
+	for name, fault := range map[string]error{"with the database": nil, "without it": errors.New("connection refused")} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := newBench(t, usual(), never)
 				b.begin(60, 5)
 				time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
-				b.store.fail(away)
+				b.store.fail(fault)
 				began := time.Now()
 				b.stop()
 				if took := time.Since(began); took > 7*time.Second {
 					t.Errorf("stopping took %s", took)
 				}
-				if said := b.said.String(); !strings.Contains(said, "(shutdown") || strings.Contains(said, "NOT RECORDED") != (away != nil) {
-					t.Errorf("the console says:\n%s", said)
+				if text := b.console.String(); !strings.Contains(text, "(shutdown") || strings.Contains(text, "NOT RECORDED") != (fault != nil) {
+					t.Errorf("console:\n%s", text)
 				}
-				if (b.ended != nil) != (away != nil) {
+				if (b.ended != nil) != (fault != nil) {
 					t.Errorf("the engine ended with %v", b.ended)
 				}
 				if _, err := b.start(t.Context(), 1, 1, func() {}); err == nil {
@@ -685,8 +685,8 @@ func TestAcknowledgedRowsThatAreMissing(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		b.store.forget()
 		summary := b.wait()
-		for what, text := range map[string]string{"status": summary.Error, "console": b.said.String()} {
-			if !strings.Contains(text, "count rows: expected at least") {
+		for what, text := range map[string]string{"status": summary.Error, "console": b.console.String()} {
+			if !strings.Contains(text, "count rows: must be at least") {
 				t.Errorf("%s does not report it: %s", what, text)
 			}
 		}
@@ -702,7 +702,7 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 2)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		b.store.hold = make(chan struct{})
 		late := make(chan Outcome, 1)
 		time.AfterFunc(3*time.Second, func() {
@@ -772,7 +772,7 @@ func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
 func TestStartNamesWhatIsMissing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
-		b.link.connect(0)
+		b.transport.connect(0)
 		b.store.fail(errors.New("connection refused"))
 		_, err := b.start(t.Context(), 1, 1, func() {})
 		if got, want := fmt.Sprint(err), "not ready: database: connection refused; ms2: not connected"; got != want {

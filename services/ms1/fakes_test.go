@@ -27,7 +27,7 @@ type memoryStore struct {
 	mu       sync.Mutex
 	sessions []Session
 	rows     map[message.Key]message.Message
-	away     error // what every method but Run fails with
+	fault    error // of every method but Run
 	batches  []int // size of each commit
 	looks    int   // reads for late messages
 	named    map[int64][]LostMessage
@@ -46,13 +46,13 @@ func (s *memoryStore) Run(ctx context.Context) error { <-ctx.Done(); return nil 
 func (s *memoryStore) Ready(context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.away
+	return s.fault
 }
 
 func (s *memoryStore) fail(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.away = err
+	s.fault = err
 }
 
 // forget loses the rows that were acknowledged.
@@ -76,19 +76,19 @@ func (s *memoryStore) CloseInterrupted(_ context.Context, at message.Stamp) ([]S
 	defer s.mu.Unlock()
 	var closed []Session
 	for i := range s.sessions {
-		if row := &s.sessions[i]; row.EndReason == nil && s.away == nil {
+		if row := &s.sessions[i]; row.EndReason == nil && s.fault == nil {
 			stored, reason := s.count(row.ID), Interrupted
 			row.EndedAt, row.Stored, row.EndReason = max(at, row.StartedAt), &stored, &reason
 			closed = append(closed, *row)
 		}
 	}
-	return closed, s.away
+	return closed, s.fault
 }
 
 func (s *memoryStore) Begin(ctx context.Context, o Opening) (int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := cmp.Or(s.away, ctx.Err()); err != nil {
+	if err := cmp.Or(s.fault, ctx.Err()); err != nil {
 		return 0, err
 	}
 	id := int64(len(s.sessions) + 1)
@@ -109,8 +109,8 @@ func (s *memoryStore) Insert(ctx context.Context, id int64, batch []message.Mess
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.away != nil {
-		return s.away
+	if s.fault != nil {
+		return s.fault
 	}
 	if s.sessions[id-1].EndReason != nil {
 		return ErrSessionEnded
@@ -130,8 +130,8 @@ func (s *memoryStore) Insert(ctx context.Context, id int64, batch []message.Mess
 func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.away != nil {
-		return Session{}, s.away
+	if s.fault != nil {
+		return Session{}, s.fault
 	}
 	row := &s.sessions[id-1]
 	if row.EndReason == nil {
@@ -152,15 +152,15 @@ func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, erro
 func (s *memoryStore) LostMessages(_ context.Context, id int64, limit int) ([]LostMessage, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.named[id][:min(limit, len(s.named[id]))], s.away
+	return s.named[id][:min(limit, len(s.named[id]))], s.fault
 }
 
 func (s *memoryStore) Look(_ context.Context, key message.Key) (Session, bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.looks++
-	if s.away != nil || key.SessionID > int64(len(s.sessions)) {
-		return Session{}, false, cmp.Or(s.away, ErrNoSession)
+	if s.fault != nil || key.SessionID > int64(len(s.sessions)) {
+		return Session{}, false, cmp.Or(s.fault, ErrNoSession)
 	}
 	_, exists := s.rows[key]
 	return s.sessions[key.SessionID-1], exists, nil
@@ -170,8 +170,8 @@ func (s *memoryStore) Amend(_ context.Context, m message.Message, decide func(*S
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.amends++
-	if s.away != nil || m.SessionID > int64(len(s.sessions)) {
-		return cmp.Or(s.away, ErrNoSession)
+	if s.fault != nil || m.SessionID > int64(len(s.sessions)) {
+		return cmp.Or(s.fault, ErrNoSession)
 	}
 	_, exists := s.rows[m.Key()]
 	if decide(&s.sessions[m.SessionID-1], exists) {
@@ -183,8 +183,8 @@ func (s *memoryStore) Amend(_ context.Context, m message.Message, decide func(*S
 func (s *memoryStore) Session(_ context.Context, id int64) (Session, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.away != nil || id > int64(len(s.sessions)) {
-		return Session{}, cmp.Or(s.away, ErrNoSession)
+	if s.fault != nil || id > int64(len(s.sessions)) {
+		return Session{}, cmp.Or(s.fault, ErrNoSession)
 	}
 	return s.sessions[id-1], nil
 }
@@ -199,8 +199,8 @@ func (s *memoryStore) LastSession(ctx context.Context) (Session, error) {
 	return s.Session(ctx, int64(n))
 }
 
-// fakeLink hands every frame to a function, as MS2 would read it.
-type fakeLink struct {
+// fakeTransport hands every frame to a function, as MS2 would read it.
+type fakeTransport struct {
 	mu        sync.Mutex
 	number    uint64 // of the connection; 0: none
 	connected func(uint64)
@@ -209,12 +209,12 @@ type fakeLink struct {
 	block     chan struct{}           // if not nil, Send blocks until it is closed
 }
 
-func (l *fakeLink) Run(ctx context.Context, connected func(uint64)) error {
+func (l *fakeTransport) Run(ctx context.Context, connected func(uint64)) error {
 	<-ctx.Done()
 	return nil
 }
 
-func (l *fakeLink) Ready(context.Context) error {
+func (l *fakeTransport) Ready(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.number == 0 {
@@ -223,7 +223,7 @@ func (l *fakeLink) Ready(context.Context) error {
 	return nil
 }
 
-func (l *fakeLink) Send(frame []byte) (uint64, error) {
+func (l *fakeTransport) Send(frame []byte) (uint64, error) {
 	l.mu.Lock()
 	block := l.block
 	l.mu.Unlock()
@@ -247,7 +247,7 @@ func (l *fakeLink) Send(frame []byte) (uint64, error) {
 }
 
 // connect replaces the connection by one with this number; 0 breaks it.
-func (l *fakeLink) connect(number uint64) {
+func (l *fakeTransport) connect(number uint64) {
 	l.mu.Lock()
 	l.number = number
 	connected := l.connected
@@ -257,7 +257,7 @@ func (l *fakeLink) connect(number uint64) {
 	}
 }
 
-func (l *fakeLink) frames() []message.Message {
+func (l *fakeTransport) frames() []message.Message {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.sent)
@@ -266,29 +266,29 @@ func (l *fakeLink) frames() []message.Message {
 // bench is an engine between fakes, inside a synctest bubble.
 type bench struct {
 	*engine
-	t     *testing.T
-	store *memoryStore
-	link  *fakeLink
-	stop  func() // SIGTERM, and wait
-	ended error  // of the engine, after stop
-	wall  func() time.Time
-	said  *servicetest.Console
+	t         *testing.T
+	store     *memoryStore
+	transport *fakeTransport
+	stop      func() // SIGTERM, and wait
+	ended     error  // of the engine, after stop
+	wall      func() time.Time
+	console   *servicetest.Console
 }
 
 // newBench starts an engine whose messages come back by themselves after
 // delay; with a negative delay they never do.
 func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *bench {
 	t.Helper()
-	b := &bench{t: t, store: newMemoryStore(), link: &fakeLink{}, wall: time.Now, said: &servicetest.Console{}}
-	log := zerolog.New(b.said)
+	b := &bench{t: t, store: newMemoryStore(), transport: &fakeTransport{}, wall: time.Now, console: &servicetest.Console{}}
+	log := zerolog.New(b.console)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.engine = newEngine(config, b.store, b.link, func() time.Time { return b.wall() }, log, tel)
-	b.link.connected = b.engine.connected
+	b.engine = newEngine(config, b.store, b.transport, func() time.Time { return b.wall() }, log, tel)
+	b.transport.connected = b.engine.connected
 	if delay >= 0 {
-		b.link.onSend = func(m message.Message) {
+		b.transport.onSend = func(m message.Message) {
 			time.Sleep(delay)
 			for {
 				if _, err := b.back(m); err == nil || b.engine.stopping() {
@@ -303,7 +303,7 @@ func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *benc
 	go func() { defer close(done); b.ended = b.engine.run(ctx) }()
 	b.stop = func() { cancel(); <-done }
 	t.Cleanup(b.stop)
-	b.link.connect(1)
+	b.transport.connect(1)
 	synctest.Wait() // until it has recovered
 	return b
 }
@@ -313,7 +313,7 @@ func (b *bench) back(m message.Message) (Outcome, error) {
 	m.Service2, m.Service3, m.End = m.Service1+100, m.Service1+200, message.StampOf(b.wall())
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
-	return takeBack(ctx, b.engine, m)
+	return receive(ctx, b.engine, m)
 }
 
 func (b *bench) begin(seconds, inFlight int) int64 {
@@ -325,7 +325,7 @@ func (b *bench) begin(seconds, inFlight int) int64 {
 	return id
 }
 
-// wait sleeps, by the bubble's clock, until no session is under way.
+// wait sleeps, by the bubble's clock, until no session is running.
 func (b *bench) wait() Summary {
 	b.t.Helper()
 	for range 10_000 {

@@ -21,23 +21,23 @@ type state int
 // The states of an entry. A stored message has no entry.
 const (
 	queued     state = iota // in the outbox
-	writing                 // taken from the outbox, being written to the link
+	writing                 // taken from the outbox, being written to the transport
 	inFlight                // written
-	committing              // came back; a commit is under way
-	lost                    // given up; stored all the same if it comes back
+	committing              // returned; its commit is running
+	lost                    // given up; stored nevertheless if it returns
 )
 
 const (
-	// maxLost lost messages of a session are remembered. About older ones the
-	// database is asked.
+	// maxLost lost messages of a session are remembered. Older ones are looked
+	// up in the database.
 	maxLost = MaxInFlight
-	// maxRecent stored messages are remembered, so that most repeats are
-	// answered without the database.
+	// maxRecent stored messages are remembered: most repeats need no database.
 	maxRecent = 4 * MaxInFlight
-	// maxCopies is how many messages that were sent again without a new
-	// connection may be under way: if they merely wait, copies make it worse.
+	// maxCopies is the number of messages in flight that may be copies resent
+	// without a new connection. If the first copies merely wait, more of them
+	// increase the overload.
 	maxCopies = 64
-	// slowWindow is how long the slowest round counts, at least.
+	// slowWindow is the least time for which the slowest round trip counts.
 	slowWindow = 10 * time.Second
 )
 
@@ -46,44 +46,44 @@ type entry struct {
 	message message.Message
 	span    trace.Span
 	state   state
-	late    bool    // was lost before; holds no slot and has no span
+	late    bool    // was lost before; has no slot and no span
 	commit  *commit // while committing
 	sends   int
-	made    time.Time
+	created time.Time
 	first   time.Time // send
 	last    time.Time // send
 	wait    time.Duration
 	reason  string // why it is lost
 }
 
-// commit is one try to store a message, for all requests that wait for it.
+// commit is one attempt to store a message, for all requests that wait for it.
 type commit struct {
 	done chan struct{}
 	err  error
 }
 
-// claim is what a message that came back is to the ledger.
-type claim int
+// verdict is the ledger's decision on a returned message.
+type verdict int
 
 const (
-	claimStore  claim = iota // the caller stores it and settles the commit
-	claimWait                // another request does
-	claimRepeat              // it has a row
-	claimNever               // it was never made
-	claimAsk                 // the database knows
+	verdictStore  verdict = iota // the caller stores it and settles the commit
+	verdictWait                  // another request does
+	verdictRepeat                // it has a row
+	verdictNever                 // it was never generated
+	verdictAsk                   // the database knows
 )
 
-// ledger is the account of a session's messages. Each method is one
-// transition and does no I/O. Its mutex is taken after the engine's.
-// Generated is always stored + lost + under way.
+// ledger is the account of a session's messages. Each method is one transition
+// and does no I/O. Its mutex is taken after the engine's. Generated is always
+// stored + lost + in flight.
 type ledger struct {
 	sessionID   int64
 	resendAfter time.Duration
 	giveUpAfter time.Duration
 	newSpan     func(message.Message) trace.Span
 	meters      *meters
-	outboxed    chan struct{} // something to send
-	changed     chan struct{} // a slot is free, or a commit has its outcome
+	outboxed    chan struct{} // notified when there is something to send
+	changed     chan struct{} // notified when a slot is free or a commit has ended
 
 	mu         sync.Mutex
 	hops       *hopMeter
@@ -91,18 +91,18 @@ type ledger struct {
 	oldest     message.Stamp // no key is below it
 	free       int           // slots
 	busy       int           // slots
-	commits    int           // under way
+	commits    int           // running
 	entries    map[message.Stamp]*entry
 	outbox     []*entry
-	connection uint64 // the newest of the link
-	closed     bool   // nothing is waited for any more
+	connection uint64 // the newest of the transport
+	closed     bool   // it waits for no message any more
 	generated  int64
 	stored     int64
 	resent     int64
 	duplicates int64
 
 	lost      []*entry // the newest, oldest first; some may be stored since
-	forgotten int64    // lost messages that are in no entry
+	forgotten int64    // lost messages without an entry
 	recent    recentKeys
 	pace      pace
 }
@@ -125,24 +125,24 @@ func (r *recentKeys) add(key message.Stamp) {
 	r.oldest = (r.oldest + 1) % maxRecent
 }
 
-// pace tells a message that waits from one that is likely to be lost.
+// pace distinguishes messages that wait from those that are likely lost.
 type pace struct {
-	backAt   time.Time     // a message came back
-	backSent time.Time     // when the newest was sent of those that came back
-	slowest  time.Duration // of the rounds of the window, without copies
-	slower   time.Duration // the same of the window before
-	windowAt time.Time
+	returnedAt time.Time     // of the last message
+	sentAt     time.Time     // the newest of the returned messages
+	slowest    time.Duration // round trip of the window, without copies
+	slower     time.Duration // the same of the window before
+	windowAt   time.Time
 }
 
-// back notes a message that came back. Of one that was sent more than once
-// nobody knows which copy that was.
-func (p *pace) back(e *entry, now time.Time) {
-	p.backAt = now
+// returned notes a returned message. It ignores the times of one with copies,
+// any of which may have returned.
+func (p *pace) returned(e *entry, now time.Time) {
+	p.returnedAt = now
 	if e.late || e.sends != 1 {
 		return
 	}
-	if e.first.After(p.backSent) {
-		p.backSent = e.first
+	if e.first.After(p.sentAt) {
+		p.sentAt = e.first
 	}
 	if now.Sub(p.windowAt) >= slowWindow {
 		p.slower, p.slowest, p.windowAt = p.slowest, 0, now
@@ -150,15 +150,15 @@ func (p *pace) back(e *entry, now time.Time) {
 	p.slowest = max(p.slowest, now.Sub(e.first))
 }
 
-// patience is how long the newest copy of a message may be out.
+// patience returns how long the newest copy of a message may take.
 func (p *pace) patience(e *entry) time.Duration {
 	return max(e.wait, 2*max(p.slowest, p.slower))
 }
 
-// passed says that a message sent a whole resend time after this one has come
-// back, or that nothing has for long.
+// passed reports whether a message sent a whole resend time after this one has
+// returned, or no message has for long.
 func (p *pace) passed(e *entry, resendAfter time.Duration, now time.Time) bool {
-	return p.backSent.Sub(e.last) >= resendAfter || now.Sub(p.backAt) >= max(resendAfter, p.slowest, p.slower)
+	return p.sentAt.Sub(e.last) >= resendAfter || now.Sub(p.returnedAt) >= max(resendAfter, p.slowest, p.slower)
 }
 
 func newLedger(sessionID int64, startedAt message.Stamp, slots int, c InteractionConfig) *ledger {
@@ -172,14 +172,14 @@ func newLedger(sessionID int64, startedAt message.Stamp, slots int, c Interactio
 	}
 }
 
-func poke(c chan struct{}) {
+func notify(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
 	}
 }
 
-// add makes the next message and queues it. It returns false without a free slot.
+// add creates the next message and queues it. It returns false without a free slot.
 func (l *ledger) add(stamp message.Stamp, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -187,7 +187,7 @@ func (l *ledger) add(stamp message.Stamp, now time.Time) bool {
 		return false
 	}
 	l.newest = max(stamp, l.newest+1)
-	e := &entry{message: message.Message{SessionID: l.sessionID, Service1: l.newest}, made: now, wait: l.resendAfter}
+	e := &entry{message: message.Message{SessionID: l.sessionID, Service1: l.newest}, created: now, wait: l.resendAfter}
 	e.span = l.newSpan(e.message)
 	l.free--
 	l.busy++
@@ -201,11 +201,11 @@ func (l *ledger) add(stamp message.Stamp, now time.Time) bool {
 func (l *ledger) enqueue(e *entry) {
 	e.state = queued
 	l.outbox = append(l.outbox, e)
-	poke(l.outboxed)
+	notify(l.outboxed)
 }
 
-// next takes the oldest of the outbox, if the newest connection is newer than
-// the broken one.
+// next takes the oldest message of the outbox if there is a newer connection
+// than the broken one.
 func (l *ledger) next(broken uint64) (e *entry, connection uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -218,8 +218,8 @@ func (l *ledger) next(broken uint64) (e *entry, connection uint64) {
 	return e, l.connection
 }
 
-// written notes what became of a write on a connection. A message that came
-// back or was given up meanwhile stays what it is.
+// written notes the outcome of a write. The state of a message that has returned
+// or been given up meanwhile does not change.
 func (l *ledger) written(e *entry, connection uint64, err error, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -250,7 +250,7 @@ func (l *ledger) written(e *entry, connection uint64, err error, now time.Time) 
 	}
 }
 
-// connected queues what is in flight on the connections before this one.
+// connected queues the messages in flight on earlier connections.
 func (l *ledger) connected(connection uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -260,12 +260,12 @@ func (l *ledger) connected(connection uint64) {
 			l.enqueue(e)
 		}
 	}
-	poke(l.outboxed)
+	notify(l.outboxed)
 }
 
-// arrive takes a message that came back. With claimStore and claimWait it
-// returns the commit.
-func (l *ledger) arrive(stamp message.Stamp, now time.Time) (claim, *entry, *commit) {
+// arrive takes a returned message. It returns the commit with verdictStore and
+// verdictWait.
+func (l *ledger) arrive(stamp message.Stamp, now time.Time) (verdict, *entry, *commit) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.entries[stamp]
@@ -273,27 +273,27 @@ func (l *ledger) arrive(stamp message.Stamp, now time.Time) (claim, *entry, *com
 		if _, ok := l.recent.set[stamp]; ok {
 			l.duplicates++
 			l.meters.duplicates.Inc()
-			return claimRepeat, nil, nil
+			return verdictRepeat, nil, nil
 		}
 		if stamp < l.oldest || stamp > l.newest {
-			return claimNever, nil, nil
+			return verdictNever, nil, nil
 		}
-		return claimAsk, nil, nil
+		return verdictAsk, nil, nil
 	}
-	l.pace.back(e, now)
+	l.pace.returned(e, now)
 	switch e.state {
 	case committing:
-		return claimWait, e, e.commit
+		return verdictWait, e, e.commit
 	case queued:
 		l.outbox = slices.DeleteFunc(l.outbox, func(o *entry) bool { return o == e })
 	case writing, inFlight, lost:
 	}
 	e.state, e.commit = committing, &commit{done: make(chan struct{})}
 	l.commits++
-	return claimStore, e, e.commit
+	return verdictStore, e, e.commit
 }
 
-// answered counts a repeat that the database, or a commit under way, told of.
+// answered counts a repeat that the database or another request has stored.
 func (l *ledger) answered() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -301,8 +301,8 @@ func (l *ledger) answered() {
 	l.meters.duplicates.Inc()
 }
 
-// recall brings back a lost message that has no entry any more, if there are
-// such messages. The caller knows that it has no row.
+// recall recreates the entry of a lost message that is not remembered, if there
+// are such messages. The caller has checked that it has no row.
 func (l *ledger) recall(stamp message.Stamp) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -317,8 +317,7 @@ func (l *ledger) recall(stamp message.Stamp) bool {
 	return true
 }
 
-// settle notes the outcome of a commit. It returns the message if that made it
-// lost.
+// settle notes the outcome of a commit. It returns the message if it is lost.
 func (l *ledger) settle(e *entry, m message.Message, err error) (gone *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -341,20 +340,20 @@ func (l *ledger) settle(e *entry, m message.Message, err error) (gone *entry) {
 	case e.late:
 		l.remember(e)
 	case l.closed || errors.Is(err, ErrSessionEnded):
-		l.lose(e, "its commit failed")
+		l.lose(e, "commit failed")
 		gone = e
 	default:
 		e.state = inFlight
 	}
 	close(c.done)
-	poke(l.changed)
+	notify(l.changed)
 	return gone
 }
 
 func (l *ledger) release() {
 	l.free++
 	l.busy--
-	poke(l.changed)
+	notify(l.changed)
 }
 
 // lose gives a message up.
@@ -384,13 +383,13 @@ func (l *ledger) remember(e *entry) {
 	l.lost = l.lost[1:]
 }
 
-// sweep gives up what was not heard of for long, and queues again what is
-// likely to be lost. With last set it gives up all but commits under way, and
-// from then on nothing is waited for. It returns what it gave up.
+// sweep gives up messages whose time is over and queues those that are likely
+// lost. With last set it gives up all except running commits and closes the
+// ledger. It returns the messages that it gave up.
 //
-// A message is likely to be lost, and not waiting, when it is out for twice as
-// long as the slowest of late, and one that was sent a whole resend time after
-// it has come back, or nothing has.
+// A message is likely lost, and does not merely wait, if it takes twice as long
+// as the slowest recent one, and either a message sent a whole resend time after
+// it has returned or no message has.
 func (l *ledger) sweep(now time.Time, last bool) (gone []*entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -403,7 +402,7 @@ func (l *ledger) sweep(now time.Time, last bool) (gone []*entry) {
 		}
 		from := e.first
 		if from.IsZero() {
-			from = e.made // it could not be sent yet, and must not wait for ever
+			from = e.created // it could not be sent yet, and must not wait indefinitely
 		}
 		switch {
 		case last:
@@ -437,29 +436,29 @@ func (l *ledger) sweep(now time.Time, last bool) (gone []*entry) {
 func lossReason(e *entry, last bool) string {
 	switch {
 	case e.sends == 0:
-		return "it could not be sent"
+		return "not sent"
 	case last:
-		return "the session was ended before it came back"
+		return "session ended before it returned"
 	}
-	return "it did not come back in time"
+	return "not returned in time"
 }
 
-// lostMessages names the lost messages that are remembered, by their keys.
-func (l *ledger) lostMessages() (named []LostMessage) {
+// lostMessages returns the remembered lost messages in the order of their keys.
+func (l *ledger) lostMessages() (all []LostMessage) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, stamp := range slices.Sorted(maps.Keys(l.entries)) {
 		if e := l.entries[stamp]; e.state == lost {
-			named = append(named, LostMessage{Service1: stamp, Reason: e.reason})
+			all = append(all, LostMessage{Service1: stamp, Reason: e.reason})
 		}
 	}
-	return named
+	return all
 }
 
-// account is the state of a ledger in figures.
+// account is the figures of a ledger.
 type account struct {
 	generated, stored, resent, duplicates int64
-	underWay, commits                     int
+	busy, commits                         int
 	newest                                message.Stamp
 	hops                                  *Hops
 }
@@ -469,6 +468,6 @@ func (l *ledger) account() account {
 	defer l.mu.Unlock()
 	return account{
 		generated: l.generated, stored: l.stored, resent: l.resent, duplicates: l.duplicates,
-		underWay: l.busy, commits: l.commits, newest: l.newest, hops: l.hops.hops(),
+		busy: l.busy, commits: l.commits, newest: l.newest, hops: l.hops.hops(),
 	}
 }

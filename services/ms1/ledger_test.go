@@ -80,7 +80,7 @@ func (b *book) consistent(t *testing.T) {
 		t.Fatalf("%d in the outbox without an entry", len(inOutbox))
 	}
 	if b.generated != b.stored+gone+b.forgotten+int64(holders) {
-		t.Fatalf("generated %d, stored %d, lost %d+%d, under way %d", b.generated, b.stored, gone, b.forgotten, holders)
+		t.Fatalf("generated %d, stored %d, lost %d+%d, in flight %d", b.generated, b.stored, gone, b.forgotten, holders)
 	}
 	if holders != b.busy || commits != b.commits {
 		t.Fatalf("%d hold slots of %d busy ones; %d commits, counted %d", holders, b.busy, commits, b.commits)
@@ -93,7 +93,7 @@ func (b *book) consistent(t *testing.T) {
 		ended += s.ends
 	}
 	if ended != len(b.spans)-holders {
-		t.Fatalf("%d of %d spans ended with %d under way", ended, len(b.spans), holders)
+		t.Fatalf("%d of %d spans ended with %d in flight", ended, len(b.spans), holders)
 	}
 	if len(b.ledger.lost) > maxLost || len(b.recent.ring) > maxRecent || len(b.recent.set) != len(b.recent.ring) {
 		t.Fatalf("%d lost and %d stored messages are remembered", len(b.ledger.lost), len(b.recent.ring))
@@ -230,9 +230,9 @@ func TestLedgerInAnyOrder(t *testing.T) {
 				}
 			case 4, 5:
 				key := firstStamp + message.Stamp(random.Int64N(b.generated+2)) - 1
-				if what, e, _ := b.arrive(key, b.now); what == claimStore {
+				if what, e, _ := b.arrive(key, b.now); what == verdictStore {
 					pending = append(pending, e)
-				} else if what == claimAsk {
+				} else if what == verdictAsk {
 					b.recall(key)
 				}
 			case 6:
@@ -268,7 +268,7 @@ func TestACommitThatFailsBehindTheFiguresIsCounted(t *testing.T) {
 		b := newBench(t, usual(), never)
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond)
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(3*time.Second, func() { _, _ = b.back(m) })
 		s, err := b.engine.stop(t.Context(), func() {}) // closes at 4 s, records at 5 s; the commit fails at 6 s
@@ -283,13 +283,13 @@ func TestACommitThatFailsBehindTheFiguresIsCounted(t *testing.T) {
 	})
 }
 
-// 4,096 messages in a queue whose head moves all the time wait; nothing says
+// 4,096 messages in a queue whose head moves all the time wait; nothing indicates
 // that any of them is lost.
 func TestWhatWaitsInALongQueueIsNotSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), never)
 		queue := make(chan message.Message, 2*MaxInFlight)
-		b.link.onSend = func(m message.Message) { queue <- m }
+		b.transport.onSend = func(m message.Message) { queue <- m }
 		done := make(chan struct{})
 		defer close(done)
 		go func() {
@@ -330,7 +330,7 @@ func TestRepeatsCostNoTransaction(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
 		id := b.begin(2, 1)
 		time.Sleep(time.Second)
-		m := b.link.frames()[0]
+		m := b.transport.frames()[0]
 		for range 1000 {
 			if got, err := b.back(m); got != OutcomeRepeat || err != nil {
 				t.Fatalf("%q, %v, want a repeat", got, err)
@@ -354,7 +354,7 @@ func TestRepeatsCostNoTransaction(t *testing.T) {
 	})
 }
 
-// What is lost in a long session is not all remembered, and stored all the
+// Not all lost messages of a long session are remembered, and stored all the
 // same if it comes back.
 func TestLostMessagesAreBounded(t *testing.T) {
 	b := newBook(t, 64)
@@ -369,11 +369,11 @@ func TestLostMessagesAreBounded(t *testing.T) {
 	if n := len(b.entries); n > maxLost {
 		t.Errorf("%d entries", n)
 	}
-	if what, _, _ := b.arrive(firstStamp, b.now); what != claimAsk || !b.recall(firstStamp) {
+	if what, _, _ := b.arrive(firstStamp, b.now); what != verdictAsk || !b.recall(firstStamp) {
 		t.Errorf("claim %d, want the forgotten message back", what)
 	}
 	what, e, _ := b.arrive(firstStamp, b.now)
-	if what != claimStore {
+	if what != verdictStore {
 		t.Fatalf("claim %d, want to store it", what)
 	}
 	b.settle(e, e.message, nil)

@@ -23,12 +23,12 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
 	}
 	m := &meters{
-		generated:  counter("tricycle_messages_generated_total", "Messages made."),
+		generated:  counter("tricycle_messages_generated_total", "Messages generated."),
 		stored:     counter("tricycle_messages_stored_total", "Messages whose row was committed during their session."),
 		late:       counter("tricycle_messages_late_total", "Messages whose row was committed after their session had ended."),
 		resent:     counter("tricycle_messages_resent_total", "Sends of a message beyond its first."),
 		duplicates: counter("tricycle_messages_duplicate_total", "Answers 200 of /store that added no row."),
-		givenUp:    counter("tricycle_messages_given_up_total", "Messages that did not come back in time. Some may be stored later."),
+		givenUp:    counter("tricycle_messages_given_up_total", "Messages that did not return in time. Some may be stored later."),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tricycle_store_requests_total", Help: "Requests to /store by HTTP status code.",
 		}, []string{"code"}),
@@ -38,20 +38,20 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 		}, []string{"hop"}),
 	}
 	for _, code := range []string{"200", "400", "404", "408", "413", "503"} {
-		m.requests.WithLabelValues(code) // so that each is there, as 0, from the start
+		m.requests.WithLabelValues(code) // reports 0 from the start
 	}
 	for _, hop := range []string{"ms1_to_ms2", "ms2_to_ms3", "ms3_to_ms1", "round"} {
 		m.hops.WithLabelValues(hop)
 	}
 	underWay := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "tricycle_messages_under_way", Help: "Messages that were made and neither stored nor given up.",
+		Name: "tricycle_messages_under_way", Help: "Messages that were generated and neither stored nor given up.",
 	}, func() float64 {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		if e.session == nil || e.session.ledger == nil {
+		if e.current == nil || e.current.ledger == nil {
 			return 0
 		}
-		return float64(e.session.ledger.account().underWay)
+		return float64(e.current.ledger.account().busy)
 	})
 	registry.MustRegister(m.generated, m.stored, m.late, m.resent, m.duplicates, m.givenUp, m.requests, m.hops, underWay)
 	return m

@@ -60,12 +60,12 @@ func Run(ctx context.Context, c Config, console io.Writer, open func(zerolog.Log
 	}, listening)
 }
 
-// New returns an MS1 that stores in the store and sends on the link, and
-// listens on its address already. It must be run, or closed. The checks are
-// for /readyz alone, beside those that /start makes too.
-func New(c Config, store Store, l link, log zerolog.Logger, tel *telemetry.Telemetry, checks ...httpserver.Check) (*Service, error) {
+// New returns an MS1 that stores in the store, sends over the transport and
+// listens on its address already. It must be run or closed. The checks are for
+// /readyz alone, in addition to those of /start.
+func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.Telemetry, checks ...httpserver.Check) (*Service, error) {
 	s := &Service{config: c, log: log, refused: logging.Limit(log), telemetry: tel, now: time.Now}
-	s.engine = newEngine(c.Interaction, store, l, s.now, log, tel)
+	s.engine = newEngine(c.Interaction, store, t, s.now, log, tel)
 	server, err := httpserver.Listen(c.Listen, s.handler(checks), log)
 	if err != nil {
 		return nil, err
@@ -80,23 +80,23 @@ func (s *Service) Address() string { return s.server.Address() }
 // Close releases the listener of a service that will not be run.
 func (s *Service) Close() error { return s.server.Close() }
 
-// Run serves until ctx is cancelled. Then the session under way drains, while
-// everything that it drains through still works, and its summary is said.
+// Run serves until ctx is cancelled. Then the current session drains, while
+// everything that it needs still works, and its summary is logged.
 func (s *Service) Run(ctx context.Context) error {
 	return lifecycle.Run(ctx,
 		lifecycle.Part{Name: "database", Run: s.engine.store.Run},
-		lifecycle.Part{Name: "link to ms2", Run: func(ctx context.Context) error { return s.engine.link.Run(ctx, s.engine.connected) }},
+		lifecycle.Part{Name: "connection to ms2", Run: func(ctx context.Context) error { return s.engine.transport.Run(ctx, s.engine.connected) }},
 		lifecycle.Part{Name: "http", Run: s.server.Run},
 		lifecycle.Part{Name: "sessions", Run: s.engine.run},
 	)
 }
 
-// Status returns what GET /status answers.
+// Status returns the answer to GET /status.
 func (s *Service) Status(ctx context.Context) Status { return s.engine.status(ctx) }
 
-// Session returns what [Service.Status] does for the session with this number,
-// also when another one has begun since; then without what only its process
-// knows. Its error is that of the store.
+// Session returns the [Service.Status] of the session with this number. If
+// another one has begun since, it has the columns of its row only. Its error is
+// that of the store.
 func (s *Service) Session(ctx context.Context, id int64) (Status, error) {
-	return s.engine.namedStatus(ctx, id)
+	return s.engine.statusOf(ctx, id)
 }

@@ -5,12 +5,12 @@ import (
 	"time"
 )
 
-// send writes what is in the outbox of the session under way to the link.
+// send writes the outbox of the current session to the transport.
 func send(ctx context.Context, e *engine) {
 	var broken uint64 // the connection that failed last
 	for {
 		e.mu.Lock()
-		s := e.session
+		s := e.current
 		e.mu.Unlock()
 		var m *entry
 		var using uint64
@@ -25,7 +25,7 @@ func send(ctx context.Context, e *engine) {
 				return
 			}
 		}
-		connection, err := e.link.Send(m.message.Encode())
+		connection, err := e.transport.Send(m.message.Encode())
 		if err != nil {
 			broken = using
 		}

@@ -27,7 +27,7 @@ func TestSpansOfARound(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, store, link := Defaults(), newMemoryStore(), &fakeLink{}
+	config, store, link := Defaults(), newMemoryStore(), &fakeTransport{}
 	config.Listen = "127.0.0.1:0"
 	s, err := New(config, store, link, zerolog.Nop(), tel)
 	if err != nil {
@@ -65,11 +65,11 @@ func TestSpansOfARound(t *testing.T) {
 		servicetest.Eventually(t, 10*time.Second, "it waits", func() bool {
 			s.engine.mu.Lock()
 			defer s.engine.mu.Unlock()
-			return s.engine.session.ledger.account().commits == i+1 && len(s.engine.committer.queue) == i
+			return s.engine.current.ledger.account().commits == i+1 && len(s.engine.committer.queue) == i
 		})
 	}
 	s.engine.mu.Lock()
-	s.engine.session.end(Stopped) // so that no more are sent
+	s.engine.current.end(Stopped) // so that no more are sent
 	s.engine.mu.Unlock()
 	close(store.hold)
 	posts.Wait()

@@ -24,33 +24,33 @@ type Session struct {
 	EndReason       *EndReason    `json:"end_reason"` // nil while it is open
 }
 
-// EndReason says why a session ended.
+// EndReason is the reason for the end of a session.
 type EndReason string
 
 // The reasons for the end of a session.
 const (
 	IntervalElapsed EndReason = "interval elapsed"
 	Stopped         EndReason = "stopped"     // GET /stop
-	Shutdown        EndReason = "shutdown"    // the program was asked to stop
+	Shutdown        EndReason = "shutdown"    // the program was stopped
 	Interrupted     EndReason = "interrupted" // the program died; closed by its next start
 )
 
-// Opening is what is known of a session when it begins.
+// Opening is the row of a session that begins.
 type Opening struct {
 	StartedAt       message.Stamp
 	IntervalSeconds int
 	InFlight        int
 }
 
-// Closing is what a session's end adds to its row. Stored and lost are not
-// here: they follow from the rows.
+// Closing is the figures that a session's end adds to its row. Stored and lost
+// follow from the rows of messages.
 type Closing struct {
 	EndedAt    message.Stamp
 	Generated  int64
 	Resent     int64
 	Duplicates int64
 	Reason     EndReason
-	Lost       []LostMessage // the newest at most; the count follows from the rows
+	Lost       []LostMessage // the newest
 }
 
 // LostMessage is a row of the table lost_messages.
@@ -76,19 +76,19 @@ func (s *Session) Finish(c Closing, rows int64) {
 // before and after it was set.
 const maxSkew = 24 * time.Hour
 
-// Outcome is what became of a message that came back.
+// Outcome is the result of storing a returned message.
 type Outcome string
 
 // The outcomes of a message on /store.
 const (
 	OutcomeStored  Outcome = "stored"  // it has a row now
 	OutcomeRepeat  Outcome = "repeat"  // it had a row before
-	OutcomeUnknown Outcome = "unknown" // it was never sent, as far as the store can tell
+	OutcomeUnknown Outcome = "unknown" // no session has sent it, or none waits for it
 )
 
-// late decides on a message that no session under way waits for, by the row of
-// its session and whether it has one itself. To store it is to count it in the
-// session's row.
+// late decides on a message that no running session waits for, by the row of its
+// session and whether it has one itself. If the message is to be stored, late
+// counts it in the session's row.
 //
 // A session that has ended with lost messages takes a first stamp that lies
 // within it, both ends included, and counts one lost message less. How many an
@@ -122,9 +122,9 @@ func late(row *Session, exists bool, m message.Message) Outcome {
 	return OutcomeStored
 }
 
-// StoreLate decides on a message that no session under way waits for, and
-// stores it if it should. Repeats and the messages of a stranger cost one read
-// without a lock, and no transaction.
+// StoreLate decides on a message that no running session waits for, and stores
+// it if it should. Repeats and unknown messages cost one read without a lock, and
+// no transaction.
 func StoreLate(ctx context.Context, s Store, m message.Message) (Outcome, error) {
 	row, exists, err := s.Look(ctx, m.Key())
 	outcome := OutcomeUnknown
@@ -147,72 +147,70 @@ func StoreLate(ctx context.Context, s Store, m message.Message) (Outcome, error)
 }
 
 // ErrSessionEnded is the error of [Store.Insert] for a session that is not open.
-var ErrSessionEnded = errors.New("the session is not open in the database")
+var ErrSessionEnded = errors.New("session is not open in the database")
 
-// ErrNoSession is the error of [Store.Session] for a number never given.
+// ErrNoSession is the error of [Store.Session] for an unknown number.
 var ErrNoSession = errors.New("no such session")
 
-// Store keeps sessions and messages. One program at a time uses a store; the
-// adapters see to that in Run.
+// Store stores sessions and messages. Run ensures that one program at a time uses
+// a store.
 //
-// Every method that returns without error has committed what it did. All but
-// Run repeat what can be repeated (a connection that died, a deadlock, a
-// commit whose outcome is unknown) until ctx ends, and then return the last
-// error, not ctx's. Calling one again after an error is always safe: the first
-// row of a key wins, and nothing is counted twice.
+// A method that returns no error has committed its changes. All but Run retry
+// after transient errors (a dead connection, a deadlock, a commit with an unknown
+// outcome) until ctx ends, and then return the last error instead of ctx's.
+// Calling one again after an error is safe: the first row of a key wins, and
+// nothing is counted twice.
 type Store interface {
-	// System names what the store is in: db.system.name of OpenTelemetry.
+	// System returns OpenTelemetry's db.system.name.
 	System() string
 
-	// Run connects, takes the store for this program alone, brings its schema
-	// up to date and keeps both so until ctx is cancelled, when it closes the
-	// store. It returns early, with an error, only for what repeating cannot
-	// mend: another program holds the store, or its schema is newer than
-	// this program.
+	// Run connects, locks the store for this program, migrates its schema and
+	// keeps the lock until ctx is cancelled, when it closes the store. It returns
+	// early only with a permanent error: another program holds the lock, or the
+	// schema is newer than this program.
 	Run(ctx context.Context) error
 
-	// Ready returns nil if the store can be used now, else what is missing.
+	// Ready returns nil if a row could be committed now, else the reason.
 	Ready(ctx context.Context) error
 
-	// CloseInterrupted ends every session that is still open as interrupted at
-	// the given time (never before its own start): stored is the count of its
-	// rows; generated, resent, duplicates and lost stay unknown. It returns
-	// the sessions it closed.
+	// CloseInterrupted ends every open session as interrupted at the given
+	// time, but not before its start. Stored is the number of its rows;
+	// generated, resent, duplicates and lost stay unknown. It returns the
+	// sessions that it has closed.
 	CloseInterrupted(ctx context.Context, at message.Stamp) ([]Session, error)
 
-	// Begin opens a session and returns its number, which was never used before.
+	// Begin opens a session and returns its number, which is new.
 	Begin(ctx context.Context, o Opening) (id int64, err error)
 
-	// Insert stores the messages, which all belong to the session and have all
-	// four stamps, in one commit. A message whose key has a row already
-	// changes nothing. On nil every message of the batch has a row. If the
-	// session is not open it adds nothing, so no statement that was delayed
-	// on its way can add a row behind the figures of End; it fails then with
-	// ErrSessionEnded, unless every message has its row already.
+	// Insert stores messages of one session, with all four stamps, in one
+	// commit. It does not change existing rows. After nil every message of the
+	// batch has a row. In a session that is not open it adds nothing, so a
+	// delayed statement cannot add a row after End has counted; it returns
+	// ErrSessionEnded unless every message has a row.
 	Insert(ctx context.Context, sessionID int64, batch []message.Message) error
 
-	// End counts the rows of the session, writes its last figures and names
-	// its lost messages, except those that have a row after all, in one
-	// transaction that waits for an Insert under way. For a session that has
-	// ended already it changes nothing. It returns the row, or ErrNoSession.
+	// End counts the rows of the session and writes its final figures and its
+	// lost messages, except those that have a row, in one transaction that waits
+	// for a running Insert. It does not change a session that has ended. It
+	// returns the row, or ErrNoSession.
 	End(ctx context.Context, sessionID int64, c Closing) (Session, error)
 
 	// Look returns the row of a message's session and whether the message has
 	// a row, in one read without a lock, or ErrNoSession.
 	Look(ctx context.Context, key message.Key) (row Session, exists bool, err error)
 
-	// Amend runs decide in a transaction that holds the row of the message's
-	// session, with that row and whether the message has one. If it returns
-	// true, the message is added, it is no longer named as lost, and the
-	// session's row becomes what decide made of it; else nothing changes. A transaction that is repeated calls
-	// decide again. Without such a session it returns ErrNoSession.
+	// Amend calls decide in a transaction that locks the row of the message's
+	// session, with that row and whether the message has one. If decide returns
+	// true, Amend inserts the message, deletes it from the lost ones and writes
+	// the session's row as decide has left it. A retried transaction calls decide
+	// again. Without such a session it returns ErrNoSession.
 	Amend(ctx context.Context, m message.Message, decide func(row *Session, exists bool) (add bool)) error
 
 	// Session returns the row of a session, or ErrNoSession.
 	Session(ctx context.Context, id int64) (Session, error)
 
-	// LostMessages returns the first lost messages of a session that are
-	// named, by their keys, at most limit.
+	// LostMessages returns the first lost messages of a session in the order of
+	// their keys, at most limit.
 	LostMessages(ctx context.Context, id int64, limit int) ([]LostMessage, error)
 
 	// LastSession returns the row with the highest number, or ErrNoSession.

@@ -8,27 +8,26 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// statusTimeout bounds the look into the database for the figures of the last
-// session, which late messages may have changed.
+// statusTimeout bounds the read of the last session's row, which late messages
+// may have changed.
 const statusTimeout = time.Second
 
-// Summary is a session with what only the process knows that ran it.
+// Summary is a session with the figures that only its process has.
 type Summary struct {
 	Session
 	TotalSeconds *float64 `json:"total_seconds"`   // by the monotonic clock, drain included; nil if another process ran it
-	Hops         *Hops    `json:"hops"`            // nil while nothing is stored, or if another process ran it
+	Hops         *Hops    `json:"hops"`            // nil until a message is stored, or if another process ran it
 	Error        string   `json:"error,omitempty"` // why the figures are not recorded, or that rows are missing
 }
 
-// Status is what GET /status answers.
+// Status is the answer to GET /status.
 type Status struct {
 	State   State    `json:"state"`
-	Session *Summary `json:"session"` // under way, or the last one; nil before the first
+	Session *Summary `json:"session"` // the current or the last one; nil before the first
 }
 
-// summary returns the figures of the session as they are now. The caller holds
-// the engine's mutex.
-func (s *session) summary() Summary {
+// summary returns the current figures. The caller holds the engine's mutex.
+func (s *runner) summary() Summary {
 	sum := Summary{Session: s.row}
 	if s.ledger == nil {
 		return sum
@@ -52,10 +51,10 @@ func (s *session) summary() Summary {
 	return sum
 }
 
-// status returns the session under way or the last one.
+// status returns the current or the last session.
 func (e *engine) status(ctx context.Context) Status {
 	e.mu.Lock()
-	s := e.session
+	s := e.current
 	if s == nil {
 		e.mu.Unlock()
 		return Status{State: Idle}
@@ -66,15 +65,14 @@ func (e *engine) status(ctx context.Context) Status {
 		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 		defer cancel()
 		if row, err := e.store.Session(ctx, sum.ID); err == nil {
-			sum.Session = row // what was lost may have come back since
+			sum.Session = row // lost messages may have returned since
 		}
 	}
 	return Status{State: state, Session: &sum}
 }
 
-// namedStatus returns the session with this number as status does, also when
-// another one has begun since.
-func (e *engine) namedStatus(ctx context.Context, id int64) (Status, error) {
+// statusOf returns the status of the session with this number.
+func (e *engine) statusOf(ctx context.Context, id int64) (Status, error) {
 	if now := e.status(ctx); now.Session != nil && now.Session.ID == id {
 		return now, nil
 	}
@@ -82,11 +80,11 @@ func (e *engine) namedStatus(ctx context.Context, id int64) (Status, error) {
 	return Status{State: Idle, Session: &Summary{Session: row}}, err
 }
 
-// sessionRow returns the columns of a session; those of the one under way as
-// they are now. Its errors are ErrNoSession and the store's.
+// sessionRow returns the columns of a session, for the current one with its
+// current figures. Its errors are ErrNoSession and the store's.
 func (e *engine) sessionRow(ctx context.Context, id int64) (Session, error) {
 	e.mu.Lock()
-	if s := e.session; s != nil && s.row.ID == id && !s.recorded {
+	if s := e.current; s != nil && s.row.ID == id && !s.recorded {
 		defer e.mu.Unlock()
 		return s.summary().Session, nil
 	}
@@ -96,9 +94,8 @@ func (e *engine) sessionRow(ctx context.Context, id int64) (Session, error) {
 	return e.store.Session(ctx, id)
 }
 
-// say puts the end of a session on the console and into the log, at every
-// level.
-func say(log zerolog.Logger, s Summary, notRecorded error) {
+// logSummary logs the end of a session at every level.
+func logSummary(log zerolog.Logger, s Summary, notRecorded error) {
 	line := func() *zerolog.Event { return log.Log().Int64("session_id", s.ID) }
 	reason := string(*s.EndReason)
 	if notRecorded != nil {
@@ -119,7 +116,7 @@ func say(log zerolog.Logger, s Summary, notRecorded error) {
 	}
 }
 
-// parseID returns the number in a path, or ErrNoSession for what cannot be one.
+// parseID returns the number in a path, or ErrNoSession for an invalid one.
 func parseID(s string) (int64, error) {
 	id, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || id < 1 || strconv.FormatInt(id, 10) != s {

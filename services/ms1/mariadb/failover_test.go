@@ -111,7 +111,7 @@ func TestPlannedFailover(t *testing.T) {
 			if err := insert(ctx, s, id, 0); err != nil {
 				t.Fatal(err)
 			}
-			// What replication would have brought.
+			// The rows that replication would have copied.
 			other, stop := serve(t, next, next.Address)
 			ready(t, other)
 			stop()

@@ -20,7 +20,7 @@ import (
 )
 
 // These are the faults that no server can be made to produce on demand, and
-// what the adapter says to the server where there is none to ask.
+// what the adapter sends to the server where there is none to ask.
 
 const t0 = message.Stamp(1_795_601_730_123_456)
 
@@ -30,7 +30,7 @@ func msg(n int) message.Message {
 }
 
 func serverError(number uint16, state string) error {
-	e := &mysql.MySQLError{Number: number, Message: "as the server says it"}
+	e := &mysql.MySQLError{Number: number, Message: "as the server reports it"}
 	copy(e.SQLState[:], state)
 	return e
 }
@@ -159,7 +159,7 @@ func TestLastErrorWhenTheContextEnds(t *testing.T) {
 		want   error
 	}{
 		{"no answer at all", func(mock sqlmock.Sqlmock) {}, errNoAnswer},
-		{"no answer after a fault that says more", func(mock sqlmock.Sqlmock) { expectInsert(mock).WillReturnError(deadlock) }, deadlock},
+		{"no answer after a fault that tells more", func(mock sqlmock.Sqlmock) { expectInsert(mock).WillReturnError(deadlock) }, deadlock},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s, mock, ctx := linked(t)
@@ -426,7 +426,7 @@ func TestStoreLate(t *testing.T) {
 			expectCount(mock, 1)
 			expectCommit(mock)
 		}, ms1.OutcomeRepeat, nil},
-		{"session under way: no transaction", func(mock sqlmock.Sqlmock) {
+		{"running session: no transaction", func(mock sqlmock.Sqlmock) {
 			expectLook(mock, openRow(), 0)
 		}, ms1.OutcomeUnknown, nil},
 		{"unknown session: no transaction", func(mock sqlmock.Sqlmock) {

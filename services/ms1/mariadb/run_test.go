@@ -21,7 +21,7 @@ import (
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-// logged is what a store has said.
+// logged is the log of a store.
 type logged struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -223,7 +223,7 @@ func TestAnothersConnectionIsNotKilled(t *testing.T) {
 	}
 }
 
-func TestFailingStartIsRepeatedAndSaidOnce(t *testing.T) {
+func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 	denied := serverError(1045, "28000")
 	faults := []func(sqlmock.Sqlmock){
 		func(mock sqlmock.Sqlmock) { mock.ExpectQuery("PROCESSLIST").WillReturnError(denied) },
@@ -269,7 +269,7 @@ func TestFailingStartIsRepeatedAndSaidOnce(t *testing.T) {
 	run(t, s)
 	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
 	if n := log.count("Error 1045 (28000)"); n != 1 {
-		t.Errorf("got the wrong password said %d times, want once", n)
+		t.Errorf("got the wrong password logged %d times, want once", n)
 	}
 	if n := log.count("database is unavailable"); n != 5 { // twice the same; two deadlocks while locking
 		t.Errorf("got %d lines, want one for each change of the error", n)
@@ -309,7 +309,7 @@ func TestUnreachableServer(t *testing.T) {
 		t.Errorf("Run: got error %v, want none", err)
 	}
 	if n := log.count("connection refused"); n != 1 {
-		t.Errorf("got the refusal said %d times, want once", n)
+		t.Errorf("got the refusal logged %d times, want once", n)
 	}
 }
 

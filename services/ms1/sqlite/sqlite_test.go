@@ -78,16 +78,16 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 		path func(t *testing.T) string
 		want string
 	}{
-		{"no such folder", func(t *testing.T) string {
+		{"no such directory", func(t *testing.T) string {
 			return filepath.Join(t.TempDir(), "missing", "tricycle.db")
 		}, "lock database "},
-		{"the folder is a file", func(t *testing.T) string {
+		{"the directory is a file", func(t *testing.T) string {
 			return filepath.Join(write(t, "file", "text"), "tricycle.db")
 		}, "lock database "},
 		{"not a database", func(t *testing.T) string {
 			return write(t, "tricycle.db", strings.Repeat("not a database ", 100))
 		}, "file is not a database"},
-		{"a folder", func(t *testing.T) string { return t.TempDir() }, "open database "},
+		{"a directory", func(t *testing.T) string { return t.TempDir() }, "open database "},
 		{"a newer schema", func(t *testing.T) string {
 			path := filepath.Join(t.TempDir(), "tricycle.db")
 			storetest.Start(t, open(t, path))()
@@ -127,9 +127,9 @@ func TestSecondProgramIsToldTheFile(t *testing.T) {
 
 func TestNamesOfFiles(t *testing.T) {
 	t.Parallel()
-	folder := t.TempDir()
+	directory := t.TempDir()
 	for _, name := range []string{"with space.db", "a%20b.db", "q?u=e&r#y.db", "велосипед.db"} {
-		path := filepath.Join(folder, name)
+		path := filepath.Join(directory, name)
 		storetest.Start(t, open(t, path))()
 		if _, err := os.Stat(path); err != nil {
 			t.Error(err)

@@ -11,7 +11,7 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// Server says how to reach an empty MariaDB database, as the section
+// Server is the access to an empty MariaDB database, as the section
 // 'database' of a configuration does.
 type Server struct {
 	Address, Name, User, PasswordFile string

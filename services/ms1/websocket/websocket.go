@@ -28,17 +28,17 @@ const (
 	// longestSilence is three of MS2's pings, one every 2 s.
 	longestSilence = 6 * time.Second
 	// pongTimeout is how long a pong may wait for a frame that is being
-	// written. One not sent is harmless.
+	// written. A missing one is harmless.
 	pongTimeout = time.Second
-	// inbound frames have no meaning; more than this is no MS2.
+	// maxInbound bounds a frame of MS2, which has no meaning.
 	maxInbound = 1024
 )
 
 // ErrNotConnected is the error of a send without a connection.
 var ErrNotConnected = errors.New("not connected")
 
-// Link keeps a connection to MS2.
-type Link struct {
+// Client keeps a connection to MS2.
+type Client struct {
 	url     string
 	log     zerolog.Logger
 	silence time.Duration // a connection without a frame for so long is dead
@@ -50,13 +50,13 @@ type Link struct {
 	trouble    error           // why there is none
 }
 
-// New returns a link to the WebSocket at url (ws: or wss:). It connects in Run.
-func New(url string, log zerolog.Logger) *Link {
-	return &Link{url: url, log: log, silence: longestSilence, trouble: ErrNotConnected}
+// New returns a client of the WebSocket at url (ws: or wss:). It connects in Run.
+func New(url string, log zerolog.Logger) *Client {
+	return &Client{url: url, log: log, silence: longestSilence, trouble: ErrNotConnected}
 }
 
-// Ready returns nil while a connection stands, else why there is none.
-func (l *Link) Ready(context.Context) error {
+// Ready returns nil while there is a connection, else why there is none.
+func (l *Client) Ready(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.trouble
@@ -65,7 +65,7 @@ func (l *Link) Ready(context.Context) error {
 // Send writes a text frame and returns the number of the connection that took
 // it. It blocks while MS2 does not read, and fails if there is no connection
 // or it breaks. One goroutine at a time may send.
-func (l *Link) Send(frame []byte) (connection uint64, err error) {
+func (l *Client) Send(frame []byte) (connection uint64, err error) {
 	l.mu.Lock()
 	conn, connection := l.conn, l.connection
 	l.mu.Unlock()
@@ -73,17 +73,17 @@ func (l *Link) Send(frame []byte) (connection uint64, err error) {
 		return 0, ErrNotConnected
 	}
 	if err := conn.WriteMessage(websocket.TextMessage, frame); err != nil {
-		_ = conn.Close() // so that the reader notices
-		return 0, fmt.Errorf("sending to ms2: %w", err)
+		_ = conn.Close() // the reader notices
+		return 0, fmt.Errorf("send to ms2: %w", err)
 	}
 	return connection, nil
 }
 
-// Run keeps a connection until ctx is cancelled, and calls connected with its
-// number each time a new one stands.
-func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error {
+// Run keeps a connection until ctx is cancelled, and calls connected with the
+// number of each new one.
+func (l *Client) Run(ctx context.Context, connected func(connection uint64)) error {
 	pause := retry.Backoff{First: firstRetry, Most: longestRetry}
-	said := ""
+	logged := ""
 	for {
 		began := time.Now()
 		err := l.connect(ctx, connected)
@@ -92,11 +92,11 @@ func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error
 		}
 		if time.Since(began) > l.silence {
 			pause.Reset() // it was a good connection
-			said = ""
+			logged = ""
 		}
-		if text := err.Error(); text != said {
-			l.log.Warn().Err(err).Str("url", l.url).Msg("no connection to ms2, will dial again")
-			said = text
+		if text := err.Error(); text != logged {
+			l.log.Warn().Err(err).Str("url", l.url).Msg("not connected to ms2")
+			logged = text
 		}
 		if pause.Wait(ctx) != nil {
 			return nil
@@ -105,10 +105,10 @@ func (l *Link) Run(ctx context.Context, connected func(connection uint64)) error
 }
 
 // connect dials and reads until the connection is gone. Its error is never nil.
-func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) {
+func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error) {
 	remote := "" // address of the connection
 	defer func() {
-		if remote != "" { // whatever was wrong there: another one may do better
+		if remote != "" { // whatever was wrong there, another address may work
 			l.dialer.Avoid(remote)
 		}
 		l.mu.Lock()
@@ -119,8 +119,8 @@ func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) 
 	handshaken := func() bool { return true }
 	dialer := websocket.Dialer{
 		HandshakeTimeout: handshakeTimeout,
-		NetDialContext: func(dialling context.Context, network, address string) (net.Conn, error) {
-			conn, err := l.dialer.DialContext(dialling, network, address)
+		NetDialContext: func(dialing context.Context, network, address string) (net.Conn, error) {
+			conn, err := l.dialer.DialContext(dialing, network, address)
 			if err == nil {
 				remote = conn.RemoteAddr().String()
 				handshaken = context.AfterFunc(ctx, func() { _ = conn.Close() })
@@ -132,9 +132,9 @@ func (l *Link) connect(ctx context.Context, connected func(uint64)) (err error) 
 	handshaken()
 	if err != nil {
 		if resp != nil {
-			return fmt.Errorf("dialling %s: %w: %s", l.url, err, resp.Status)
+			return fmt.Errorf("dial %s: %w: %s", l.url, err, resp.Status)
 		}
-		return fmt.Errorf("dialling %s: %w", l.url, err)
+		return fmt.Errorf("dial %s: %w", l.url, err)
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() {

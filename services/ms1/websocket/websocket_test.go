@@ -91,11 +91,11 @@ func read(m *ms2, c *gorilla.Conn) {
 }
 
 func refuse(_ *ms2, w http.ResponseWriter, _ *http.Request) {
-	http.Error(w, "kafka is away", http.StatusServiceUnavailable)
+	http.Error(w, "kafka is unavailable", http.StatusServiceUnavailable)
 }
 
 // run runs a link until the test ends it.
-func run(t *testing.T, url string, silence time.Duration) (l *Link, connected chan uint64, stop func()) {
+func run(t *testing.T, url string, silence time.Duration) (l *Client, connected chan uint64, stop func()) {
 	t.Helper()
 	l = New(url, zerolog.Nop())
 	if silence != 0 {
@@ -141,8 +141,8 @@ func until(t *testing.T, what string, true func() bool) {
 	}
 }
 
-// trouble waits for the link to say why it has no connection.
-func trouble(t *testing.T, l *Link, want string) {
+// trouble waits for the reason why the client has no connection.
+func trouble(t *testing.T, l *Client, want string) {
 	t.Helper()
 	var err error
 	until(t, want, func() bool {
@@ -314,10 +314,10 @@ func TestReadySaysWhy(t *testing.T) {
 		serve serveFunc
 		want  []string
 	}{
-		"a refusal": {refuse, []string{"dialling ws://", "bad handshake", "503 Service Unavailable"}},
+		"a refusal": {refuse, []string{"dial ws://", "bad handshake", "503 Service Unavailable"}},
 		"no WebSocket there": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "hello")
-		}, []string{"dialling ws://", "200 OK"}},
+		}, []string{"dial ws://", "200 OK"}},
 		"a close frame": {upgrade(func(_ *ms2, c *gorilla.Conn) {
 			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.ClosePolicyViolation, "session_id: found 0"))
 		}), []string{"connection to ms2", "close 1008", "session_id: found 0"}},
@@ -341,7 +341,7 @@ func TestReadySaysWhy(t *testing.T) {
 
 func TestWaitsLongerEachTime(t *testing.T) {
 	// Five refusals, a connection that lives for longer than the silence, and
-	// then the waiting begins anew.
+	// then the pauses start again.
 	lives := upgrade(func(_ *ms2, c *gorilla.Conn) {
 		for range 20 {
 			_ = c.WriteControl(gorilla.PingMessage, nil, time.Now().Add(time.Second))
@@ -425,7 +425,7 @@ func TestSilence(t *testing.T) {
 }
 
 // flood sends until the link does not take any more, and returns what ends it.
-func flood(t *testing.T, l *Link) (failed chan error) {
+func flood(t *testing.T, l *Client) (failed chan error) {
 	t.Helper()
 	var mu sync.Mutex
 	sent, failed := 0, make(chan error, 1)
@@ -470,7 +470,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		close(release) // the connection is closed with bytes unread, and so reset
 		select {
 		case err := <-failed:
-			if !strings.HasPrefix(err.Error(), "sending to ms2: ") {
+			if !strings.HasPrefix(err.Error(), "send to ms2: ") {
 				t.Errorf("got %v, want one of sending", err)
 			}
 		case <-time.After(10 * time.Second):
@@ -559,7 +559,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 func TestEnds(t *testing.T) {
 	t.Parallel()
 	t.Run("while it dials", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and says nothing
+		l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and sends nothing
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -73,7 +73,7 @@ func TestCommandWithoutItsEnvironment(t *testing.T) {
 	c := servicetest.Run(t, quiet(t))
 	address := c.Address()
 	body := ""
-	servicetest.Eventually(t, 20*time.Second, "readiness says why not", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "readiness names the reason", func() bool {
 		resp, err := http.Get("http://" + address + "/readyz")
 		if err != nil {
 			return false
@@ -97,11 +97,11 @@ func TestCommandWithoutItsEnvironment(t *testing.T) {
 
 func TestCommandReportsWhatItCannotUse(t *testing.T) {
 	taken := servicetest.Run(t, quiet(t)).Address()
-	folder := t.TempDir()
+	directory := t.TempDir()
 	for want, change := range map[string]func(c *settings){
-		"logging.file":           func(c *settings) { c.Logging.File = folder },
+		"logging.file":           func(c *settings) { c.Logging.File = directory },
 		"address already in use": func(c *settings) { c.Listen = taken },
-		"database.password_file": func(c *settings) { c.Database.PasswordFile = filepath.Join(folder, "absent") },
+		"database.password_file": func(c *settings) { c.Database.PasswordFile = filepath.Join(directory, "absent") },
 		"found nothing in":       func(c *settings) { c.Database.PasswordFile = os.DevNull },
 	} {
 		p := quiet(t)

@@ -13,13 +13,12 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/message"
 )
 
-// maxLate messages are looked up in the database at once, so that those of a
-// stranger take no connection from the commits of a session.
+// maxLate is the number of messages that are looked up in the database at once.
+// Unknown messages must not take the connections that commits need.
 const maxLate = 3
 
-// errRecovering is the error of a message that comes before it is known which
-// sessions were interrupted: the database would still take its session for one
-// under way, which nobody waits for.
+// errRecovering is the error of a message that arrives before the interrupted
+// sessions are closed: in the database its session would still be open.
 var errRecovering = errors.New("interrupted sessions are not closed yet")
 
 func messageAttributes(m message.Message) []attribute.KeyValue {
@@ -29,26 +28,25 @@ func messageAttributes(m message.Message) []attribute.KeyValue {
 	}
 }
 
-// takeBack stores a message that came back, with all four stamps. An error
-// means that it is not known to be stored, and that the caller should try
-// again.
-func takeBack(ctx context.Context, e *engine, m message.Message) (Outcome, error) {
+// receive stores a returned message, which has all four stamps. After an error
+// the outcome is unknown and the caller should retry.
+func receive(ctx context.Context, e *engine, m message.Message) (Outcome, error) {
 	e.mu.Lock()
-	s, recovered, newest := e.session, e.recovered, e.newest
-	under := s != nil && s.row.ID == m.SessionID && s.state != Idle
+	s, recovered, newest := e.current, e.recovered, e.newest
+	live := s != nil && s.row.ID == m.SessionID && s.state != Idle
 	e.mu.Unlock()
-	if !under {
+	if !live {
 		switch {
 		case !recovered:
 			return "", errRecovering
 		case m.SessionID > newest:
 			return OutcomeUnknown, nil
 		}
-		return repeated(e)(storeLate(ctx, e, m))
+		return e.repeated(storeLate(ctx, e, m))
 	}
 	l := s.ledger
-	what, entry, c := l.arrive(m.Service1, time.Now())
-	if what == claimAsk {
+	verdict, entry, c := l.arrive(m.Service1, time.Now())
+	if verdict == verdictAsk {
 		outcome, err := storeLate(ctx, e, m)
 		if err != nil || outcome != OutcomeUnknown {
 			if outcome == OutcomeRepeat {
@@ -59,47 +57,47 @@ func takeBack(ctx context.Context, e *engine, m message.Message) (Outcome, error
 		if !l.recall(m.Service1) {
 			return OutcomeUnknown, nil
 		}
-		what, entry, c = l.arrive(m.Service1, time.Now())
+		verdict, entry, c = l.arrive(m.Service1, time.Now())
 	}
-	switch what {
-	case claimRepeat:
+	switch verdict {
+	case verdictRepeat:
 		return OutcomeRepeat, nil
-	case claimNever, claimAsk:
+	case verdictNever, verdictAsk:
 		return OutcomeUnknown, nil
-	case claimStore:
+	case verdictStore:
 		_, span := e.tel.Tracer.Start(ctx, "INSERT messages", trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithAttributes(
 				semconv.DBSystemNameKey.String(e.store.System()),
 				semconv.DBOperationName("INSERT"),
 				semconv.DBCollectionName("messages")))
-		e.committer.add(insert{message: m, span: span, settle: func(err error) { s.sayLost(l.settle(entry, m, err)) }})
-	case claimWait:
+		e.committer.add(insert{message: m, span: span, settle: func(err error) { s.logLost(l.settle(entry, m, err)) }})
+	case verdictWait:
 	}
 	select {
 	case <-c.done:
 	case <-ctx.Done():
-		return "", fmt.Errorf("waiting for the commit: %w", ctx.Err())
+		return "", fmt.Errorf("wait for commit: %w", ctx.Err())
 	}
 	switch {
 	case errors.Is(c.err, ErrSessionEnded):
-		return repeated(e)(storeLate(ctx, e, m))
+		return e.repeated(storeLate(ctx, e, m))
 	case c.err != nil:
 		return "", c.err
-	case what == claimStore:
+	case verdict == verdictStore:
 		return OutcomeStored, nil
 	}
 	l.answered()
 	return OutcomeRepeat, nil
 }
 
-// storeLate decides on a message that no session under way waits for. The
-// database is asked without a lock first: most are repeats, or a stranger's.
+// storeLate decides on a message that no running session waits for. It first
+// reads without a lock: most such messages are repeats or unknown.
 func storeLate(ctx context.Context, e *engine, m message.Message) (Outcome, error) {
 	select {
 	case e.late <- struct{}{}:
 		defer func() { <-e.late }()
 	case <-ctx.Done():
-		return "", fmt.Errorf("waiting for the database: %w", ctx.Err())
+		return "", fmt.Errorf("wait for database: %w", ctx.Err())
 	}
 	outcome, err := StoreLate(ctx, e.store, m)
 	if err == nil && outcome == OutcomeStored {
@@ -109,12 +107,10 @@ func storeLate(ctx context.Context, e *engine, m message.Message) (Outcome, erro
 	return outcome, err
 }
 
-// repeated counts a repeat of a message of a session that has ended.
-func repeated(e *engine) func(Outcome, error) (Outcome, error) {
-	return func(outcome Outcome, err error) (Outcome, error) {
-		if outcome == OutcomeRepeat {
-			e.meters.duplicates.Inc()
-		}
-		return outcome, err
+// repeated returns its arguments and counts a repeat.
+func (e *engine) repeated(outcome Outcome, err error) (Outcome, error) {
+	if outcome == OutcomeRepeat {
+		e.meters.duplicates.Inc()
 	}
+	return outcome, err
 }

@@ -14,36 +14,35 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
-// session is a session under way, or what is left of the last one. The
-// engine's mutex guards it but for the channels.
-type session struct {
+// runner runs one session and keeps its figures afterwards. The engine's mutex
+// guards it, except the channels.
+type runner struct {
 	engine   *engine
 	row      Session
 	interval time.Duration
 	began    time.Time     // by the monotonic clock
-	total    time.Duration // 0 while under way
+	total    time.Duration // 0 while it runs
 	state    State
-	recorded bool         // the figures of the row are the database's
-	notYet   error        // why they are not recorded
-	fault    error        // notYet, or that rows are missing
-	said     atomic.Int64 // lost messages that were logged
-	ledger   *ledger      // nil if another process ran it
+	recorded bool         // the row is that of the database
+	fault    error        // why the row is not recorded, or that rows are missing
+	logged   atomic.Int64 // lost messages in the log
+	ledger   *ledger      // nil if another process ran the session
 
 	stop  chan EndReason
 	asked bool          // by GET /stop
-	ended chan struct{} // closed when the last figures stand, recorded or not
+	ended chan struct{} // closed when the figures are final, recorded or not
 }
 
 // end asks the session to stop. Only the first reason counts.
-func (s *session) end(reason EndReason) {
+func (s *runner) end(reason EndReason) {
 	select {
 	case s.stop <- reason:
 	default:
 	}
 }
 
-// hasEnded says whether the last figures stand, recorded or not.
-func (s *session) hasEnded() bool {
+// hasEnded reports whether the figures are final, recorded or not.
+func (s *runner) hasEnded() bool {
 	select {
 	case <-s.ended:
 		return true
@@ -52,23 +51,23 @@ func (s *session) hasEnded() bool {
 	}
 }
 
-// interact is the life of a session.
-func (s *session) interact() {
-	s.engine.log.Info().Int64("session_id", s.row.ID).Msgf("session %d begins: %s, %d in flight", s.row.ID, s.interval, s.row.InFlight)
+// run runs the session to its end.
+func (s *runner) run() {
+	s.engine.log.Info().Int64("session_id", s.row.ID).Int("interval_seconds", s.row.IntervalSeconds).Int("in_flight", s.row.InFlight).Msg("session begins")
 	reason := s.generate()
 	s.drain(reason)
 	s.record(reason)
 }
 
-// generate makes messages while slots are free, until the interval is over or
-// the session is stopped.
-func (s *session) generate() EndReason {
+// generate generates messages while slots are free, until the interval has
+// elapsed or the session is stopped.
+func (s *runner) generate() EndReason {
 	interval := time.NewTimer(time.Until(s.began.Add(s.interval)))
 	defer interval.Stop()
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
 	for {
-		// The end goes before another message.
+		// The end precedes another message.
 		select {
 		case reason := <-s.stop:
 			return reason
@@ -93,21 +92,21 @@ func (s *session) generate() EndReason {
 	}
 }
 
-// sweep has the deadlines looked at.
-func (s *session) sweep(last bool) {
-	s.sayLost(s.ledger.sweep(time.Now(), last)...)
+// sweep checks the deadlines.
+func (s *runner) sweep(last bool) {
+	s.logLost(s.ledger.sweep(time.Now(), last)...)
 }
 
-// maxSaid lost messages of a session are logged at level warn, the others at
-// debug.
-const maxSaid = 100
+// maxLogged is the number of lost messages of a session that are logged at level
+// warn; the others are logged at debug.
+const maxLogged = 100
 
-// sayLost logs messages that were given up.
-func (s *session) sayLost(gone ...*entry) {
+// logLost logs messages that were given up.
+func (s *runner) logLost(gone ...*entry) {
 	for _, e := range gone {
 		if e != nil {
 			level := zerolog.WarnLevel
-			if s.said.Add(1) > maxSaid {
+			if s.logged.Add(1) > maxLogged {
 				level = zerolog.DebugLevel
 			}
 			s.engine.log.WithLevel(level).Stringer("trace_id", e.span.SpanContext().TraceID()).Stringer("key", e.message.Key()).
@@ -116,10 +115,10 @@ func (s *session) sayLost(gone ...*entry) {
 	}
 }
 
-// drain waits until every message came back or was given up. When the
-// interval is over each message has its full time; a stop ends all of them
-// after the drain time.
-func (s *session) drain(reason EndReason) {
+// drain waits until every message has returned or is given up. After the
+// interval each message has its full time; a stop gives all up after the drain
+// time.
+func (s *runner) drain(reason EndReason) {
 	e := s.engine
 	e.mu.Lock()
 	s.state = Draining
@@ -131,7 +130,7 @@ func (s *session) drain(reason EndReason) {
 	}
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
-	for s.ledger.account().underWay > 0 && (deadline.IsZero() || time.Now().Before(deadline)) {
+	for s.ledger.account().busy > 0 && (deadline.IsZero() || time.Now().Before(deadline)) {
 		select {
 		case <-s.ledger.changed:
 		case <-s.stop:
@@ -145,10 +144,10 @@ func (s *session) drain(reason EndReason) {
 	s.sweep(true)
 }
 
-// record writes the last figures of a drained session into its row, says them
-// and makes way for the next session. If the database is away it says so and
-// tries again until it is back or the program stops.
-func (s *session) record(reason EndReason) {
+// record writes the final figures of a drained session into its row and logs
+// them; then the next session may begin. While the database is unavailable it
+// retries until the program stops.
+func (s *runner) record(reason EndReason) {
 	e := s.engine
 	settled := time.NewTimer(settleTimeout)
 	defer settled.Stop()
@@ -156,7 +155,7 @@ func (s *session) record(reason EndReason) {
 		select {
 		case <-s.ledger.changed:
 		case <-settled.C:
-			waiting = false // End waits for them, or shuts them out
+			waiting = false // End waits for them or makes them fail
 		}
 	}
 
@@ -170,18 +169,18 @@ func (s *session) record(reason EndReason) {
 	s.row.EndedAt, s.row.EndReason = closing.EndedAt, &closing.Reason
 	e.mu.Unlock()
 
-	for try, timeout := 1, recordTimeout; ; try, timeout = try+1, min(2*timeout, longestRecord) {
+	for first, timeout := true, recordTimeout; ; first, timeout = false, min(2*timeout, longestRecord) {
 		ctx, cancel := recordContext(e, timeout)
 		row, err := e.store.End(ctx, s.row.ID, closing)
 		cancel()
 		if err == nil && row.Generated == nil {
 			err = ErrSessionEnded // as interrupted, by another program
 		}
-		// A row that somebody deleted or closed does not come back.
+		// A row that another program deleted or closed stays so.
 		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded) || e.stopping()
 
 		e.mu.Lock()
-		s.notYet, s.fault = err, err
+		s.fault = err
 		if err == nil {
 			s.row, s.recorded = row, true
 			if acknowledged := s.ledger.account().stored; *row.Stored < acknowledged {
@@ -193,15 +192,15 @@ func (s *session) record(reason EndReason) {
 		}
 		summary := s.summary()
 		e.mu.Unlock()
-		if try == 1 || over {
-			say(e.log, summary, err)
+		if first || over {
+			logSummary(e.log, summary, err)
 		}
 		if over {
 			e.mu.Lock()
 			s.state = Idle
 			e.mu.Unlock()
 		}
-		if try == 1 {
+		if first {
 			close(s.ended)
 		}
 		if over {
@@ -211,8 +210,8 @@ func (s *session) record(reason EndReason) {
 	}
 }
 
-// recordContext ends after the timeout. While the program runs, asking it to
-// stop leaves what is left of the time for that, and half a second at least.
+// recordContext returns a context that ends after the timeout. When the program
+// stops, it ends with the time for that, but not within half a second.
 func recordContext(e *engine, timeout time.Duration) (context.Context, context.CancelFunc) {
 	grace := shutdownTimeout
 	if e.stopping() {
