@@ -1,0 +1,148 @@
+package ms3
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	ms, records := messages(10)
+	var takes atomic.Bool
+	store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
+		if m.Key() == ms[4].Key() && !takes.Load() {
+			w.WriteHeader(503)
+		}
+	})
+	start(t, k, store.URL)
+	source.produce(0, records...)
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 10 })
+	source.commits(4)
+	servicetest.Eventually(t, time.Minute, "a few tries", func() bool { return len(store.posted(ms[4].Key())) > 4 })
+	if n := source.committed("group." + k.Topic); n != 4 {
+		t.Errorf("committed %d, expected the four before the open one", n)
+	}
+	takes.Store(true)
+	source.commits(10)
+}
+
+func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	first := start(t, k, store.URL)
+	first.joined(t)
+	load, enough := context.WithCancel(t.Context())
+	var sent atomic.Int64
+	var loading sync.WaitGroup
+	loading.Go(func() {
+		for retry.Pause(load, 20*time.Millisecond) { // 1,000 messages a second
+			_, records := messages(20)
+			source.spread(records)
+			sent.Add(20)
+		}
+	})
+	for range 10 {
+		second := start(t, k, store.URL)
+		second.joined(t)
+		servicetest.Eventually(t, time.Minute, "both fetch", func() bool { return second.Metric("tricycle_ms3_records_fetched_total") > 0 })
+		second.Stop()
+	}
+	enough()
+	loading.Wait()
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == int(sent.Load()) })
+	source.commits(sent.Load())
+	if n := first.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
+		t.Errorf("the reader was taken for stalled %v times", n)
+	}
+	t.Logf("%d messages, %v fetched by the one that stayed", sent.Load(), first.Metric("tricycle_ms3_records_fetched_total"))
+}
+
+func TestStalledReaderIsReopened(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]func(c *kfake.Cluster, k topic.Config, on *atomic.Bool){
+		// The answers say that there is nothing, for ever.
+		"nothing is fetched": func(c *kfake.Cluster, k topic.Config, on *atomic.Bool) {
+			c.ControlKey(int16(kmsg.Fetch), func(r kmsg.Request) (kmsg.Response, error, bool) {
+				c.KeepControl()
+				if !on.Load() {
+					return nil, nil, false
+				}
+				request := r.(*kmsg.FetchRequest)
+				response := request.ResponseKind().(*kmsg.FetchResponse)
+				for _, t := range request.Topics {
+					topic := kmsg.NewFetchResponseTopic()
+					topic.Topic, topic.TopicID = t.Topic, t.TopicID
+					for _, p := range t.Partitions {
+						partition := kmsg.NewFetchResponseTopicPartition()
+						partition.Partition, partition.HighWatermark, partition.RecordBatches = p.Partition, p.FetchOffset, []byte{}
+						topic.Partitions = append(topic.Partitions, partition)
+					}
+					response.Topics = append(response.Topics, topic)
+				}
+				return response, nil, true
+			})
+		},
+		// The group does not let it in.
+		"no member": func(c *kfake.Cluster, k topic.Config, on *atomic.Bool) {
+			c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup}, TopLevel: true, Err: kerr.GroupMaxSizeReached, Count: -1,
+				When: func(kmsg.Request) bool { return on.Load() }})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster, address := topictest.Cluster(t)
+			k, store := topictest.For(t, address), newMS1(t)
+			source := newMS2(t, k)
+			var on atomic.Bool
+			on.Store(true)
+			fault(cluster, k, &on)
+			r := start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second })
+			_, records := messages(10)
+			source.spread(records)
+			servicetest.Eventually(t, time.Minute, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
+			if store.got() != 0 {
+				t.Error("the fault did not work")
+			}
+			on.Store(false)
+			source.commits(10)
+			r.joined(t)
+		})
+	}
+}
+
+func TestASpareMemberIsHealthy(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	k.Partitions = 1
+	var all []*running
+	for range 2 {
+		all = append(all, start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second }))
+	}
+	for _, r := range all {
+		r.joined(t)
+	}
+	begin := time.Now()
+	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
+	for _, r := range all {
+		if n := r.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
+			t.Errorf("reopened %v times", n)
+		}
+	}
+}

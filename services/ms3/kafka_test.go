@@ -1,0 +1,139 @@
+package ms3
+
+import (
+	"errors"
+	mathrand "math/rand/v2"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// listener accepts connections that wait before each write.
+type listener struct {
+	net.Listener
+	wait func()
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return conn{c, l.wait}, err
+}
+
+type conn struct {
+	net.Conn
+	wait func()
+}
+
+func (c conn) Write(p []byte) (int, error) {
+	c.wait()
+	return c.Conn.Write(p)
+}
+
+func TestSlowLinkToKafka(t *testing.T) {
+	t.Parallel()
+	var slow atomic.Bool
+	_, address := topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
+		l, err := net.Listen(network, address)
+		return listener{l, func() {
+			if !slow.Load() {
+				return
+			}
+			select {
+			case <-time.After(300*time.Millisecond + mathrand.N(400*time.Millisecond)): // the latency itself
+			case <-t.Context().Done():
+			}
+		}}, err
+	}))
+	k, store := topictest.For(t, address), newMS1(t)
+	source := newMS2(t, k)
+	ms, records := messages(500)
+	source.spread(records)
+	slow.Store(true)
+	r := start(t, k, store.URL)
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
+	source.commits(500)
+	if r.Metric("tricycle_ms3_reader_reopened_total") != 0 {
+		t.Error("the reader was taken for stalled")
+	}
+}
+
+func TestKafkaRestartsInTheMiddle(t *testing.T) {
+	t.Parallel()
+	dir := kfake.DataDir(t.TempDir())
+	cluster, address := topictest.Cluster(t, dir, kfake.SyncWrites())
+	k, store := topictest.For(t, address), newMS1(t)
+	source := newMS2(t, k)
+	r := start(t, k, store.URL)
+	for restart := range 2 {
+		_, records := messages(500)
+		source.spread(records)
+		servicetest.Eventually(t, time.Minute, "some posted", func() bool { return store.got() > restart*500 })
+		cluster.Close()
+		servicetest.Eventually(t, time.Minute, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
+		if status, body := r.Get("/readyz?exclude=ms1"); status != 503 || !strings.Contains(body, `"kafka":"`) {
+			t.Errorf("found %d %s", status, body)
+		}
+		cluster, _ = topictest.Cluster(t, dir, kfake.SyncWrites(), kfake.Ports(topictest.Port(t, address)))
+		servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == (restart+1)*500 })
+		source.commits(int64(restart+1) * 500)
+	}
+	r.joined(t)
+}
+
+func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
+	t.Parallel()
+	k := topictest.Config(t)
+	k.Brokers = append([]string{topictest.Mute(t)}, k.Brokers...)
+	r := start(t, k, newMS1(t).URL)
+	r.Ready()
+}
+
+func TestKafkaDownAtTheStart(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	cluster.Close()
+	k, store := topictest.For(t, address), newMS1(t)
+	r := start(t, k, store.URL)
+	servicetest.Eventually(t, time.Minute, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
+	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"ms1":"ok"`) {
+		t.Errorf("found %d %s", status, body)
+	}
+	topictest.Cluster(t, kfake.Ports(topictest.Port(t, address)))
+	source := newMS2(t, k)
+	_, records := messages(100)
+	source.spread(records)
+	source.commits(100)
+}
+
+func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	r := start(t, k, store.URL)
+	_, records := messages(400)
+	source.spread(records)
+	source.commits(400)
+	// Below the offsets that were read of the old one, nothing would ever be fetched.
+	servicetest.Eventually(t, time.Minute, "the topic is gone", func() bool {
+		resp, err := source.Client().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{k.Topic}})
+		return err == nil && errors.Is(resp.Errors[k.Topic], kafka.UnknownTopicOrPartition)
+	})
+	_, records = messages(8)
+	source.spread(records)
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 408 })
+	r.joined(t)
+	source.commits(8)
+	for _, number := range []int{0, 1, 2, 3} {
+		if next := r.consumer.offsets.next(number); next != 2 {
+			t.Errorf("found %d as the next offset of partition %d, expected 2", next, number)
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package ms3
+
+import (
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	ms, records := messages(8)
+	inside, release := make(chan struct{}, 8), make(chan struct{})
+	store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
+		if m.Key() == ms[5].Key() {
+			w.WriteHeader(503)
+			return
+		}
+		inside <- struct{}{}
+		<-release
+	})
+	r := start(t, k, store.URL)
+	source.produce(0, records...)
+	for range 7 {
+		<-inside
+	}
+	servicetest.Eventually(t, time.Minute, "a retry is open", func() bool { return len(store.posted(ms[5].Key())) > 2 })
+	stopped := make(chan time.Duration)
+	go func() { stopped <- r.Stop() }()
+	servicetest.Eventually(t, time.Minute, "it is stopping", func() bool {
+		return r.consumer.offsets.next(0) == 8 && r.Log.Has("not take messages")
+	})
+	close(release)
+	if took := <-stopped; took > 5*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+	if n := source.committed("group." + k.Topic); n != 5 {
+		t.Errorf("committed %d, expected the five before the one that was open", n)
+	}
+	// The next member gets what was not committed.
+	store.answers(func(http.ResponseWriter, *http.Request, message.Message, int) {})
+	start(t, k, store.URL)
+	source.commits(8)
+}
+
+func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	collector, spans := servicetest.Collector(t)
+	source := newMS2(t, k)
+	store.answers(func(_ http.ResponseWriter, r *http.Request, _ message.Message, _ int) { <-r.Context().Done() })
+	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
+	_, records := messages(20)
+	source.spread(records)
+	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() == 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
+	if took := r.Stop(); took > 5*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+	if n := source.committed("group." + k.Topic); n != 0 {
+		t.Errorf("committed %d, expected none", n)
+	}
+	if s := spans(); len(s) != 20 || servicetest.Attribute(s[0], "error.type") != "abandoned" {
+		t.Errorf("found %d spans, expected 20 that say abandoned", len(s))
+	}
+}
+
+func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {
+	t.Parallel()
+	address, hang := hangingBroker(t)
+	k, store := topictest.For(t, address), newMS1(t)
+	source := newMS2(t, k)
+	r := start(t, k, store.URL)
+	_, records := messages(20)
+	source.spread(records)
+	source.commits(20)
+	hang()
+	if took := r.Stop(); took > 5*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+}
+
+// hangingBroker is a broker whose connections, once it is told to hang, carry
+// nothing any more in either direction.
+func hangingBroker(t *testing.T) (address string, hang func()) {
+	hung, over := make(chan struct{}), make(chan struct{})
+	_, address = topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
+		l, err := net.Listen(network, address)
+		return listener{l, func() {
+			select {
+			case <-hung:
+				<-over
+			default:
+			}
+		}}, err
+	}))
+	t.Cleanup(func() { close(over) })
+	return address, func() { close(hung) }
+}

@@ -1,0 +1,266 @@
+package ms3
+
+import (
+	"bytes"
+	"compress/gzip"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// answer shapes that must be repeated until MS1 takes the message, and never
+// lead to a dead letter.
+func TestRepeatedUntilStored(t *testing.T) {
+	t.Parallel()
+	status := func(code int) func(http.ResponseWriter, *http.Request) {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+	}
+	body := func(code int, media, text string) func(http.ResponseWriter, *http.Request) {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", media)
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, text)
+		}
+	}
+	endless := func(w http.ResponseWriter, _ *http.Request) {
+		for {
+			if _, err := w.Write(make([]byte, 32<<10)); err != nil {
+				return
+			}
+		}
+	}
+	zeros := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		_, _ = z.Write(make([]byte, 1<<20)) // more takes too long under the race detector
+		_ = z.Close()
+	}
+	torn := func(text string) func(http.ResponseWriter, *http.Request) {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			conn, buffer, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = buffer.WriteString(text)
+			_ = buffer.Flush()
+			conn.Close()
+		}
+	}
+	for name, c := range map[string]struct {
+		bad  func(http.ResponseWriter, *http.Request)
+		log  string
+		kind string
+	}{
+		"500":                    {status(500), "MS1 does not take messages", "500"},
+		"503":                    {status(503), "MS1 does not take messages", "503"},
+		"200 is the one":         {status(204), "not from MS1", "204"},
+		"a stranger's empty 200": {status(200), "not from MS1", "200"},
+		"a stranger's JSON":      {body(200, "application/json", `{"status":"ok"}`), "not from MS1", "200"},
+		"outcome as text":        {body(200, "text/html", `{"outcome":"stored"}`), "not from MS1", "200"},
+		"another outcome":        {body(200, "application/json", `{"outcome":"unknown"}`), "not from MS1", "200"},
+		"endless 200":            {endless, "not from MS1", "200"},
+		"gzip 200":               {zeros, "not from MS1", "200"},
+		"nginx's 400":            {body(400, "text/html", "<html><center>The plain HTTP request was sent to HTTPS port</center>"), "not from MS1", "400"},
+		"nginx's 413":            {body(413, "text/html", "<html>413 Request Entity Too Large"), "not from MS1", "413"},
+		"another's problem":      {body(400, httpserver.ProblemType, `{"type":"about:blank","status":400}`), "not from MS1", "400"},
+		"our type as JSON":       {body(400, "application/json", `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "400"},
+		"our type, other status": {body(404, httpserver.ProblemType, `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "404"},
+		"200 torn in the body":   {torn("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"), "MS1 does not answer", "connection"},
+		"401":                    {status(401), "not from MS1", "401"},
+		"a stranger's 404":       {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not from MS1", "404"},
+		"another 404":            {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not from MS1", "404"},
+		"405":                    {status(405), "not from MS1", "405"},
+		"408":                    {status(408), "", "408"},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}, "not from MS1", "307"},
+		"closed at once":     {torn(""), "MS1 does not answer", "connection"},
+		"torn in the status": {torn("HTTP/1.1 20"), "MS1 does not answer", "connection"},
+		"torn in a header":   {torn("HTTP/1.1 200 OK\r\nContent-Len"), "MS1 does not answer", "connection"},
+		"silence":            {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "MS1 does not answer", "timeout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k, store := topictest.Config(t), newMS1(t)
+			collector, spans := servicetest.Collector(t)
+			source := newMS2(t, k)
+			store.answers(func(w http.ResponseWriter, r *http.Request, _ message.Message, try int) {
+				if try <= 3 {
+					c.bad(w, r)
+				}
+			})
+			r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint = collector }, func(s *Service) { s.client.http.Timeout = time.Second })
+			ms, records := messages(1)
+			source.produce(0, records...)
+			source.commits(1)
+			posted := store.posted(ms[0].Key())
+			if len(posted) != 4 {
+				t.Fatalf("posted %d times, expected 4", len(posted))
+			}
+			for _, p := range posted {
+				if p != posted[0] {
+					t.Errorf("found %s and %s, expected one stamp for all tries", p.Encode(), posted[0].Encode())
+				}
+			}
+			if r.Metric("tricycle_ms3_store_retries_total") != 3 || r.Metric("tricycle_ms3_dead_letters_total") != 0 {
+				t.Error("expected three retries and no dead letter")
+			}
+			if c.log != "" && r.Log.Count(c.log) != 1 {
+				t.Errorf("found it logged %d times, expected once", r.Log.Count(c.log))
+			}
+			r.Stop()
+			s := spans()
+			if len(s) != 1 || len(s[0].Events) != 3 || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
+				t.Fatalf("found %v, expected one span with three events", s)
+			}
+			if e := s[0].Events[0]; e.Name != "retry" || e.Attributes[0].Value.GetStringValue() != c.kind {
+				t.Errorf("found event %v, expected %s", e, c.kind)
+			}
+		})
+	}
+}
+
+func TestRefusedForGood(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		answer httpserver.Problem
+		reason string
+	}{
+		"400":     {httpserver.Problem{Type: httpserver.MalformedMessage, Status: 400, Detail: "session_id: found x"}, "MS1 answered 400: session_id: found x"},
+		"413":     {httpserver.Problem{Type: httpserver.MessageTooLarge, Status: 413, Detail: "too long"}, "MS1 answered 413: too long"},
+		"our 404": {httpserver.Problem{Status: 404, Type: httpserver.UnknownMessage, Detail: "never sent"}, "MS1 answered 404: never sent"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k, store := topictest.Config(t), newMS1(t)
+			collector, spans := servicetest.Collector(t)
+			source := newMS2(t, k)
+			ms, records := messages(20)
+			refused := ms[7].Key()
+			store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
+				if m.Key() == refused {
+					c.answer.Write(w)
+				}
+			})
+			r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint = collector })
+			records[7].Headers = []kafka.Header{{Key: "traceparent", Value: []byte("00-0123456789abcdef0123456789abcdef-0123456789abcdef-01")}}
+			source.produce(2, records...)
+			source.commits(20)
+			if n := len(store.posted(refused)); n != 1 {
+				t.Errorf("posted %d times, expected once", n)
+			}
+			letter := topictest.Read(t, k, k.DeadLetterTopic, 1)[0]
+			if string(letter.Key) != refused.String() || !bytes.Equal(letter.Value, records[7].Value) {
+				t.Errorf("found %s %s, expected the record as it was", letter.Key, letter.Value)
+			}
+			headers := topic.Headers(letter.Headers)
+			for key, want := range map[string]string{
+				topic.HeaderReason: c.reason, topic.HeaderTopic: k.Topic, topic.HeaderPartition: "2", topic.HeaderOffset: "7",
+				topic.HeaderStatus: fmt.Sprint(c.answer.Status), "traceparent": string(records[7].Headers[0].Value),
+			} {
+				if got := headers.Get(key); got != want {
+					t.Errorf("found header %s = %q, expected %q", key, got, want)
+				}
+			}
+			if r.Metric("tricycle_ms3_dead_letters_total", "refused") != 1 || r.Metric("tricycle_ms3_messages_stored_total") != 19 {
+				t.Error("expected one dead letter and the others stored")
+			}
+			r.Stop()
+			failed := 0
+			for _, s := range spans() {
+				if s.Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
+					failed++
+					if got := servicetest.Attribute(s, "error.type"); got != "refused" || s.Status.Message != c.reason {
+						t.Errorf("found error.type %q, %q", got, s.Status.Message)
+					}
+				}
+			}
+			if n := len(spans()); n != 20 || failed != 1 {
+				t.Errorf("found %d spans, %d failed, expected 20 and 1", n, failed)
+			}
+		})
+	}
+}
+
+func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	source := newMS2(t, k)
+	var takes atomic.Bool
+	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
+		if !takes.Load() {
+			w.WriteHeader(503)
+		}
+	})
+	r := start(t, k, store.URL)
+	ms, records := messages(4 * maxOpen)
+	source.spread(records)
+	fetched := func() float64 { return r.Metric("tricycle_ms3_records_fetched_total") }
+	servicetest.Eventually(t, time.Minute, "full", func() bool { return fetched() == maxOpen })
+	begin := time.Now()
+	servicetest.Eventually(t, time.Minute, "time passes", func() bool {
+		if fetched() != maxOpen || r.Metric("tricycle_ms3_uncommitted_weight") > maxOpen {
+			t.Fatal("more is fetched than the bound")
+		}
+		return time.Since(begin) > time.Second
+	})
+	takes.Store(true)
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
+	source.commits(int64(len(ms)))
+}
+
+func TestReadiness(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	r := start(t, k, store.URL)
+	r.Ready()
+	store.CloseClientConnections()
+	store.Close()
+	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"kafka":"ok"`) {
+		t.Errorf("found %d %s without MS1", status, body)
+	}
+	if status, body := r.Get("/readyz?exclude=ms1"); status != 200 {
+		t.Errorf("found %d %s", status, body)
+	}
+	if status, body := r.Get("/metrics"); status != 200 || !strings.Contains(body, "tricycle_ms3_store_duration_seconds") {
+		t.Errorf("found %d %s", status, body)
+	}
+	stranger := httptest.NewServer(http.NotFoundHandler())
+	defer stranger.Close()
+	s, err := newStoreClient(Config{MS1: MS1{URL: stranger.URL + "/store"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.http.CloseIdleConnections()
+	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("found %v for a stranger", err)
+	}
+	healthy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})) // 200 to everything
+	defer healthy.Close()
+	if s, err = newStoreClient(Config{MS1: MS1{URL: healthy.URL + "/store"}}); err != nil {
+		t.Fatal(err)
+	}
+	defer s.http.CloseIdleConnections()
+	if a, err := s.post(t.Context(), nil); err != nil || !a.wrong() {
+		t.Errorf("found %v, %v for a stranger's 200", a, err)
+	}
+	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "ms1.url: must be") {
+		t.Errorf("found %v after a stranger's 200, expected it to name ms1.url", err)
+	}
+}
