@@ -68,7 +68,7 @@ func TestFaults(t *testing.T) {
 			_, last = s.status()
 			return last.ID == id && last.EndReason == "interrupted"
 		})
-		// What was under way comes back late; then rows and figures agree.
+		// Messages in flight return late; then rows and figures agree.
 		query := fmt.Sprintf(`SELECT CONCAT(stored, ' ', (SELECT COUNT(*) FROM messages WHERE session_id = id))
 			FROM sessions WHERE id = %d AND generated IS NULL AND lost IS NULL`, id)
 		var figures string
@@ -80,15 +80,15 @@ func TestFaults(t *testing.T) {
 			return time.Since(since) > 5*time.Second
 		})
 		if stored, rows, _ := strings.Cut(figures, " "); stored != rows || stored == "" {
-			t.Errorf("the interrupted session says %q stored, with %q rows", stored, rows)
+			t.Errorf("the interrupted session has %q stored, want its %q rows", stored, rows)
 		}
 		next := s.begin(3, faultInFlight)
 		s.noneLost(next, s.end(next))
 	})
 }
 
-// TestMemory holds a session with 256 messages under way and asks the engine
-// meanwhile.
+// TestMemory measures the memory of the services during a session with 256
+// messages in flight.
 func TestMemory(t *testing.T) {
 	s := newStack(t)
 	s.up()
@@ -122,7 +122,7 @@ func mebibytes(t *testing.T, text string) float64 {
 			return v * factor
 		}
 	}
-	t.Fatalf("found %q, expected a size in MiB", text)
+	t.Fatalf("got %q, want a size in MiB", text)
 	return 0
 }
 

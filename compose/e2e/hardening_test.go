@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// inspected is what `docker inspect` says of a container, as far as it matters.
+// inspected is the part of the output of `docker inspect` that the tests need.
 type inspected struct {
 	Name   string
 	Config struct {
@@ -78,7 +78,7 @@ func (s *stack) hardened() {
 			"has no CPU limit":                    h.NanoCpus <= 0 || h.CPUShares <= 0,
 			"has no limit of processes":           h.PidsLimit == nil || *h.PidsLimit <= 0,
 			"shares a namespace with the host":    slices.Contains([]string{h.NetworkMode, h.PidMode, h.IpcMode, h.UTSMode, h.UsernsMode}, "host"),
-			"restarts for ever":                   h.RestartPolicy.Name != "on-failure" || h.RestartPolicy.MaximumRetryCount != 5,
+			"restarts without limit":              h.RestartPolicy.Name != "on-failure" || h.RestartPolicy.MaximumRetryCount != 5,
 			"has a log without end":               h.LogConfig.Type != "json-file" || h.LogConfig.Config["max-size"] == "" || h.LogConfig.Config["max-file"] == "",
 			"has a tmpfs without a size":          slices.ContainsFunc(slices.Collect(maps.Values(h.Tmpfs)), func(options string) bool { return !strings.Contains(options, "size=") }),
 			"would use a proxy":                   slices.ContainsFunc(c.Config.Env, func(v string) bool { return strings.HasPrefix(strings.ToLower(v), "http_proxy=h") }),

@@ -19,7 +19,7 @@ func TestMissingSecret(t *testing.T) {
 	if err == nil || !strings.Contains(out, secret) {
 		t.Errorf("up without a secret: %v, want an error that names %s:\n%s", err, secret, out)
 	}
-	s.run(filepath.Join(s.folder, "secrets.sh")) // for the end of the test, and it mends the stack
+	s.run(filepath.Join(s.folder, "secrets.sh")) // also for the cleanup of the test
 	s.up("mariadb")
 }
 
@@ -76,7 +76,7 @@ func TestWrongPassword(t *testing.T) {
 	}
 	logs := s.docker(s.compose("logs", "--no-log-prefix", "ms1")...)
 	if n := strings.Count(logs, "Access denied for user"); n < 1 || n > 2 { // the connection's and the first health check's
-		t.Errorf("ms1 says %d times why, want once:\n%s", n, logs)
+		t.Errorf("ms1 logs the cause %d times, want once:\n%s", n, logs)
 	}
 }
 
@@ -127,7 +127,7 @@ func TestDeleteOldSessions(t *testing.T) {
 		t.Errorf("without a number of days there are sessions and messages of %q, want 1,2 2", left())
 	}
 	if out := remove("--init-command=SET @days = 30"); lastLine(out, `^\d+$`) != "1" || left() != "2 1" {
-		t.Errorf("it says %q and there are sessions and messages of %q, want 2 1", out, left())
+		t.Errorf("got output %q, sessions and messages of %q, want 2 1", out, left())
 	}
 	s.sql("DELETE FROM sessions")
 	if id := s.begin(1, 1); id != 3 {

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// TestRound is what the README tells a person to do: start everything, run a
-// session, read the summary, stop everything, and look at the rows.
+// TestRound follows the README: start everything, run a session, read the
+// summary, stop everything, and read the rows.
 func TestRound(t *testing.T) {
 	s := newStack(t)
-	s.proxy() // as behind a company's proxy, which has no part in any of it
+	s.proxy() // as behind a company's proxy, which must not be used
 	if out, err := s.try("docker", s.compose("--profile", "inspect", "config", "--quiet")...); err != nil || out != "" {
-		t.Fatalf("docker compose config: %v, says %q, want nothing", err, out)
+		t.Fatalf("docker compose config: %v, prints %q, want nothing", err, out)
 	}
 	t.Logf("healthy after %.1f s", s.up().Seconds())
 
@@ -49,7 +49,7 @@ func TestRound(t *testing.T) {
 	count := strings.TrimSpace(s.docker(s.compose("run", "--rm", "-T", "--quiet-pull", "inspect", "-N", "-e",
 		fmt.Sprintf("SELECT COUNT(*) FROM messages WHERE session_id = %d", id))...))
 	if got := lastLine(count, `^\d+$`); got != fmt.Sprint(last.Stored) {
-		t.Errorf("inspect finds %q rows, the summary says %d", count, last.Stored)
+		t.Errorf("inspect prints %q rows, want %d as in the summary", count, last.Stored)
 	}
 	overview := s.docker(s.compose("run", "--rm", "-T", "inspect")...)
 	// The row of the session, without the padding of the columns.
@@ -93,8 +93,8 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// lastLine is the last line of the text that the pattern matches: Compose says
-// on stderr what it creates.
+// lastLine returns the last line of the text that the pattern matches, because
+// Compose also prints its own messages.
 func lastLine(text, pattern string) (found string) {
 	matches := regexp.MustCompile(pattern)
 	for line := range strings.Lines(text) {

@@ -18,8 +18,8 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-// stack is a Compose project of its own, made of a copy of the folder compose,
-// so that a test may change a file and nothing of the user's is touched.
+// stack is a Compose project in a copy of the directory compose. A test may
+// change its files without effect on those of the user.
 type stack struct {
 	t        *testing.T
 	folder   string // the copy
@@ -30,12 +30,12 @@ type stack struct {
 	jaeger   string
 }
 
-// newStack makes the copy and its secrets, and starts nothing. What the test
-// leaves is removed at its end, volumes included.
+// newStack creates the copy and its secrets, and starts nothing. The cleanup of
+// the test removes everything, including volumes.
 func newStack(t *testing.T) *stack {
 	t.Helper()
 	if os.Getenv("TRICYCLE_TEST_COMPOSE") == "" {
-		t.Skip("TRICYCLE_TEST_COMPOSE is not set: needs a Docker engine with Compose, and the images")
+		t.Skip("TRICYCLE_TEST_COMPOSE: must be 1, with a Docker engine, Compose and the images")
 	}
 	s := &stack{t: t, folder: filepath.Join(t.TempDir(), "compose")}
 	if err := copyFolder("..", s.folder); err != nil {
@@ -160,7 +160,7 @@ func (s *stack) container(service string) string {
 	return ids[0]
 }
 
-// session is what /status says of one.
+// session is the session in /status.
 type session struct {
 	ID         int64   `json:"id"`
 	Generated  int     `json:"generated"`
@@ -205,7 +205,7 @@ func (s *stack) status() (state string, last session) {
 }
 
 // load starts a session and waits until 500 of its messages have come round.
-// What is tested then says something only if they were quick.
+// The result only counts if they were quick.
 func (s *stack) load(seconds, inFlight int) int64 {
 	s.t.Helper()
 	id, from := s.begin(seconds, inFlight), time.Now()
@@ -214,7 +214,7 @@ func (s *stack) load(seconds, inFlight int) int64 {
 		return now.ID == id && now.Stored >= 500
 	})
 	if took := time.Since(from); took > 5*time.Second {
-		s.t.Errorf("500 messages in %.1f s, want at least 100 a second: that is no load", took.Seconds())
+		s.t.Errorf("500 messages in %.1f s, want at least 100 a second", took.Seconds())
 	}
 	return id
 }
@@ -252,6 +252,6 @@ func (s *stack) noneLost(id int64, last session) {
 	}
 	want := fmt.Sprintf("%d\t%d", last.Stored, last.Stored)
 	if got := s.sql(fmt.Sprintf("SELECT COUNT(*), COUNT(DISTINCT service1_timestamp) FROM messages WHERE session_id = %d", id)); got != want {
-		s.t.Errorf("rows and keys: %q, the summary says %q", got, want)
+		s.t.Errorf("rows and keys: got %q, want %q as in the summary", got, want)
 	}
 }

@@ -49,7 +49,7 @@ func TestValidate(t *testing.T) {
 			config := topic.Defaults()
 			c.change(&config)
 			if err := config.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("found %v, expected %q", err, c.want)
+				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
 	}
@@ -62,10 +62,10 @@ func TestHeaders(t *testing.T) {
 	h.Set("tracestate", "2")
 	h.Set("traceparent", "3")
 	if got := h.Get("traceparent") + h.Get("tracestate") + h.Get("none"); got != "32" {
-		t.Errorf("found %q", got)
+		t.Errorf("got %q", got)
 	}
 	if got := strings.Join(h.Keys(), " "); got != "traceparent tracestate" {
-		t.Errorf("found keys %q", got)
+		t.Errorf("got keys %q", got)
 	}
 }
 
@@ -80,7 +80,7 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 	topictest.Run(t, first)
 	topictest.Run(t, second)
 	if first.Partitions() != 3 || second.Partitions() != 3 {
-		t.Errorf("found %d and %d partitions, expected 3", first.Partitions(), second.Partitions())
+		t.Errorf("got %d and %d partitions, want 3", first.Partitions(), second.Partitions())
 	}
 	for _, name := range []string{c.Topic, c.DeadLetterTopic} {
 		resp, err := first.Client().DescribeConfigs(t.Context(), &kafka.DescribeConfigsRequest{
@@ -94,7 +94,7 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 			found[e.ConfigName] = e.ConfigValue
 		}
 		if found["retention.ms"] != "7200000" || found["retention.bytes"] != "5242880" {
-			t.Errorf("%s: found retention of %s ms and %s bytes", name, found["retention.ms"], found["retention.bytes"])
+			t.Errorf("%s: got retention of %s ms and %s bytes", name, found["retention.ms"], found["retention.bytes"])
 		}
 		if found["compression.type"] != "uncompressed" || found["max.message.bytes"] != "1048588" {
 			t.Errorf("%s: got %s records of at most %s bytes, want a topic that excludes decompression bombs", name, found["compression.type"], found["max.message.bytes"])
@@ -119,17 +119,17 @@ func TestProduceWaitsForEveryReplica(t *testing.T) {
 	for want := range int64(3) {
 		offset, err := l.Produce(t.Context(), c.Topic, 1, kafka.Message{Key: []byte("k"), Value: []byte("v")})
 		if err != nil || offset != want {
-			t.Errorf("found offset %d, %v, expected %d", offset, err, want)
+			t.Errorf("got offset %d, %v, want %d", offset, err, want)
 		}
 	}
 	if got := <-acks; got != -1 {
-		t.Errorf("found acks %d, expected -1, which means all", got)
+		t.Errorf("got acks %d, want -1, which means all", got)
 	}
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas})
 	if _, err := l.Produce(t.Context(), c.Topic, 1, kafka.Message{}); !errors.Is(err, kafka.NotEnoughReplicas) {
-		t.Errorf("found %v, expected the broker's error", err)
+		t.Errorf("got %v, want the broker's error", err)
 	} else if got := topic.ErrorType(err); got != "not_enough_replicas" {
-		t.Errorf("found error type %q", got)
+		t.Errorf("got error type %q", got)
 	}
 }
 
@@ -259,7 +259,7 @@ func TestErrorType(t *testing.T) {
 		"connection": net.ErrClosed,
 	} {
 		if got := topic.ErrorType(err); got != want {
-			t.Errorf("%v: found %q, expected %q", err, got, want)
+			t.Errorf("%v: got %q, want %q", err, got, want)
 		}
 	}
 }
@@ -290,7 +290,7 @@ func TestClusterSurvivesItsBroker(t *testing.T) {
 	}
 }
 
-// What the check meets on a broker that answers, but not well.
+// Answers of a broker that the check cannot use.
 func TestClusterIsNotReadyWhileABrokerRefuses(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

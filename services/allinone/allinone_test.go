@@ -57,7 +57,7 @@ func start(t *testing.T, c Config) (*servicetest.Console, func() error) {
 		case err := <-done:
 			return err
 		case <-time.After(60 * time.Second):
-			return fmt.Errorf("it did not stop; it said:\n%s", said)
+			return fmt.Errorf("allinone did not stop:\n%s", said)
 		}
 	})
 	t.Cleanup(func() { _ = stop() })
@@ -86,7 +86,7 @@ func get(t *testing.T, url string) (status int, body map[string]any) {
 	return status, body
 }
 
-// look opens the database of the folder for reading, as another program would.
+// look opens the database of the directory for reading, as another program would.
 func look(t *testing.T, data string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: filepath.Join(data, "tricycle.db"), RawQuery: "mode=ro&_pragma=busy_timeout(5000)"}).String())
@@ -162,7 +162,7 @@ The log:  ([^\n]*)
 $`)
 	groups := want.FindStringSubmatch(said.String())
 	if groups == nil {
-		t.Fatalf("it said\n%s\nwant %s", said, want)
+		t.Fatalf("got\n%s\nwant %s", said, want)
 	}
 	generated, stored, command, log := groups[1], groups[2], groups[3], groups[4]
 	if generated != stored || stored == "0" {
@@ -176,7 +176,7 @@ $`)
 	checkRows(t, db, 1, row.stored.Int64)
 
 	if text, err := os.ReadFile(log); err != nil || !strings.Contains(string(text), `"message":"GET /start"`) || !strings.Contains(string(text), "messages generated: "+generated) {
-		t.Errorf("the log has not what MS1 must say: %v\n%s", err, text)
+		t.Errorf("the log lacks a line of MS1: %v\n%s", err, text)
 	}
 	for _, name := range []string{"ms2.log", "ms3.log"} {
 		if info, err := os.Stat(filepath.Join(c.Data, name)); err != nil || info.Size() == 0 {
@@ -205,7 +205,7 @@ func TestReadyOnlyWhenEverythingIs(t *testing.T) {
 		return status == http.StatusOK
 	})
 	if missed == "" || missed == "ok" {
-		t.Errorf("before it was ready /readyz said of ms3: %q, want what it misses", missed)
+		t.Errorf("before it was ready: got %q for ms3 in /readyz, want the missing part", missed)
 	}
 	if status, body := get(t, "http://"+c.Listen+"/start"); status != http.StatusAccepted {
 		t.Errorf("/start when ready: %d %v, want 202", status, body)
@@ -239,7 +239,7 @@ func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
 	db := look(t, c.Data)
 	row := sessionRow(t, db, 1)
 	if fmt.Sprint(row.stored.Int64) != groups[1] || row.reason.String != "stopped" {
-		t.Errorf("the database has %+v, the summary says %s stored", row, groups[1])
+		t.Errorf("the database has %+v, want %s stored as in the summary", row, groups[1])
 	}
 	checkRows(t, db, 1, row.stored.Int64)
 }
@@ -250,7 +250,7 @@ func TestStopBeforeTheSessionBeginsIsNoError(t *testing.T) {
 	c.Once = true
 	said, stop := start(t, c)
 	if err := stop(); err != nil || said.String() != "" {
-		t.Errorf("%v, and it said %q; want neither", err, said)
+		t.Errorf("got %v and output %q, want neither", err, said)
 	}
 }
 
@@ -308,7 +308,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 				t.Errorf("error %v, want %s", err, test.want)
 			}
 			if said.String() != "" {
-				t.Errorf("it said %q, want nothing", said)
+				t.Errorf("got output %q, want none", said)
 			}
 		})
 	}
@@ -333,7 +333,7 @@ func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
 	url, _ := serve(t, c)
 	err := Run(t.Context(), c, &servicetest.Console{})
 	if err == nil || !strings.Contains(err.Error(), "taking the data folder "+c.Data) || !strings.Contains(err.Error(), "locked by another program") {
-		t.Errorf("the second program: %v, want that the folder is taken", err)
+		t.Errorf("the second program: got %v, want an error that the directory is in use", err)
 	}
 	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
 		t.Errorf("/start of the first: %d %v, want 202", status, body)
@@ -384,7 +384,7 @@ func TestADatabaseThatIsDeletedEndsOnce(t *testing.T) {
 		t.Errorf("error %v, want that the file is gone", err)
 	}
 	if !strings.Contains(said.String(), "  ERROR  ") {
-		t.Errorf("it said\n%s\nwant that the figures are not recorded", said)
+		t.Errorf("got\n%s\nwant a report that the figures are not recorded", said)
 	}
 }
 
@@ -403,7 +403,7 @@ func TestLostMessagesAreAnError(t *testing.T) {
 		t.Errorf("error %v, want %s", err, want)
 	}
 	if !strings.Contains(said.String(), " WRN ms2 ") || strings.Contains(said.String(), " INF ") {
-		t.Errorf("it said\n%s\nwant the warnings of MS2 and no other lines of a log", said)
+		t.Errorf("got\n%s\nwant the warnings of MS2 and no other lines of a log", said)
 	}
 	row := sessionRow(t, look(t, c.Data), 1)
 	if fmt.Sprint(row.lost.Int64) != groups[2] || row.generated.Int64-row.stored.Int64 != row.lost.Int64 {
@@ -482,7 +482,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	servicetest.Eventually(t, time.Minute, "the log is within the retention and one file more", func() bool {
 		return sizeOf(t, folder) < 1<<20+segmentBytes+1<<20
 	})
-	killed := filepath.Join(t.TempDir(), "killed") // what a kill would leave
+	killed := filepath.Join(t.TempDir(), "killed") // a copy, as after a kill
 	if err := os.CopyFS(killed, os.DirFS(folder)); err != nil {
 		t.Fatal(err)
 	}
@@ -551,7 +551,7 @@ func TestADataDirectoryOfOthersIsRefused(t *testing.T) {
 			}
 			said := &servicetest.Console{}
 			if err := Run(t.Context(), config, said); err == nil || !strings.HasPrefix(err.Error(), c.want) {
-				t.Errorf("error %v, want %s; it said %s", err, c.want, said)
+				t.Errorf("error %v, want %s; output %s", err, c.want, said)
 			}
 			if _, err := os.Stat(filepath.Join(config.Data, "..", "victim")); err == nil {
 				t.Error("the link was followed")
@@ -606,7 +606,7 @@ func TestOnceIsAboutItsOwnSession(t *testing.T) {
 	}
 	db := look(t, c.Data)
 	if row := sessionRow(t, db, 1); !strings.Contains(said.String(), fmt.Sprintf("messages generated             %d\n", row.generated.Int64)) {
-		t.Errorf("it said\n%s\nwant the figures of %+v", said, row)
+		t.Errorf("got\n%s\nwant the figures of %+v", said, row)
 	}
 }
 

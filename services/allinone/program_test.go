@@ -29,7 +29,7 @@ func TestProgram(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, string){
 		"killed in the middle of a session": killed,
 		"interrupted by a person":           interrupted,
-		"its console goes away":             consoleGone,
+		"its console disappears":            consoleGone,
 		"nobody reads its console":          consoleFull,
 		"its database is deleted":           databaseDeleted,
 		"healthcheck":                       healthcheck,
@@ -71,7 +71,7 @@ func killed(t *testing.T, program string) {
 
 	p, url = child(t, program, args...)
 	servicetest.Eventually(t, time.Minute, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
-	// What the broker had acknowledged and MS3 had not handed on arrives now.
+	// Records that the broker had acknowledged and MS3 had not posted arrive now.
 	servicetest.Eventually(t, time.Minute, "messages that were in the broker are stored", func() bool { return rows(1) > before })
 	servicetest.Eventually(t, time.Minute, "the stored count is that of the rows", func() bool { return sessionRow(t, db, 1).stored.Int64 == rows(1) })
 	t.Logf("%d rows when it was killed, %d later", before, rows(1))
@@ -107,7 +107,7 @@ func exitStatus(t *testing.T, program string) {
 	for name, test := range map[string]struct {
 		args       []string
 		status     int
-		out, error string // what standard output begins with, and all of standard error does
+		out, error string // the beginnings of standard output and standard error
 	}{
 		"one session": {[]string{"-once", "-interval", "1"}, 0, "GET http://127.0.0.1:", ""},
 		"version":     {[]string{"-version"}, 0, "allinone ", ""},
@@ -127,7 +127,7 @@ func exitStatus(t *testing.T, program string) {
 				t.Errorf("exit status %d, want %d: %v", got, test.status, err)
 			}
 			if !strings.HasPrefix(out.String(), test.out) || (test.out == "") != (out.Len() == 0) {
-				t.Errorf("it said %q, want %q", &out, test.out)
+				t.Errorf("got %q, want %q", &out, test.out)
 			}
 			if !strings.HasPrefix(complaints.String(), test.error) || (test.error == "") != (complaints.Len() == 0) {
 				t.Errorf("it complained %q, want %q", &complaints, test.error)
@@ -141,7 +141,7 @@ func healthcheck(t *testing.T, program string) {
 	c.Listen = servertest.FreeAddress(t)
 	serve(t, c)
 	if out, err := exec.Command(program, "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("%v, and it said %s; want neither", err, out)
+		t.Errorf("got %v and output %s, want neither", err, out)
 	}
 }
 
@@ -161,7 +161,7 @@ func consoleGone(t *testing.T, program string) {
 		t.Errorf("%v, exit status %d, want 0", err, p.Status())
 	}
 	if row := sessionRow(t, look(t, data), 1); row.reason.String != "interval elapsed" {
-		t.Errorf("found %+v, want a session that has ended by itself", row)
+		t.Errorf("got %+v, want a session that has ended by itself", row)
 	}
 }
 
@@ -174,7 +174,7 @@ func consoleFull(t *testing.T, program string) {
 	defer w.Close()
 	_ = w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
 	if _, err := w.Write(make([]byte, 1<<20)); !errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Fatalf("found %v, expected a full pipe", err)
+		t.Fatalf("got %v, want a full pipe", err)
 	}
 	address, data := servertest.FreeAddress(t), t.TempDir()
 	cmd := exec.Command(program, "-listen", address, "-data", data)
@@ -249,6 +249,6 @@ func interrupted(t *testing.T, program string) {
 		t.Errorf("after SIGINT: exit status %d, and it complained %q; want 0 and no complaint", p.Status(), complained)
 	}
 	if !p.Out.Has("\nsession 1 (stopped)\n") {
-		t.Errorf("it said\n%s\nwant a summary", p.Out)
+		t.Errorf("got\n%s\nwant a summary", p.Out)
 	}
 }

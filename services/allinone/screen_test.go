@@ -88,7 +88,7 @@ func TestAFileIsNoTerminal(t *testing.T) {
 func TestTroublesAreSeen(t *testing.T) {
 	var out bytes.Buffer
 	w := troubles{&screen{out: &out}}
-	for _, line := range []string{"10:00:00.000 INF ms1 fine\n", "10:00:00.000 WRN ms2 hm\n", "10:00:00.000 ??? ms1 said\n", "10:00:00.000 ERR ms3 no\n", "10:00:00.000 [WRN] disk full\n", "\n"} {
+	for _, line := range []string{"10:00:00.000 INF ms1 fine\n", "10:00:00.000 WRN ms2 hm\n", "10:00:00.000 ??? ms1 text\n", "10:00:00.000 ERR ms3 no\n", "10:00:00.000 [WRN] disk full\n", "\n"} {
 		if n, err := io.WriteString(w, line); n != len(line) || err != nil {
 			t.Errorf("%q: %d, %v", line, n, err)
 		}
@@ -110,7 +110,7 @@ func TestLostMessagesAreSaid(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	if want := `sqlite3 'it'\''s here/tricycle.db' 'SELECT `; !strings.Contains(out.String(), want) {
-		t.Errorf("it said\n%s\nwant %s", &out, want)
+		t.Errorf("got\n%s\nwant %s", &out, want)
 	}
 }
 
@@ -122,7 +122,7 @@ func TestExampleConfigurationHasEveryKeyAtItsDefault(t *testing.T) {
 	want := Defaults()
 	want.Kafka.Brokers = []string{}
 	if !reflect.DeepEqual(c, want) {
-		t.Errorf("the example says\n%+v\nwant the defaults\n%+v", c, want)
+		t.Errorf("the example has\n%+v\nwant the defaults\n%+v", c, want)
 	}
 }
 
@@ -140,7 +140,7 @@ func TestValidateNamesTheKey(t *testing.T) {
 		{func(c *Config) { c.Kafka.Brokers = []string{"x"} }, `kafka.brokers: found "x", expected host:port with a port from 1 to 65535`},
 		{func(c *Config) { c.Kafka.Partitions = 0 }, "kafka.partitions: found 0, expected 1 to 1000"},
 		{func(c *Config) { c.Database.Name = "" }, ""}, // the embedded one has no name
-		{func(c *Config) { c.Database.Address, c.Database.Name = "db:1", "" }, `database.name: found "", expected 1 to 55 characters`},
+		{func(c *Config) { c.Database.Address, c.Database.Name = "db:1", "" }, `database.name: must be 1 to 55 characters, got ""`},
 		{func(c *Config) { c.Tracing.SampleRatio = 2 }, "tracing.sample_ratio: found 2, expected 0 to 1"},
 		{func(c *Config) { c.Logging.File = "x.log" }, `logging.file: found "x.log", expected nothing: each service has its own log in the folder of data`},
 	} {

@@ -108,7 +108,7 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 		return s.ID == id && s.EndReason == "interrupted"
 	})
 
-	// What is in the topic was sent, and comes back late.
+	// The records in the topic were sent, and return late.
 	sent := map[string]bool{}
 	for _, record := range topictest.Read(t, c.kafka, c.kafka.Topic, c.records()) {
 		sent[string(record.Key)] = true
@@ -129,7 +129,7 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 		t.Fatal(err)
 	}
 	if stored != rows || generated != nil {
-		t.Errorf("the session says %d stored of %v generated, with %d rows", stored, generated, rows)
+		t.Errorf("the session has %d stored of %v generated, want its %d rows", stored, generated, rows)
 	}
 
 	c.begin(2, 1)

@@ -78,7 +78,7 @@ func (r *relay) forward(from, to net.Conn) {
 	}
 }
 
-// A database far away makes messages wait, and what waits is not lost: with
+// With a distant database messages wait and must not count as lost: with
 // many in flight the rate must not fall below that of a few.
 func TestDistantDatabase(t *testing.T) {
 	c := newChain(t)
@@ -104,7 +104,7 @@ func TestDatabaseFailover(t *testing.T) {
 	id := c.load(600, 64)
 
 	before.SQL("SET GLOBAL read_only=1")
-	servicetest.Eventually(t, 10*time.Second, "MS1 says that it cannot store", func() bool {
+	servicetest.Eventually(t, 10*time.Second, "MS1 reports that it cannot store", func() bool {
 		code, _ := c.at("ms1").Get("/readyz")
 		return code == http.StatusServiceUnavailable
 	})

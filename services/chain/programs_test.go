@@ -24,10 +24,10 @@ import (
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-// root is the repository, seen from this folder.
+// root is the repository, relative to this directory.
 const root = "../.."
 
-// built is the folder of the programs, once they are built.
+// built is the directory of the programs, once they are built.
 var built string
 
 // binaries builds the programs, once.
@@ -154,7 +154,7 @@ func (c *chain) get(path string, status int, into any) {
 	}
 }
 
-// session is what /status and /stop say of one.
+// session is the session in the answers of /status and /stop.
 type session struct {
 	ID         int64  `json:"id"`
 	Generated  int64  `json:"generated"`
@@ -194,7 +194,7 @@ func (c *chain) status() (s status) {
 	return s
 }
 
-// end waits for the end of the session under way and checks it.
+// end waits for the end of the running session and checks it.
 func (c *chain) end() session {
 	c.t.Helper()
 	var s status

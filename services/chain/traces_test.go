@@ -31,7 +31,7 @@ func newJaeger(t *testing.T) jaeger {
 	return j
 }
 
-// span is what the query API says of one.
+// span is a span in an answer of the query API.
 type span struct {
 	ID         string `json:"spanID"`
 	Name       string `json:"operationName"`
@@ -184,7 +184,7 @@ func TestTraces(t *testing.T) {
 		}
 		t.Logf("%d messages, %d spans ended: %d found in Jaeger, %d counted as dropped", s.Generated, exported+dropped, found, dropped)
 		if found != exported {
-			t.Errorf("%d spans found in Jaeger, %d counted as exported", found, exported)
+			t.Errorf("got %d spans in Jaeger, want %d, the exported ones", found, exported)
 		}
 	})
 }

@@ -30,11 +30,11 @@ func TestAPeerThatHasAnsweredTheCloseIsLetGoAtOnce(t *testing.T) {
 		defer ws.Close()
 		_ = ws.WriteMessage(websocket.TextMessage, []byte("hello"))
 		if _, _, err := ws.ReadMessage(); !websocket.IsCloseError(err, websocket.ClosePolicyViolation) { // and answers
-			t.Fatalf("found %v, expected 1008", err)
+			t.Fatalf("got %v, want 1008", err)
 		}
 		began := time.Now()
 		if n, err := ws.NetConn().Read(make([]byte, 1)); err != io.EOF {
-			t.Fatalf("found %d bytes, %v, expected the end of the connection", n, err)
+			t.Fatalf("got %d bytes, %v, want the end of the connection", n, err)
 		}
 		fastest = min(fastest, time.Since(began))
 	}
@@ -76,10 +76,10 @@ func TestHandshake(t *testing.T) {
 			}
 			defer resp.Body.Close()
 			if resp.StatusCode != c.status {
-				t.Errorf("found %s, expected %d", resp.Status, c.status)
+				t.Errorf("got %s, want %d", resp.Status, c.status)
 			}
 			if c.status >= 400 && resp.Header.Get("Content-Type") != httpserver.ProblemType {
-				t.Errorf("found %s, expected a problem", resp.Header.Get("Content-Type"))
+				t.Errorf("got %s, want a problem", resp.Header.Get("Content-Type"))
 			}
 		})
 	}
@@ -101,7 +101,7 @@ func TestSilentPeerIsClosed(t *testing.T) {
 		t.Errorf("closed after %s, expected %s", took, lostPings*ping)
 	}
 	if living.pings.Load() < 2 {
-		t.Errorf("found %d pings in %s", living.pings.Load(), lostPings*ping)
+		t.Errorf("got %d pings in %s", living.pings.Load(), lostPings*ping)
 	}
 	living.send(t, messages(1)...)
 	r.produced(t, 1)

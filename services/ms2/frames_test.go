@@ -53,15 +53,15 @@ func TestRejectedFrames(t *testing.T) {
 			_ = ws.WriteMessage(c.kind, []byte(c.frame)) // the connection may end under it
 			closed := ws.closed(t)
 			if closed.Code != c.code || !strings.Contains(closed.Text, c.text) {
-				t.Errorf("found %v, expected %d %q", closed, c.code, c.text)
+				t.Errorf("got %v, want %d %q", closed, c.code, c.text)
 			}
 			if len(closed.Text) > 123 || !utf8.ValidString(closed.Text) {
-				t.Errorf("found a reason of %d bytes, %q", len(closed.Text), closed.Text)
+				t.Errorf("got a reason of %d bytes, %q", len(closed.Text), closed.Text)
 			}
 			// The close frame may be here before the rest is done.
 			servicetest.Eventually(t, time.Minute, "it is logged", func() bool { return r.Log.Has(`"reason":"` + c.reason + `"`) })
 			if got := r.Metric("tricycle_ms2_frames_rejected_total", c.reason); got != 1 {
-				t.Errorf("found %v rejected as %s, expected 1", got, c.reason)
+				t.Errorf("got %v rejected as %s, want 1", got, c.reason)
 			}
 			next := messages(1)[0]
 			r.dial(t).send(t, next)                       // the next connection works
@@ -111,11 +111,11 @@ func TestMalformedInputIsRejectedEveryTime(t *testing.T) {
 			t.Fatal(err)
 		}
 		if closed := ws.closed(t); closed.Code != websocket.ClosePolicyViolation {
-			t.Fatalf("found %v for %q", closed, frame)
+			t.Fatalf("got %v for %q", closed, frame)
 		}
 	}
 	if got := r.Metric("tricycle_ms2_frames_rejected_total", "malformed"); got != cases {
-		t.Errorf("found %v rejected, expected %d", got, cases)
+		t.Errorf("got %v rejected, want %d", got, cases)
 	}
 	m := messages(1)
 	r.dial(t).send(t, m...)
@@ -145,12 +145,12 @@ func TestCut(t *testing.T) {
 		"one too many":        {strings.Repeat("a", 124), strings.Repeat("a", 120) + "…"},
 		"on a rune":           {strings.Repeat("a", 119) + "ééé", strings.Repeat("a", 119) + "…"},
 		"broken already":      {"a\xff", "a\uFFFD"},
-		"grows when mended":   {strings.Repeat("\xff\x00", 62), strings.Repeat("\uFFFD\x00", 30) + "…"},
-		"nothing to say":      {"", ""},
+		"grows when repaired": {strings.Repeat("\xff\x00", 62), strings.Repeat("\uFFFD\x00", 30) + "…"},
+		"no reason":           {"", ""},
 		"four bytes for each": {strings.Repeat("🚲", 40), strings.Repeat("🚲", 30) + "…"},
 	} {
 		if got := cut(c.in); got != c.want || len(got) > maxReason {
-			t.Errorf("%s: found %q, expected %q", name, got, c.want)
+			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
 	}
 }

@@ -33,28 +33,28 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 
 	_, resp, err := r.connect()
 	if err == nil || resp == nil || resp.StatusCode != 503 {
-		t.Fatalf("found %v, %v, expected 503", resp, err)
+		t.Fatalf("got %v, %v, want 503", resp, err)
 	}
 	openapitest.Exchange(t, "ms2", resp.Request, resp)
 	body, _ := io.ReadAll(resp.Body)
 	var problem struct{ Detail string }
 	if err := json.Unmarshal(body, &problem); err != nil || !strings.Contains(problem.Detail, "kafka") {
-		t.Errorf("found %s, expected a problem that names kafka", body)
+		t.Errorf("got %s, want a problem that names kafka", body)
 	}
 	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"kafka":"`) {
-		t.Errorf("found %d %s", status, body)
+		t.Errorf("got %d %s", status, body)
 	}
 	if status, _ := r.Get("/healthz"); status != 200 {
-		t.Errorf("found %d for /healthz", status)
+		t.Errorf("got %d for /healthz", status)
 	}
 
 	topictest.Cluster(t, kfake.Ports(topictest.Port(t, address)))
 	r.ready()
 	if status, body := r.Get("/readyz"); status != 200 {
-		t.Errorf("found %d %s", status, body)
+		t.Errorf("got %d %s", status, body)
 	}
 	if status, body := r.Get("/metrics"); status != 200 || !strings.Contains(body, "tricycle_ms2_queue_messages 0") {
-		t.Errorf("found %d %s", status, body)
+		t.Errorf("got %d %s", status, body)
 	}
 	ms := messages(10)
 	r.dial(t).send(t, ms...)
@@ -98,14 +98,14 @@ func TestRefusedProduceIsRepeated(t *testing.T) {
 	distinct(t, k, ms)
 	r.produced(t, 1)
 	if got := r.Metric("tricycle_ms2_produce_retries_total"); got != 3 {
-		t.Errorf("found %v retries, expected 3", got)
+		t.Errorf("got %v retries, want 3", got)
 	}
 	if got := r.Log.Count("produce request failed, retrying"); got == 0 || got == 3 { // at most once a second
 		t.Errorf("got it logged %d times, want less often than it was retried", got)
 	}
 	r.Stop()
 	if s := spans(); len(s) != 1 || len(s[0].Events) != 3 || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
-		t.Errorf("found %v, expected a span with three events", s)
+		t.Errorf("got %v, want a span with three events", s)
 	}
 }
 
@@ -209,7 +209,7 @@ func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
 	distinct(t, k, ms)
 }
 
-// What a partition refuses goes to the others.
+// Messages that a partition refuses go to the others.
 func TestOnePartitionWithoutALeader(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]*kerr.Error{

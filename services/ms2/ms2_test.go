@@ -113,7 +113,7 @@ func (c *client) closed(t *testing.T) *websocket.CloseError {
 	case err := <-c.ended:
 		var closed *websocket.CloseError
 		if !errors.As(err, &closed) {
-			t.Fatalf("found %v, expected a close frame", err)
+			t.Fatalf("got %v, want a close frame", err)
 		}
 		return closed
 	case <-time.After(20 * time.Second):
@@ -155,7 +155,7 @@ func distinct(t *testing.T, k topic.Config, ms []message.Message) map[message.Ke
 			t.Fatalf("a record MS3 would not take: %v", err)
 		}
 		if string(r.Key) != m.Key().String() {
-			t.Errorf("found key %q, expected %q", r.Key, m.Key())
+			t.Errorf("got key %q, want %q", r.Key, m.Key())
 		}
 		if missing[m.Key()] {
 			found[m.Key()] = r
@@ -183,21 +183,21 @@ func TestMessagesReachTheTopic(t *testing.T) {
 			t.Errorf("%s: stamped %s, expected %s to %s", key, m.Service2, before, after)
 		}
 		if want := (kafka.Murmur2Balancer{}).Balance(record, 0, 1, 2, 3); record.Partition != want {
-			t.Errorf("%s: found in partition %d, expected %d", key, record.Partition, want)
+			t.Errorf("%s: got partition %d, want %d", key, record.Partition, want)
 		}
 		used[record.Partition]++
 	}
 	if len(used) != 4 {
-		t.Errorf("found records by partition %v, expected all four in use", used)
+		t.Errorf("got records by partition %v, want all four in use", used)
 	}
 	servicetest.Eventually(t, time.Minute, "all acknowledged", func() bool {
 		return r.Metric("tricycle_ms2_messages_produced_total") == 1000 && r.Metric("tricycle_ms2_queue_messages") == 0
 	})
 	if got := r.Metric("tricycle_ms2_messages_received_total"); got != 1000 {
-		t.Errorf("found %v received, expected 1000", got)
+		t.Errorf("got %v received, want 1000", got)
 	}
 	if got := r.Metric("tricycle_ms2_connections"); got != 1 {
-		t.Errorf("found %v connections, expected 1", got)
+		t.Errorf("got %v connections, want 1", got)
 	}
 }
 
@@ -216,7 +216,7 @@ func TestNewNeedsItsAddress(t *testing.T) {
 	c := Defaults()
 	c.Listen = l.Addr().String()
 	if _, err := New(c, zerolog.Nop(), &telemetry.Telemetry{Metrics: prometheus.NewRegistry()}); err == nil || !strings.Contains(err.Error(), "listen for MS1") {
-		t.Errorf("found %v", err)
+		t.Errorf("got %v", err)
 	}
 }
 
@@ -230,7 +230,7 @@ func TestValidate(t *testing.T) {
 	err := c.Validate()
 	for _, key := range []string{"listen", "kafka.topic", "tracing.sample_ratio", "logging.level"} {
 		if err == nil || !strings.Contains(err.Error(), key+": found") {
-			t.Errorf("found %v, expected %s", err, key)
+			t.Errorf("got %v, want %s", err, key)
 		}
 	}
 }

@@ -114,12 +114,12 @@ func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
 	}()
 	for _, c := range []*client{first, second} {
 		if closed := c.closed(t); closed.Code != websocket.CloseTryAgainLater || !strings.Contains(closed.Text, "kafka") {
-			t.Errorf("found %v, expected 1013", closed)
+			t.Errorf("got %v, want 1013", closed)
 		}
 	}
 	servicetest.Eventually(t, time.Minute, "the queue is empty", func() bool { return r.Metric("tricycle_ms2_queue_messages") == 0 })
 	if got := r.Metric("tricycle_ms2_messages_dropped_total"); got < 100 {
-		t.Errorf("found %v dropped", got)
+		t.Errorf("got %v dropped", got)
 	}
 	if !r.Log.Has("kafka accepts nothing, queue dropped") {
 		t.Error("it was not logged")
@@ -160,7 +160,7 @@ func TestStopWritesWhatWasRead(t *testing.T) {
 	stopped := make(chan time.Duration, 1)
 	go func() { stopped <- r.Stop() }()
 	if closed := ws.closed(t); closed.Code != websocket.CloseGoingAway {
-		t.Errorf("found %v, expected 1001", closed)
+		t.Errorf("got %v, want 1001", closed)
 	}
 	heal()
 	if took := <-stopped; took > 5*time.Second {
@@ -182,9 +182,9 @@ func TestStopIsBoundedWhenKafkaIsStuck(t *testing.T) {
 		t.Errorf("stopping took %s", took)
 	}
 	if got := r.Metric("tricycle_ms2_messages_dropped_total"); got != 500 {
-		t.Errorf("found %v dropped, expected 500", got)
+		t.Errorf("got %v dropped, want 500", got)
 	}
 	if got := r.Metric("tricycle_ms2_queue_messages"); got > queueLength {
-		t.Errorf("found %v in the queue", got)
+		t.Errorf("got %v in the queue", got)
 	}
 }

@@ -31,7 +31,7 @@ func TestOneSpanForEachCopy(t *testing.T) {
 
 	all := spans()
 	if len(all) != 3 {
-		t.Fatalf("found %d spans, expected two copies and a rejected frame", len(all))
+		t.Fatalf("got %d spans, want two copies and a rejected frame", len(all))
 	}
 	traceID, rootID := telemetry.IDs(m.Key())
 	parents, ids := map[string]bool{}, map[string]bool{}
@@ -41,17 +41,17 @@ func TestOneSpanForEachCopy(t *testing.T) {
 	}
 	for _, s := range all {
 		if s.Kind != otlp.Span_SPAN_KIND_CONSUMER || s.Name != "receive "+k.Topic {
-			t.Errorf("found span %q of kind %s", s.Name, s.Kind)
+			t.Errorf("got span %q of kind %s", s.Name, s.Kind)
 		}
 		if servicetest.Attribute(s, "error.type") == "malformed" {
 			if s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || bytes.Equal(s.TraceId, traceID[:]) {
-				t.Errorf("found %v for the rejected frame", s)
+				t.Errorf("got %v for the rejected frame", s)
 			}
 			continue
 		}
 		ids[string(s.SpanId)] = true
 		if !bytes.Equal(s.TraceId, traceID[:]) || !bytes.Equal(s.ParentSpanId, rootID[:]) {
-			t.Errorf("found trace %x, parent %x, expected %s, %s", s.TraceId, s.ParentSpanId, traceID, rootID)
+			t.Errorf("got trace %x, parent %x, want %s, %s", s.TraceId, s.ParentSpanId, traceID, rootID)
 		}
 		if !parents[fmt.Sprintf("00-%x-%x-01", s.TraceId, s.SpanId)] {
 			t.Errorf("no record carries span %x: %v", s.SpanId, parents)
@@ -62,12 +62,12 @@ func TestOneSpanForEachCopy(t *testing.T) {
 			"messaging.destination.partition.id": fmt.Sprint(records[0].Partition),
 		} {
 			if got := servicetest.Attribute(s, name); got != want {
-				t.Errorf("found %s = %q, expected %q", name, got, want)
+				t.Errorf("got %s = %q, want %q", name, got, want)
 			}
 		}
 	}
 	if len(ids) != 2 {
-		t.Errorf("found span ids %v, expected a fresh one for each copy", ids)
+		t.Errorf("got span ids %v, want a fresh one for each copy", ids)
 	}
 }
 
@@ -80,11 +80,11 @@ func TestSampledOutMessagesMakeNoSpan(t *testing.T) {
 	for _, record := range topictest.Read(t, k, k.Topic, 5) {
 		headers := topic.Headers(record.Headers)
 		if got := headers.Get("traceparent"); !strings.HasSuffix(got, "-00") {
-			t.Errorf("found traceparent %q, expected one not sampled", got)
+			t.Errorf("got traceparent %q, want one not sampled", got)
 		}
 	}
 	r.Stop()
 	if got := spans(); len(got) != 0 {
-		t.Errorf("found %d spans", len(got))
+		t.Errorf("got %d spans", len(got))
 	}
 }

@@ -22,7 +22,7 @@ func TestShippedConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	if loopback.Listen != "127.0.0.1:8081" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms2.log" {
-		t.Errorf("found %+v", loopback)
+		t.Errorf("got %+v", loopback)
 	}
 }
 

@@ -46,7 +46,7 @@ func TestShippedConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	if loopback.Listen != "127.0.0.1:8082" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms3.log" {
-		t.Errorf("found %+v", loopback)
+		t.Errorf("got %+v", loopback)
 	}
 }
 
@@ -145,6 +145,6 @@ func TestKillBetweenPostAndCommit(t *testing.T) {
 		repeats += times - 1
 	}
 	if len(posted) != n || repeats == 0 {
-		t.Errorf("found %d posted, %d again, expected %d and some", len(posted), repeats, n)
+		t.Errorf("got %d posted, %d again, want %d and some", len(posted), repeats, n)
 	}
 }
