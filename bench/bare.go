@@ -40,7 +40,7 @@ type bare struct {
 	produced   atomic.Int64 // records; the partitions take turns
 	stored     atomic.Int64 // rows; each has another key
 
-	frame, record, post atomic.Pointer[func() error] // what follows on each arrival
+	frame, record, post atomic.Pointer[func() error] // the next step on each arrival
 	done                chan error
 	close               []func()
 }

@@ -114,7 +114,7 @@ func parsePlan(args []string, usage io.Writer) (p plan, err error) {
 		return err
 	})
 	flags.StringVar(&p.collector, "otlp", "", "`URL` of an OTLP/HTTP collector; default: one in this program, which keeps nothing")
-	flags.StringVar(&p.servers, "servers", "", "what the servers are, for the report")
+	flags.StringVar(&p.servers, "servers", "", "description of the servers for the report")
 	flags.StringVar(&p.out, "out", "", "write results to `FILE`.json, and the plot beside it")
 	flags.IntVar(&p.seconds, "seconds", 3, "length of each trial")
 	flags.IntVar(&p.warmUp, "warm-up", 10, "length of a session before the first trial in seconds, 0 for none")

@@ -80,7 +80,7 @@ type environment struct {
 	parts     string // real or embedded
 	brokers   []string
 	database  *mysql.Config  // nil: embedded
-	processes map[string]int // of broker and database, by name
+	processes map[string]int // broker and database, keyed by their names
 	// link returns the address by which a service reaches another, given that
 	// at which the other listens. A test puts a slow proxy in between.
 	link func(hop, address string) string
@@ -450,13 +450,13 @@ func createDatabase(ctx context.Context, server *mysql.Config) (*mysql.Config, f
 func freeAddress() string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return "127.0.0.1:0" // whoever takes it reports why
+		return "127.0.0.1:0" // the service that listens there reports the error
 	}
 	defer l.Close()
 	return l.Addr().String()
 }
 
-// loggedAddress returns the address that a log says its service listens on.
+// loggedAddress returns the address of the service that its log reports.
 func loggedAddress(file string) (string, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {

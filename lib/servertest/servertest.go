@@ -67,8 +67,8 @@ func (d *Database) SQL(statements string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// Kafka starts a broker with further lines of server.properties. Clients are
-// told to connect to advertised, or to the broker itself if that is empty.
+// Kafka starts a broker with additional lines of server.properties. Clients
+// connect to advertised, or directly to the broker if that is empty.
 func Kafka(t testing.TB, advertised string, properties ...string) *Server {
 	t.Helper()
 	port := freePort(t, 2)

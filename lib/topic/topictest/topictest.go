@@ -162,7 +162,7 @@ func ReadUntil(t testing.TB, c topic.Config, name string, last func(kafka.Messag
 		m, err := r.FetchMessage(ctx)
 		switch {
 		case ctx.Err() != nil:
-			t.Fatalf("reading %s: found %d records, expected more: %v", name, n, err)
+			t.Fatalf("reading %s: got %d records, want more: %v", name, n, err)
 		case err != nil: // a broker that is not quite up yet; the reader goes on
 		case last(m):
 			return
