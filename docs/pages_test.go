@@ -215,6 +215,25 @@ func TestTheTwoREADMEs(t *testing.T) {
 	}
 }
 
+// TestNamedFunctions checks that a function in brackets behind a link is in the
+// linked file.
+func TestNamedFunctions(t *testing.T) {
+	tree := tree(t)
+	named := regexp.MustCompile("\\]\\((\\S+\\.go)\\) \\(`(\\w+)`\\)")
+	for _, name := range pages(t, tree) {
+		text, err := fs.ReadFile(tree, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range named.FindAllStringSubmatch(string(text), -1) {
+			code, err := fs.ReadFile(tree, path.Join(path.Dir(name), m[1]))
+			if err != nil || !regexp.MustCompile(`(?m)^func (\([^)]*\) )?`+m[2]+`\(`).Match(code) {
+				t.Errorf("%s: %s has no function %s (%v)", name, m[1], m[2], err)
+			}
+		}
+	}
+}
+
 func TestTakeApart(t *testing.T) {
 	p := takeApart("x.md", "# A `b` – c\n[l](m.md) `[no](x.md)` `go fmt x` `go`\n```sh\n[no](y)\n```\n| x | the command that shows it |\n|---|---|\n| `no` | `go test` and `go vet` |\n\n| y |\n|---|\n| `no` |\n")
 	if !slices.Equal(p.anchors, []string{"a-b--c"}) || !slices.Equal(p.commands, []string{"go fmt x", "go test", "go vet"}) ||
