@@ -54,7 +54,7 @@ var rules = []rule{
 	{"log-length", []kind{logged}, longSentences(6), "at most six words; data go into fields"},
 	{"log-format", []kind{logged}, pattern(`(%[+#.\d]*[a-z])`), "a static message; data go into fields"},
 	{"error-capital", []kind{failure}, pattern(`\A([A-Z][a-z]+)\b`, "Kafka", "Jaeger", "Docker", "Bazel", "Go"), "begin with a lower-case letter"},
-	{"error-sentence", []kind{failure}, pattern(`([.!?;] |\Athere (?:is|are|was|were)\b)`), "operation: cause, without sentences"},
+	{"error-sentence", []kind{failure}, pattern(`([.!?;] [a-zA-Z]|\Athere (?:is|are|was|were)\b)`), "operation: cause, without sentences"},
 	{"error-end", []kind{failure}, pattern(`([.!\n])\z`), "no punctuation at the end"},
 	{"subject-length", []kind{subject}, func(text string) [][]int {
 		if len([]rune(text)) <= 60 {

@@ -17,7 +17,7 @@ func TestRules(t *testing.T) {
 		"by-name":        {comment, "asked for by name", "asked for by the name of the host"},
 		"error-capital":  {failure, "Connection refused", "Kafka of MS2: %w"},
 		"error-end":      {failure, "connection refused.", "connect to ms2: %w"},
-		"error-sentence": {failure, "there is no file %s", "open %s: %w"},
+		"error-sentence": {failure, "not ready; try again", "%w; %w"},
 		"folder":         {text, "in this folder", "in this directory"},
 		"for-ever":       {comment, "It tries for ever.", "It retries indefinitely."},
 		"found-expected": {text, "found %d, expected %d", "expected %d, found %d"},
