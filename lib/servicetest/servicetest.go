@@ -22,7 +22,7 @@ import (
 )
 
 // Main runs the tests of a package and fails if goroutines are left. Tests that
-// call t.Parallel run 16 at a time unless -parallel says otherwise: those of
+// call t.Parallel run 16 at a time unless -parallel is given: those of
 // services wait most of the time. The function ends the process with the exit
 // status that it is given; nil stands for os.Exit.
 func Main(m *testing.M, end func(status int)) {
@@ -88,7 +88,7 @@ func (s *Service) Do(method, path string, header http.Header) (status int, body 
 // Ready waits until the service is ready.
 func (s *Service) Ready() {
 	s.t.Helper()
-	body := ""
+	var body string
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		var status int
 		if status, body = s.Get("/readyz"); status == http.StatusOK {

@@ -18,7 +18,7 @@ import (
 
 // A few kilobytes that become many megabytes are neither decompressed nor
 // fetched indefinitely, whatever their codec and however many records they
-// have. What stands around them is processed.
+// have. The records around them are processed.
 func TestDecompressionIsBounded(t *testing.T) {
 	_, address := topictest.Cluster(t) // a real broker may refuse them, as it should
 	k, store := topictest.For(t, address), newMS1(t)

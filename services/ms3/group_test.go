@@ -77,7 +77,7 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 func TestStalledReaderIsReopened(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(c *kfake.Cluster, k topic.Config, on *atomic.Bool){
-		// The answers say that there is nothing, for ever.
+		// All answers are empty.
 		"nothing is fetched": func(c *kfake.Cluster, k topic.Config, on *atomic.Bool) {
 			c.ControlKey(int16(kmsg.Fetch), func(r kmsg.Request) (kmsg.Response, error, bool) {
 				c.KeepControl()

@@ -133,7 +133,7 @@ func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 	source.commits(8)
 	for _, number := range []int{0, 1, 2, 3} {
 		if next := r.consumer.offsets.next(number); next != 2 {
-			t.Errorf("found %d as the next offset of partition %d, expected 2", next, number)
+			t.Errorf("got %d as the next offset of partition %d, want 2", next, number)
 		}
 	}
 }

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// TestOffsets plays a script: "f0:5" fetches offset 5 of partition 0 (and
-// names it so; fetched again it is "0:5'"), "d0:5" says that it is done, "r0:5"
-// rewinds to it, and "c" commits.
+// TestOffsets plays a script: "f0:5" fetches offset 5 of partition 0, "d0:5"
+// reports it done, "r0:5" rewinds to it, and "c" commits. An offset that is
+// fetched again is called "0:5'".
 func TestOffsets(t *testing.T) {
 	for name, c := range map[string]struct {
 		script string
@@ -29,9 +29,9 @@ func TestOffsets(t *testing.T) {
 		"offsets with gaps":                    {"f0:3 f0:17 f0:40 d0:17 d0:3 c d0:40 c", "0:17 0:40"},
 		"partitions apart":                     {"f0:0 f1:9 d1:9 c d0:0 c", "1:9 0:0"},
 		"read again from the same offset":      {"f0:5 f0:5 d0:5' c", "0:5"},
-		"what was open no longer holds up":     {"f0:5 f0:6 d0:6 f0:5 d0:5' c", "0:5"},
-		"what was open says done, late":        {"f0:5 f0:6 f0:5 f0:6 d0:5 d0:6 c d0:5' c", "0:5"},
-		"what was done is not taken for done":  {"f0:5 f0:6 d0:6 f0:5 f0:6 d0:5' c", "0:5"},
+		"an open one no longer holds up":       {"f0:5 f0:6 d0:6 f0:5 d0:5' c", "0:5"},
+		"an open one is done late":             {"f0:5 f0:6 f0:5 f0:6 d0:5 d0:6 c d0:5' c", "0:5"},
+		"a done one is open after a rewind":    {"f0:5 f0:6 d0:6 f0:5 f0:6 d0:5' c", "0:5"},
 		"read again from an earlier offset":    {"f0:5 d0:5 c f0:3 d0:3 c f0:4 d0:4 c", "0:5 0:3 0:4"},
 		"done before, committed after, a pass": {"f0:5 f0:6 d0:5 f0:5 c d0:5' c", "0:5"},
 		"rewound":                              {"f0:5 f0:6 d0:5 c r0:0 d0:6 c c f0:0 f0:1 d0:0 c", "0:5 0:-1 0:0"},
@@ -73,7 +73,7 @@ func TestOffsets(t *testing.T) {
 				}
 			}
 			if got := strings.Join(commits, " "); got != c.want {
-				t.Errorf("found commits %q, expected %q", got, c.want)
+				t.Errorf("got commits %q, want %q", got, c.want)
 			}
 		})
 	}
@@ -93,14 +93,14 @@ func TestCommitThatFailsIsRepeated(t *testing.T) {
 			}
 			return err
 		}); got != err {
-			t.Errorf("found %v, expected %v", got, err)
+			t.Errorf("got %v, want %v", got, err)
 		}
 	}
 	if calls != 3 {
-		t.Errorf("found %d calls, expected two that failed and one that did not", calls)
+		t.Errorf("got %d calls, want two that failed and one that did not", calls)
 	}
 	if k.next(2) != 8 || k.next(0) != 0 {
-		t.Errorf("found next %d and %d, expected 8 and 0", k.next(2), k.next(0))
+		t.Errorf("got next %d and %d, want 8 and 0", k.next(2), k.next(0))
 	}
 }
 
@@ -130,7 +130,7 @@ func TestOffsetsBoundWhatIsOpen(t *testing.T) {
 		t.Error("there is room though none can be committed")
 	}
 	k.done(all[0])
-	if full(10) || full(1000) { // one larger than everything must not wait for ever
+	if full(10) || full(1000) { // one larger than everything must not wait indefinitely
 		t.Error("there is no room though all can be committed")
 	}
 	// Two of three done, then the partition is read again: their room is free,
@@ -145,7 +145,7 @@ func TestOffsetsBoundWhatIsOpen(t *testing.T) {
 	k.done(a)
 	k.done(c)
 	if full(10) || len(k.room) != 0 {
-		t.Errorf("found %d taken at the end, expected none", len(k.room))
+		t.Errorf("got %d taken at the end, want none", len(k.room))
 	}
 }
 

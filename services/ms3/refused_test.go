@@ -63,7 +63,7 @@ func TestMalformedRecordsBlockNothing(t *testing.T) {
 	servicetest.Eventually(t, time.Minute, "all good ones posted", func() bool { return store.got() == len(good) })
 	source.commits(int64(len(mixed)))
 	if got := r.Metric("tricycle_ms3_dead_letters_total", "malformed"); got < cases+2 {
-		t.Errorf("found %v dead letters, expected %d", got, cases+2)
+		t.Errorf("got %v dead letters, want %d", got, cases+2)
 	}
 	for _, letter := range topictest.Read(t, k, k.DeadLetterTopic, cases+2) {
 		headers := topic.Headers(letter.Headers)
@@ -93,7 +93,7 @@ func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
 		kafka.Message{Key: []byte{0, 0, 0, 1}, Value: mark}) // nothing after it
 	source.commits(6)
 	if store.got() != 1 || r.Metric("tricycle_ms3_records_fetched_total") != 3 || r.Metric("tricycle_ms3_dead_letters_total") != 2 {
-		t.Errorf("found %d posted, %v fetched and %v dead letters, expected 1, 3 and 2", store.got(),
+		t.Errorf("got %d posted, %v fetched and %v dead letters, want 1, 3 and 2", store.got(),
 			r.Metric("tricycle_ms3_records_fetched_total"), r.Metric("tricycle_ms3_dead_letters_total"))
 	}
 }
@@ -115,7 +115,7 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 		t.Errorf("committed %d though the dead letter is not written", n)
 	}
 	if n := r.Log.Count("dead letter not written"); n != 1 {
-		t.Errorf("found it logged %d times, expected once", n)
+		t.Errorf("got %d log entries, want one", n)
 	}
 	// The junk weighs as much as ten messages.
 	servicetest.Eventually(t, time.Minute, "their weight", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == 10+5 })
@@ -129,7 +129,7 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 		found[h.Key] = string(h.Value)
 	}
 	if found[topic.HeaderOffset] != "0" || found["mine"] != "1" {
-		t.Errorf("found %v, expected where it was found now, and the record's own header", found)
+		t.Errorf("got %v, want the latest place, and the header of the record", found)
 	}
 }
 
