@@ -39,8 +39,8 @@ func (s *instantStore) Insert(_ context.Context, _ int64, batch []message.Messag
 	return nil
 }
 
-// BenchmarkCommitGrouping is the way of a row into a commit and of the outcome
-// back, with as many rows waiting as the name says.
+// BenchmarkCommitGrouping measures the time from a row to the outcome of its
+// commit. The name is the number of waiting rows.
 func BenchmarkCommitGrouping(b *testing.B) {
 	for name, waiting := range map[string]int{"1 row": 1, "64 rows": 64} {
 		b.Run(name, func(b *testing.B) {

@@ -29,13 +29,13 @@ import (
 
 func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms3")) }
 
-// ms1 stands for MS1: it takes what is posted and answers as it is told.
+// ms1 replaces MS1: it records posted messages and gives the answers of the test.
 type ms1 struct {
 	*httptest.Server
 	answer atomic.Pointer[func(w http.ResponseWriter, r *http.Request, m message.Message, try int)]
 
 	mu    sync.Mutex
-	tries map[message.Key][]message.Message // what was posted
+	tries map[message.Key][]message.Message // the posted messages
 	trace []string                          // traceparent of each request
 	conns map[string]bool                   // remote addresses
 }
@@ -232,18 +232,18 @@ func TestMessagesReachMS1(t *testing.T) {
 			t.Fatalf("%s was posted %d times", m.Key(), len(posted))
 		}
 		if got := posted[0]; got.Service2 != m.Service2 || got.Service3 < before || got.Service3 > after || got.End != 0 {
-			t.Errorf("found %s, expected service3_timestamp from %s to %s", got.Encode(), before, after)
+			t.Errorf("got %s, want service3_timestamp from %s to %s", got.Encode(), before, after)
 		}
 	}
 	if n := len(store.conns); n > 2*r.consumer.config.Workers {
-		t.Errorf("found %d connections, expected kept-alive ones", n)
+		t.Errorf("got %d connections, want kept-alive ones", n)
 	}
 	for name, want := range map[string]float64{
 		"tricycle_ms3_records_fetched_total": 2000, "tricycle_ms3_messages_stored_total": 2000, "tricycle_ms3_store_retries_total": 0,
 		"tricycle_ms3_dead_letters_total": 0, "tricycle_ms3_uncommitted_weight": 0, "tricycle_ms3_reader_reopened_total": 0,
 	} {
 		if got := r.Metric(name); got != want {
-			t.Errorf("found %s = %v, expected %v", name, got, want)
+			t.Errorf("got %s = %v, want %v", name, got, want)
 		}
 	}
 }
@@ -295,7 +295,7 @@ func TestValidate(t *testing.T) {
 	err := c.Validate()
 	for _, key := range []string{"listen", "ms1.url", "workers", "group_id", "kafka.topic", "tracing.sample_ratio", "logging.level"} {
 		if err == nil || !strings.Contains(err.Error(), key+": ") {
-			t.Errorf("found %v, expected %s", err, key)
+			t.Errorf("got %v, want %s", err, key)
 		}
 	}
 }

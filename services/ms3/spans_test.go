@@ -32,7 +32,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 		all[servicetest.Attribute(s, "messaging.kafka.message.key")] = s
 	}
 	if len(all) != 3 || len(spans()) != 3 {
-		t.Fatalf("found %d spans, expected one for each of three records", len(spans()))
+		t.Fatalf("got %d spans, want one for each of three records", len(spans()))
 	}
 	derived, root := telemetry.IDs(ms[1].Key())
 	for key, want := range map[string][2]string{
@@ -42,7 +42,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 	} {
 		s := all[key]
 		if got := [2]string{fmt.Sprintf("%x", s.TraceId), fmt.Sprintf("%x", s.ParentSpanId)}; got != want {
-			t.Errorf("%s: found trace and parent %v, expected %v", key, got, want)
+			t.Errorf("%s: got trace and parent %v, want %v", key, got, want)
 		}
 		if s.Kind != otlp.Span_SPAN_KIND_CONSUMER || s.Name != "process "+k.Topic {
 			t.Errorf("found span %q of kind %s", s.Name, s.Kind)
@@ -52,7 +52,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 			"messaging.destination.name": k.Topic, "messaging.destination.partition.id": "1", "messaging.consumer.group.name": "group." + k.Topic,
 		} {
 			if got := servicetest.Attribute(s, name); got != want {
-				t.Errorf("%s: found %s = %q, expected %q", key, name, got, want)
+				t.Errorf("%s: got %s = %q, want %q", key, name, got, want)
 			}
 		}
 	}
@@ -63,7 +63,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 		s := all[m.Key().String()]
 		want := fmt.Sprintf("00-%x-%x-01", s.TraceId, s.SpanId)
 		if store.mu.Lock(); !strings.Contains(strings.Join(store.trace, " "), want) {
-			t.Errorf("found traceparents %v, expected %s", store.trace, want)
+			t.Errorf("got traceparents %v, want %s", store.trace, want)
 		}
 		store.mu.Unlock()
 	}

@@ -68,7 +68,7 @@ func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 		t.Errorf("committed %d, expected none", n)
 	}
 	if s := spans(); len(s) != 20 || servicetest.Attribute(s[0], "error.type") != "abandoned" {
-		t.Errorf("found %d spans, expected 20 that say abandoned", len(s))
+		t.Errorf("got %d spans, want 20 abandoned ones", len(s))
 	}
 }
 
@@ -87,8 +87,8 @@ func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {
 	}
 }
 
-// hangingBroker is a broker whose connections, once it is told to hang, carry
-// nothing any more in either direction.
+// hangingBroker starts a broker. After a call of hang its connections carry no
+// more data in either direction.
 func hangingBroker(t *testing.T) (address string, hang func()) {
 	hung, over := make(chan struct{}), make(chan struct{})
 	_, address = topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {

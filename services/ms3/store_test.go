@@ -115,22 +115,22 @@ func TestRepeatedUntilStored(t *testing.T) {
 			}
 			for _, p := range posted {
 				if p != posted[0] {
-					t.Errorf("found %s and %s, expected one stamp for all tries", p.Encode(), posted[0].Encode())
+					t.Errorf("got %s and %s, want one stamp for all tries", p.Encode(), posted[0].Encode())
 				}
 			}
 			if r.Metric("tricycle_ms3_store_retries_total") != 3 || r.Metric("tricycle_ms3_dead_letters_total") != 0 {
 				t.Error("expected three retries and no dead letter")
 			}
 			if c.log != "" && r.Log.Count(c.log) != 1 {
-				t.Errorf("found it logged %d times, expected once", r.Log.Count(c.log))
+				t.Errorf("got %d log entries, want one", r.Log.Count(c.log))
 			}
 			r.Stop()
 			s := spans()
 			if len(s) != 1 || len(s[0].Events) != 3 || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
-				t.Fatalf("found %v, expected one span with three events", s)
+				t.Fatalf("got %v, want one span with three events", s)
 			}
 			if e := s[0].Events[0]; e.Name != "retry" || e.Attributes[0].Value.GetStringValue() != c.kind {
-				t.Errorf("found event %v, expected %s", e, c.kind)
+				t.Errorf("got event %v, want %s", e, c.kind)
 			}
 		})
 	}
@@ -167,7 +167,7 @@ func TestRefusedForGood(t *testing.T) {
 			}
 			letter := topictest.Read(t, k, k.DeadLetterTopic, 1)[0]
 			if string(letter.Key) != refused.String() || !bytes.Equal(letter.Value, records[7].Value) {
-				t.Errorf("found %s %s, expected the record as it was", letter.Key, letter.Value)
+				t.Errorf("got %s %s, want the record as it was", letter.Key, letter.Value)
 			}
 			headers := topic.Headers(letter.Headers)
 			for key, want := range map[string]string{
@@ -175,7 +175,7 @@ func TestRefusedForGood(t *testing.T) {
 				topic.HeaderStatus: fmt.Sprint(c.answer.Status), "traceparent": string(records[7].Headers[0].Value),
 			} {
 				if got := headers.Get(key); got != want {
-					t.Errorf("found header %s = %q, expected %q", key, got, want)
+					t.Errorf("got header %s = %q, want %q", key, got, want)
 				}
 			}
 			if r.Metric("tricycle_ms3_dead_letters_total", "refused") != 1 || r.Metric("tricycle_ms3_messages_stored_total") != 19 {
@@ -192,7 +192,7 @@ func TestRefusedForGood(t *testing.T) {
 				}
 			}
 			if n := len(spans()); n != 20 || failed != 1 {
-				t.Errorf("found %d spans, %d failed, expected 20 and 1", n, failed)
+				t.Errorf("got %d spans, %d failed, want 20 and 1", n, failed)
 			}
 		})
 	}
@@ -261,6 +261,6 @@ func TestReadiness(t *testing.T) {
 		t.Errorf("found %v, %v for a stranger's 200", a, err)
 	}
 	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "ms1.url: must be") {
-		t.Errorf("found %v after a stranger's 200, expected it to name ms1.url", err)
+		t.Errorf("got %v after a stranger's 200, want an error that names ms1.url", err)
 	}
 }
