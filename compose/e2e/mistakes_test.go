@@ -30,7 +30,7 @@ func TestUnreadableConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := s.try("docker", s.compose("run", "--rm", "-T", "--no-deps", "ms2")...)
-	const want = "ms2: reading configuration: open /etc/tricycle/ms2.yaml: permission denied: " +
+	const want = "ms2: read configuration: open /etc/tricycle/ms2.yaml: permission denied: " +
 		"must be readable by user 65532, got mode -rw------- of /etc/tricycle/ms2.yaml (chmod it, or run compose/secrets.sh)"
 	if err == nil || lastLine(out, "^ms2: ") != want {
 		t.Errorf("got %v and %q, want %q", err, out, want)

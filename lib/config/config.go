@@ -29,9 +29,9 @@ import (
 	"gopkg.in/yaml.v3"
 )
 
-// Validator is a configuration that can say what is wrong with it.
+// Validator is a configuration that checks itself.
 type Validator interface {
-	// Validate returns an error for each value out of its range, joined.
+	// Validate returns an error for each value that is out of range, joined.
 	Validate() error
 }
 
@@ -43,22 +43,22 @@ func Load(into Validator, paths ...string) error {
 	return Check(into)
 }
 
-// Read reads the YAML files into the struct that into points to, in order, so
-// that a later file overrides what an earlier one says. What no file names
-// keeps its value. A list is replaced as a whole.
+// Read reads YAML files into the struct that into points to. A later file
+// overrides an earlier one. Keys that no file has keep their values. A list is
+// replaced as a whole.
 func Read(into any, paths ...string) error {
 	for _, path := range paths {
 		if err := readFile(into, path); err != nil {
-			return fmt.Errorf("reading configuration: %w", err)
+			return fmt.Errorf("read configuration: %w", err)
 		}
 	}
 	return nil
 }
 
-// Check returns what is wrong with the values of c.
+// Check returns the errors of c.
 func Check(c Validator) error {
 	if err := c.Validate(); err != nil {
-		return fmt.Errorf("checking configuration: %w", err)
+		return fmt.Errorf("check configuration: %w", err)
 	}
 	return nil
 }
@@ -90,13 +90,12 @@ func readFile(into any, path string) error {
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	var doc yaml.Node
 	if err := dec.Decode(&doc); errors.Is(err, io.EOF) {
-		return nil // an empty file: every key at its default
+		return nil // an empty file
 	} else if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	// What cannot be read after the first document is no part of it either.
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("%s: found more than one YAML document, expected one", path)
+		return fmt.Errorf("%s: expected one YAML document, found more", path)
 	}
 	if err := fill(reflect.ValueOf(into).Elem(), doc.Content[0], ""); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
@@ -104,9 +103,8 @@ func readFile(into any, path string) error {
 	return nil
 }
 
-// fill sets the struct v from the mapping n. key is the path of v's key.
-// It does what yaml's own KnownFields does, in words that fit a person who
-// has never seen the struct.
+// fill sets the struct v, whose key has the path key, from the mapping n. It
+// does the same as KnownFields of yaml, whose errors name Go types.
 func fill(v reflect.Value, n *yaml.Node, key string) error {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
@@ -118,7 +116,7 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 		return nil // a section whose keys are all commented out
 	}
 	if n.Kind != yaml.MappingNode {
-		return fmt.Errorf("line %d: %s: found %s, expected keys and values", n.Line, cmp.Or(key, "the file"), found(n))
+		return fmt.Errorf("line %d: %s: expected keys and values, found %s", n.Line, cmp.Or(key, "the file"), found(n))
 	}
 	known, fields := fieldsOf(v)
 	seen := map[string]bool{}
@@ -133,7 +131,7 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 			return fmt.Errorf("line %d: unknown key %s, expected one of %s", name.Line, path, strings.Join(known, ", "))
 		}
 		if seen[name.Value] {
-			return fmt.Errorf("line %d: %s: found the key twice, expected it once", name.Line, path)
+			return fmt.Errorf("line %d: %s: expected the key once, found it twice", name.Line, path)
 		}
 		seen[name.Value] = true
 		if err := fill(fields[at], value, path); err != nil {
@@ -158,9 +156,9 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	case reflect.Slice:
 		want, tag = "a list of strings", "!!seq"
 	default:
-		return fmt.Errorf("key %s has type %s, which no configuration uses", key, v.Type())
+		return fmt.Errorf("key %s: unsupported type %s", key, v.Type())
 	}
-	mismatch := fmt.Errorf("line %d: %s: found %s, expected %s", n.Line, key, found(n), want)
+	mismatch := fmt.Errorf("line %d: %s: expected %s, found %s", n.Line, key, want, found(n))
 	if n.Tag != tag && (tag != "!!float" || n.Tag != "!!int") {
 		return mismatch
 	}
@@ -169,7 +167,7 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 			item = item.Alias
 		}
 		if item.Tag != "!!str" {
-			return fmt.Errorf("line %d: %s: found %s in the list, expected %s", item.Line, key, found(item), want)
+			return fmt.Errorf("line %d: %s: expected %s, found %s in it", item.Line, key, want, found(item))
 		}
 	}
 	if err := n.Decode(v.Addr().Interface()); err != nil {
@@ -178,7 +176,7 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	return nil
 }
 
-// found is what an error says of a value, on one line.
+// found returns a description of a value for an error, on one line.
 func found(n *yaml.Node) string {
 	switch {
 	case n.Kind == yaml.MappingNode:
@@ -195,11 +193,11 @@ func found(n *yaml.Node) string {
 	return n.Value
 }
 
-// plain says that text can stand in an error as it is.
+// plain reports whether text needs no quotes in an error.
 func plain(s string) bool { return s != "" && strconv.Quote(s) == `"`+s+`"` }
 
-// fieldsOf returns the keys of a struct and the fields they stand for, those
-// of embedded structs among them.
+// fieldsOf returns the keys and fields of a struct, including those of embedded
+// structs.
 func fieldsOf(v reflect.Value) (keys []string, fields []reflect.Value) {
 	for i := range v.NumField() {
 		f := v.Type().Field(i)
@@ -218,11 +216,10 @@ func InRange[T cmp.Ordered](key string, value, low, high T) error {
 	if value >= low && value <= high { // false for NaN
 		return nil
 	}
-	return fmt.Errorf("%s: found %v, expected %v to %v", key, value, low, high)
+	return fmt.Errorf("%s: must be between %v and %v, got %v", key, low, high, value)
 }
 
-// HostNames returns an error that names the key unless every value is a host
-// name, without a port.
+// HostNames returns an error unless every value is a host name without a port.
 func HostNames(key string, values []string) error {
 	legal := regexp.MustCompile(`^[a-zA-Z0-9_-]+(\.[a-zA-Z0-9_-]+)*\.?$`)
 	for _, v := range values {
@@ -233,23 +230,23 @@ func HostNames(key string, values []string) error {
 	return nil
 }
 
-// HostPort returns an error if address is not "host:port" with a port from
-// low to 65535. An empty host is allowed where a program listens; low is 0
-// there, for a port of the system's choice, and 1 where it dials.
+// HostPort returns an error if address is not "host:port" with a port from low
+// to 65535. For an address to listen on, low is 0, which stands for any free
+// port, and the host may be empty. For an address to dial, low is 1.
 func HostPort(key, address string, low int) error {
 	host, port, err := net.SplitHostPort(address)
 	if err == nil && (host != "" || low == 0) && !strings.Contains(host, "@") {
-		// Not net.LookupPort: a service's name is known on one machine and not
-		// in an image, and no port at all would mean 0.
+		// net.LookupPort would accept names, which an image may not know, and ""
+		// as 0.
 		n, err := strconv.ParseUint(port, 10, 16)
 		if err == nil && int(n) >= low {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s: found %q, expected host:port with a port from %d to 65535", key, redacted(address), low)
+	return fmt.Errorf("%s: must be host:port with a port from %d to 65535, got %q", key, low, redacted(address))
 }
 
-// redacted hides what may be a user and a password in an address or a URL.
+// redacted replaces a possible user and password in an address or a URL.
 func redacted(address string) string {
 	if at := strings.LastIndex(address, "@"); at >= 0 {
 		return "…" + address[at:]
@@ -258,7 +255,7 @@ func redacted(address string) string {
 }
 
 // URL returns an error if value is not an absolute URL with a host and one of
-// the schemes. A user or a password is refused: a URL ends up in logs.
+// the schemes, or if it has a user or a password, which would end up in logs.
 func URL(key, value string, schemes ...string) error {
 	u, err := url.Parse(value)
 	if err == nil && u.User != nil {
@@ -267,11 +264,11 @@ func URL(key, value string, schemes ...string) error {
 	if err == nil && u.Hostname() != "" && slices.Contains(schemes, u.Scheme) && (u.Port() == "" || HostPort(key, u.Host, 1) == nil) {
 		return nil
 	}
-	return fmt.Errorf("%s: found %q, expected a URL such as %s://host:port", key, redacted(value), schemes[0])
+	return fmt.Errorf("%s: must be a URL such as %s://host:port, got %q", key, schemes[0], redacted(value))
 }
 
-// Secret returns what the file holds, without the line end at its end. An
-// empty path is an empty secret.
+// Secret returns the content of the file without the line ends after it, and ""
+// for an empty path.
 func Secret(key, path string) (string, error) {
 	if path == "" {
 		return "", nil
@@ -282,7 +279,7 @@ func Secret(key, path string) (string, error) {
 	}
 	secret := strings.TrimRight(string(data), "\r\n")
 	if secret == "" {
-		return "", fmt.Errorf("%s: found nothing in %s, expected a secret on one line", key, path)
+		return "", fmt.Errorf("%s: must name a file with a secret, got %s, which is empty", key, path)
 	}
 	return secret, nil
 }

@@ -120,64 +120,64 @@ func TestReadRefuses(t *testing.T) {
 		"a list as key":                   {"? [a]\n: 2", "line 1: unknown key a list" + keys},
 		"an alias as key":                 {"name: &count x\n*count : 3", "line 2: unknown key the alias *count" + keys},
 		"a merge key":                     {"section: &s {ratio: 1}\nother:\n  <<: *s", "line 3: unknown key other.<<, expected one of ratio, on"},
-		"a key twice":                     {"count: 1\nname: a\ncount: 2", "line 3: count: found the key twice, expected it once"},
-		"a section twice":                 {"section: {on: true}\nsection: {ratio: 1}", "line 2: section: found the key twice, expected it once"},
-		"a key of a section twice":        {"section:\n  on: true\n  on: true", "line 3: section.on: found the key twice, expected it once"},
-		"two documents":                   {"count: 1\n---\ncount: 2", "found more than one YAML document, expected one"},
-		"two documents, one empty":        {"count: 1\n---\n", "found more than one YAML document, expected one"},
-		"text after the document's end":   {"count: 1\n...\nfoo", "found more than one YAML document, expected one"},
+		"a key twice":                     {"count: 1\nname: a\ncount: 2", "line 3: count: expected the key once, found it twice"},
+		"a section twice":                 {"section: {on: true}\nsection: {ratio: 1}", "line 2: section: expected the key once, found it twice"},
+		"a key of a section twice":        {"section:\n  on: true\n  on: true", "line 3: section.on: expected the key once, found it twice"},
+		"two documents":                   {"count: 1\n---\ncount: 2", "expected one YAML document, found more"},
+		"two documents, one empty":        {"count: 1\n---\n", "expected one YAML document, found more"},
+		"text after the document's end":   {"count: 1\n...\nfoo", "expected one YAML document, found more"},
 		"a tab":                           {"section:\n\tratio: 1", "yaml: line 2: found character that cannot start any token"},
 		"a brace too many":                {"count: 1\n}", "yaml: line 1: did not find expected key"},
 		"a control character":             {"name: \x00", "yaml: control characters are not allowed"},
 		"not UTF-8":                       {"name: \xff", "yaml: invalid leading UTF-8 octet"},
 		"an unknown anchor":               {"count: *none", "yaml: unknown anchor 'none' referenced"},
-		"a list for the file":             {"[count]", "line 1: the file: found a list, expected keys and values"},
-		"a word for the file":             {"count", `line 1: the file: found "count", expected keys and values`},
-		"a list for a section":            {"section: [1]", "line 1: section: found a list, expected keys and values"},
-		"a number for a section":          {"section: 3", "line 1: section: found 3, expected keys and values"},
-		"a fraction for a whole number":   {"count: 1.5", "line 1: count: found 1.5, expected a whole number"},
-		"1.0 for a whole number":          {"count: 1.0", "line 1: count: found 1.0, expected a whole number"},
-		"an exponent for a whole number":  {"count: 1e3", "line 1: count: found 1e3, expected a whole number"},
-		"a unit behind a number":          {"count: 5s", `line 1: count: found "5s", expected a whole number`},
-		"a number in quotes":              {`count: "5"`, `line 1: count: found "5", expected a whole number`},
-		"an empty string for a number":    {`count: ""`, `line 1: count: found "", expected a whole number`},
-		"nothing for a number":            {"name: a\ncount:", "line 2: count: found nothing, expected a whole number"},
-		"null for a string":               {"name: null", "line 1: name: found nothing, expected a string"},
-		"nothing for a list":              {"list:\n# - a", "line 1: list: found nothing, expected a list of strings"},
-		"a number too large":              {"big: 9223372036854775808", "line 1: big: found 9223372036854775808, expected a whole number"},
-		"a number far too large":          {"count: 99999999999999999999", "line 1: count: found 99999999999999999999, expected a whole number"},
-		"a text of two lines":             {"count: |\n  a\n  b", `line 1: count: found "a\nb", expected a whole number`},
-		"a list for a number":             {"count: [1]", "line 1: count: found a list, expected a whole number"},
-		"a section for a number":          {"count: {a: 1}", "line 1: count: found keys and values, expected a whole number"},
-		"a word for a ratio":              {"section: {ratio: half}", `line 1: section.ratio: found "half", expected a number`},
-		"yes for a boolean":               {"section: {on: yes}", `line 1: section.on: found "yes", expected true or false`},
-		"1 for a boolean":                 {"section: {on: 1}", "line 1: section.on: found 1, expected true or false"},
-		"a number for a string":           {"name: 5", "line 1: name: found 5, expected a string"},
-		"a boolean for a string":          {"name: true", "line 1: name: found true, expected a string"},
-		"a date for a string":             {"name: 2026-01-01", "line 1: name: found 2026-01-01, expected a string"},
-		"a list for a string":             {"name: [a]", "line 1: name: found a list, expected a string"},
-		"a string for a list":             {"list: a", `line 1: list: found "a", expected a list of strings`},
-		"a section for a list":            {"list: {a: b}", "line 1: list: found keys and values, expected a list of strings"},
-		"a number in a list":              {"list:\n  - a\n  - 2", "line 3: list: found 2 in the list, expected a list of strings"},
-		"nothing in a list":               {"list:\n  - a\n  -", "line 3: list: found nothing in the list, expected a list of strings"},
-		"a list in a list":                {"list: [[a]]", "line 1: list: found a list in the list, expected a list of strings"},
-		"a list that holds itself":        {"list: &l [*l]", "line 1: list: found a list in the list, expected a list of strings"},
-		"a section that holds itself":     {"section: &s {ratio: *s}", "line 1: section.ratio: found keys and values, expected a number"},
-		"a tag of its own":                {"count: !mine 5", "line 1: count: found 5, expected a whole number"},
-		"a tag that lies":                 {"count: !!int five", "line 1: count: found five, expected a whole number"},
+		"a list for the file":             {"[count]", "line 1: the file: expected keys and values, found a list"},
+		"a word for the file":             {"count", `line 1: the file: expected keys and values, found "count"`},
+		"a list for a section":            {"section: [1]", "line 1: section: expected keys and values, found a list"},
+		"a number for a section":          {"section: 3", "line 1: section: expected keys and values, found 3"},
+		"a fraction for a whole number":   {"count: 1.5", "line 1: count: expected a whole number, found 1.5"},
+		"1.0 for a whole number":          {"count: 1.0", "line 1: count: expected a whole number, found 1.0"},
+		"an exponent for a whole number":  {"count: 1e3", "line 1: count: expected a whole number, found 1e3"},
+		"a unit behind a number":          {"count: 5s", `line 1: count: expected a whole number, found "5s"`},
+		"a number in quotes":              {`count: "5"`, `line 1: count: expected a whole number, found "5"`},
+		"an empty string for a number":    {`count: ""`, `line 1: count: expected a whole number, found ""`},
+		"nothing for a number":            {"name: a\ncount:", "line 2: count: expected a whole number, found nothing"},
+		"null for a string":               {"name: null", "line 1: name: expected a string, found nothing"},
+		"nothing for a list":              {"list:\n# - a", "line 1: list: expected a list of strings, found nothing"},
+		"a number too large":              {"big: 9223372036854775808", "line 1: big: expected a whole number, found 9223372036854775808"},
+		"a number far too large":          {"count: 99999999999999999999", "line 1: count: expected a whole number, found 99999999999999999999"},
+		"a text of two lines":             {"count: |\n  a\n  b", `line 1: count: expected a whole number, found "a\nb"`},
+		"a list for a number":             {"count: [1]", "line 1: count: expected a whole number, found a list"},
+		"a section for a number":          {"count: {a: 1}", "line 1: count: expected a whole number, found keys and values"},
+		"a word for a ratio":              {"section: {ratio: half}", `line 1: section.ratio: expected a number, found "half"`},
+		"yes for a boolean":               {"section: {on: yes}", `line 1: section.on: expected true or false, found "yes"`},
+		"1 for a boolean":                 {"section: {on: 1}", "line 1: section.on: expected true or false, found 1"},
+		"a number for a string":           {"name: 5", "line 1: name: expected a string, found 5"},
+		"a boolean for a string":          {"name: true", "line 1: name: expected a string, found true"},
+		"a date for a string":             {"name: 2026-01-01", "line 1: name: expected a string, found 2026-01-01"},
+		"a list for a string":             {"name: [a]", "line 1: name: expected a string, found a list"},
+		"a string for a list":             {"list: a", `line 1: list: expected a list of strings, found "a"`},
+		"a section for a list":            {"list: {a: b}", "line 1: list: expected a list of strings, found keys and values"},
+		"a number in a list":              {"list:\n  - a\n  - 2", "line 3: list: expected a list of strings, found 2 in it"},
+		"nothing in a list":               {"list:\n  - a\n  -", "line 3: list: expected a list of strings, found nothing in it"},
+		"a list in a list":                {"list: [[a]]", "line 1: list: expected a list of strings, found a list in it"},
+		"a list that holds itself":        {"list: &l [*l]", "line 1: list: expected a list of strings, found a list in it"},
+		"a section that holds itself":     {"section: &s {ratio: *s}", "line 1: section.ratio: expected a number, found keys and values"},
+		"a tag of its own":                {"count: !mine 5", "line 1: count: expected a whole number, found 5"},
+		"a tag that lies":                 {"count: !!int five", "line 1: count: expected a whole number, found five"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := file(t, c.text)
 			s := defaults()
 			err := config.Read(&s, path)
 			if err == nil {
-				t.Fatalf("took %+v, expected %q", s, c.want)
+				t.Fatalf("took %+v, want %q", s, c.want)
 			}
-			if want := "reading configuration: " + path + ": " + c.want; err.Error() != want {
-				t.Errorf("found    %s\nexpected %s", err, want)
+			if want := "read configuration: " + path + ": " + c.want; err.Error() != want {
+				t.Errorf("got  %s\nwant %s", err, want)
 			}
 			if strings.ContainsAny(err.Error(), "\r\n") {
-				t.Errorf("found %q, expected one line", err)
+				t.Errorf("got %q, want one line", err)
 			}
 		})
 	}
@@ -187,15 +187,15 @@ func TestReadRefuses(t *testing.T) {
 			When map[string]int `yaml:"when"`
 		}
 		err := config.Read(&odd, file(t, "when: {a: 1}"))
-		if err == nil || !strings.HasSuffix(err.Error(), "key when has type map[string]int, which no configuration uses") {
-			t.Errorf("found %v", err)
+		if err == nil || !strings.HasSuffix(err.Error(), "key when: unsupported type map[string]int") {
+			t.Errorf("got %v", err)
 		}
 	})
 	t.Run("the file at fault among several", func(t *testing.T) {
 		good, bad := file(t, "count: 2"), file(t, "count: two")
 		s := defaults()
 		if err := config.Read(&s, good, bad); err == nil || !strings.Contains(err.Error(), bad) || strings.Contains(err.Error(), good+":") {
-			t.Errorf("found %v, expected only %s in it", err, bad)
+			t.Errorf("got %v, want only %s in it", err, bad)
 		}
 	})
 }
@@ -205,13 +205,13 @@ func TestReadCannot(t *testing.T) {
 	t.Run("a file that is not there", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "none.yaml")
 		if err := config.Read(&s, path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
-			t.Errorf("found %v, expected one about %s", err, path)
+			t.Errorf("got %v, want one about %s", err, path)
 		}
 	})
-	t.Run("a folder", func(t *testing.T) {
+	t.Run("a directory", func(t *testing.T) {
 		path := t.TempDir()
 		if err := config.Read(&s, path); err == nil || !strings.Contains(err.Error(), path) {
-			t.Errorf("found %v, expected one about %s", err, path)
+			t.Errorf("got %v, want one about %s", err, path)
 		}
 	})
 }
@@ -219,17 +219,17 @@ func TestReadCannot(t *testing.T) {
 func TestLoad(t *testing.T) {
 	s := defaults()
 	if err := config.Load(&s, file(t, "count: 7")); err != nil || s.Count != 7 {
-		t.Errorf("found %d, %v, expected 7", s.Count, err)
+		t.Errorf("got %d, %v, want 7", s.Count, err)
 	}
 	s = defaults()
-	if err := config.Load(&s, file(t, "count: none")); err == nil || !strings.HasPrefix(err.Error(), "reading configuration: ") {
-		t.Errorf("found %v, expected an error of reading", err)
+	if err := config.Load(&s, file(t, "count: none")); err == nil || !strings.HasPrefix(err.Error(), "read configuration: ") {
+		t.Errorf("got %v, want an error of reading", err)
 	}
 	s = defaults()
 	err := config.Load(&s, file(t, "count: 11\nsection: {ratio: .nan}"))
-	const want = "checking configuration: count: found 11, expected 1 to 10\nsection.ratio: found NaN, expected 0 to 1"
+	const want = "check configuration: count: must be between 1 and 10, got 11\nsection.ratio: must be between 0 and 1, got NaN"
 	if err == nil || err.Error() != want {
-		t.Errorf("found %v, expected %s", err, want)
+		t.Errorf("got %v, want %s", err, want)
 	}
 }
 
@@ -241,11 +241,11 @@ func TestInRange(t *testing.T) {
 		"lowest":         {0, ""},
 		"highest":        {1, ""},
 		"within":         {0.5, ""},
-		"below":          {-0.1, "x: found -0.1, expected 0 to 1"},
-		"above":          {1.1, "x: found 1.1, expected 0 to 1"},
-		"not a number":   {math.NaN(), "x: found NaN, expected 0 to 1"},
-		"infinite":       {math.Inf(1), "x: found +Inf, expected 0 to 1"},
-		"minus infinite": {math.Inf(-1), "x: found -Inf, expected 0 to 1"},
+		"below":          {-0.1, "x: must be between 0 and 1, got -0.1"},
+		"above":          {1.1, "x: must be between 0 and 1, got 1.1"},
+		"not a number":   {math.NaN(), "x: must be between 0 and 1, got NaN"},
+		"infinite":       {math.Inf(1), "x: must be between 0 and 1, got +Inf"},
+		"minus infinite": {math.Inf(-1), "x: must be between 0 and 1, got -Inf"},
 	} {
 		t.Run(name, func(t *testing.T) { expect(t, config.InRange("x", c.value, 0, 1), c.want) })
 	}
@@ -258,7 +258,7 @@ func expect(t *testing.T, err error, want string) {
 		got = err.Error()
 	}
 	if got != want {
-		t.Errorf("found %q, expected %q", got, want)
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -290,7 +290,7 @@ func TestHostPort(t *testing.T) {
 			for low, good := range []bool{c.listen, c.dial} {
 				want := ""
 				if !good {
-					want = fmt.Sprintf("key: found %q, expected host:port with a port from %d to 65535", address, low)
+					want = fmt.Sprintf("key: must be host:port with a port from %d to 65535, got %q", low, address)
 				}
 				expect(t, config.HostPort("key", address, low), want)
 			}
@@ -326,7 +326,7 @@ func TestURL(t *testing.T) {
 		t.Run(value, func(t *testing.T) {
 			want := ""
 			if !good {
-				want = fmt.Sprintf("key: found %q, expected a URL such as http://host:port", value)
+				want = fmt.Sprintf("key: must be a URL such as http://host:port, got %q", value)
 			}
 			expect(t, config.URL("key", value, "http", "https"), want)
 		})
@@ -349,10 +349,10 @@ func TestSecret(t *testing.T) {
 			path := file(t, c.text)
 			got, err := config.Secret("password_file", path)
 			if got != c.secret {
-				t.Errorf("found %q, expected %q", got, c.secret)
+				t.Errorf("got %q, want %q", got, c.secret)
 			}
 			if c.secret == "" {
-				expect(t, err, "password_file: found nothing in "+path+", expected a secret on one line")
+				expect(t, err, "password_file: must name a file with a secret, got "+path+", which is empty")
 			} else if err != nil {
 				t.Error(err)
 			}
@@ -360,14 +360,14 @@ func TestSecret(t *testing.T) {
 	}
 	t.Run("no file named", func(t *testing.T) {
 		if got, err := config.Secret("password_file", ""); got != "" || err != nil {
-			t.Errorf("found %q, %v, expected nothing", got, err)
+			t.Errorf("got %q, %v, want nothing", got, err)
 		}
 	})
 	t.Run("no such file", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "none")
 		_, err := config.Secret("password_file", path)
 		if !errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(err.Error(), "password_file: ") || !strings.Contains(err.Error(), path) {
-			t.Errorf("found %v, expected key and path in it", err)
+			t.Errorf("got %v, want key and path in it", err)
 		}
 	})
 }
@@ -377,14 +377,14 @@ func TestCredentialsAreRefusedAndNotRepeated(t *testing.T) {
 		"http://user:hunter2@host/": `key: must be a URL without user and password, got "…@host/"`,
 		"http://user@host:1":        `key: must be a URL without user and password, got "…@host:1"`,
 		"ftp://user:hunter2@host":   `key: must be a URL without user and password, got "…@host"`,
-		"http://u:hunter2%zz@host":  `key: found "…@host", expected a URL such as http://host:port`,
-		"user:hunter2@host:80":      `key: found "…@host:80", expected a URL such as http://host:port`,
+		"http://u:hunter2%zz@host":  `key: must be a URL such as http://host:port, got "…@host"`,
+		"user:hunter2@host:80":      `key: must be a URL such as http://host:port, got "…@host:80"`,
 	} {
 		expect(t, config.URL("key", value, "http"), want)
 	}
 	for value, want := range map[string]string{
-		"user:hunter2@tcp(db:3306)/name": `key: found "…@tcp(db:3306)/name", expected host:port with a port from 1 to 65535`,
-		"hunter2@db:3306":                `key: found "…@db:3306", expected host:port with a port from 1 to 65535`,
+		"user:hunter2@tcp(db:3306)/name": `key: must be host:port with a port from 1 to 65535, got "…@tcp(db:3306)/name"`,
+		"hunter2@db:3306":                `key: must be host:port with a port from 1 to 65535, got "…@db:3306"`,
 	} {
 		expect(t, config.HostPort("key", value, 1), want)
 	}

@@ -87,7 +87,7 @@ func join(err, next error) error {
 	if err == nil {
 		return next
 	}
-	return fmt.Errorf("%w; %w", err, next)
+	return fmt.Errorf("%w, %w", err, next)
 }
 
 // candidates returns IP addresses with ports in the order of attempts, and the

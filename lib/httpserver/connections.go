@@ -14,23 +14,21 @@ import (
 )
 
 const (
-	// MaxConnections is the number of connections that a server has at most:
-	// those of an MS3 with all its workers, and room for others. An idle one
-	// costs about 20 KiB.
+	// MaxConnections is the limit of connections of a server: those of an MS3
+	// with all its workers, and others. An idle one uses about 20 KiB.
 	MaxConnections = 1280
 	// AnswerTimeout is how long a client may take to read an answer, counted
 	// from its first byte.
 	AnswerTimeout = 10 * time.Second
-	// socketBuffer is the size in bytes of each of the kernel's two buffers of
-	// a connection, of which Linux takes twice as much. By default they grow to
-	// megabytes for a client that does not read.
+	// socketBuffer is the size in bytes of the kernel's read and write buffers of
+	// a connection; Linux doubles it. By default, they grow to megabytes for a
+	// client that does not read.
 	socketBuffer = 32 << 10
 )
 
-// connections is a listener whose connections are limited in number. At the
-// limit the connection that has waited longest for a request is closed in
-// favour of a new one; if all have a request under way, the new one waits.
-// A connection that was hijacked does not count any more.
+// connections is a listener with a limited number of connections. At the limit,
+// a new connection replaces the one that has been idle longest, and waits while
+// none is idle. Hijacked connections do not count.
 type connections struct {
 	net.Listener
 	limit         int
@@ -56,7 +54,7 @@ func (c *connections) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if tcp, ok := plain.(*net.TCPConn); ok { // a socket that is closed already fails later
+	if tcp, ok := plain.(*net.TCPConn); ok { // an error comes back from Read or Write
 		_ = tcp.SetReadBuffer(socketBuffer)
 		_ = tcp.SetWriteBuffer(socketBuffer)
 	}
@@ -119,15 +117,15 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 			c.open[conn] = nil
 		}
 	case http.StateHijacked:
-		conn.(*connection).armed.Store(true) // its deadlines are not ours any more
+		conn.(*connection).armed.Store(true) // the new owner sets deadlines
 		c.remove(conn)
 	case http.StateClosed:
 		c.remove(conn)
 	}
 }
 
-// connection is a connection whose answers have a deadline, and whose errors
-// that net/http answers by itself, in plain text, are problem details.
+// connection is a connection whose answers have a deadline. It turns the errors
+// that net/http answers in plain text into problem details.
 type connection struct {
 	net.Conn
 	timeout time.Duration // for the client to read an answer
@@ -156,8 +154,8 @@ func (c *connection) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// CloseWrite is what net/http looks for, to let a client that is still sending
-// read its answer.
+// CloseWrite is used by net/http to let a client that is still sending read its
+// answer.
 func (c *connection) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -165,9 +163,8 @@ func (c *connection) CloseWrite() error {
 	return nil
 }
 
-// plainError returns the answer of net/http to a request that it cannot read,
-// with a body of problem details, or nil if p is another answer: those of
-// handlers have the header Date.
+// plainError returns problem details for an answer of net/http to a request that
+// it cannot read, or nil for other answers: those of handlers have a Date.
 func plainError(p []byte) []byte {
 	head, text, _ := bytes.Cut(p, []byte("\r\n\r\n"))
 	line, header, _ := bytes.Cut(head, []byte("\r\n"))

@@ -11,15 +11,14 @@ import (
 	"strings"
 )
 
-// guard decides which requests reach a handler. It stops what a web page can
-// make a browser send: a request under a name that the page's owner has pointed
-// at this machine (DNS rebinding), a request from another site, a page that is
-// fetched before anybody asked for it, a form. Programs that are no browsers
-// send none of the headers that it looks at, except Host and Content-Type.
+// guard refuses requests that a web page can make a browser send: under a name
+// that its owner points at this machine (DNS rebinding), from another site, as a
+// prefetch, from a form. Of the headers that it checks, other programs send only
+// Host and Content-Type.
 type guard struct{ hosts []string }
 
-// check returns nil if the handler of the route may serve the request. acting
-// means that the route does more than read.
+// check returns nil if the route may serve the request. acting reports whether
+// the route does more than read.
 func (g guard) check(r *http.Request, acting bool) *Problem {
 	if !g.allows(r.Host) && !fromProgram(r) {
 		return &Problem{Status: http.StatusMisdirectedRequest,
@@ -33,7 +32,7 @@ func (g guard) check(r *http.Request, acting bool) *Problem {
 		switch strings.ToLower(s) {
 		case "", "none", "same-origin":
 		default:
-			// A link on another site may lead to what can be read.
+			// A link on another site may lead to a page that only reads.
 			if acting || !strings.EqualFold(r.Header.Get("Sec-Fetch-Mode"), "navigate") {
 				return forbidden("Sec-Fetch-Site", site)
 			}
@@ -58,7 +57,7 @@ func (g guard) check(r *http.Request, acting bool) *Problem {
 	if r.Method != http.MethodPost {
 		return nil
 	}
-	// A form or a script of another site can send other types without asking.
+	// A form or script of another site can send other types without a preflight.
 	if types := r.Header.Values("Content-Type"); len(types) > 0 {
 		if media, _, err := mime.ParseMediaType(types[0]); len(types) > 1 || err != nil || media != "application/json" {
 			return &Problem{Status: http.StatusUnsupportedMediaType,
@@ -81,12 +80,12 @@ func fromProgram(r *http.Request) bool {
 }
 
 func forbidden(header string, values []string) *Problem {
-	return &Problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("%s: requests from other sites are refused, got %q", header, strings.Join(values, ", "))}
+	return &Problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("%s: must be of this site, got %q", header, strings.Join(values, ", "))}
 }
 
-// allows reports whether the service may be addressed as host, the value of a
-// Host header. Only a name with a dot can be one that somebody else has pointed
-// here. HTTP/1.0 has no Host.
+// allows reports whether host, the value of a Host header, may address the
+// service. Only for a name with a dot can somebody else control the DNS. HTTP/1.0
+// has no Host.
 func (g guard) allows(host string) bool {
 	name := hostname(host)
 	if _, err := netip.ParseAddr(name); host == "" || err == nil {
@@ -113,8 +112,7 @@ func sameHost(rawURL, host string) bool {
 		strings.EqualFold(withoutPort(u.Host), withoutPort(host))
 }
 
-// withoutPort removes a port that is the default of http or https: browsers
-// leave it out.
+// withoutPort removes the default port of http or https, as browsers do.
 func withoutPort(host string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(host, ":80"), ":443")
 }

@@ -14,17 +14,16 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/logging"
 )
 
-// probeTimeout is how long a readiness check may take before it counts as
-// failed.
+// probeTimeout is the time-out of a readiness check.
 const probeTimeout = 2 * time.Second
 
-// Check is a dependency that a service cannot do without.
+// Check is a readiness check of a dependency.
 type Check struct {
 	Name  string
 	Probe func(ctx context.Context) error // nil when the dependency can be used
 }
 
-// Health returns the routes that tell how a service does: /metrics; /healthz,
+// Health returns the routes for monitoring: /metrics; /healthz,
 // which answers 200 as long as the process serves at all; and /readyz, which
 // answers 200 when every check passes and 503 otherwise, and names each check
 // with "ok" or "not ready". Anybody may ask, so the causes are only logged,

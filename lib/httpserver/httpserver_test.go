@@ -252,7 +252,7 @@ func TestProbe(t *testing.T) {
 				{Name: "c", Probe: func(context.Context) error { time.Sleep(1900 * time.Millisecond); return nil }},
 			})
 			if took := time.Since(began); took != 2*time.Second {
-				t.Errorf("took %s, expected 2s", took)
+				t.Errorf("took %s, want 2s", took)
 			}
 			if len(results) != 3 || !errors.Is(results["a"], context.DeadlineExceeded) || !errors.Is(results["b"], context.DeadlineExceeded) || results["c"] != nil {
 				t.Errorf("got %v, want a and b too late and c good", results)
@@ -266,7 +266,7 @@ func TestProbe(t *testing.T) {
 			began := time.Now()
 			httpserver.Probe(ctx, []httpserver.Check{{Name: "a", Probe: hang}})
 			if took := time.Since(began); took != time.Second {
-				t.Errorf("took %s, expected 1s", took)
+				t.Errorf("took %s, want 1s", took)
 			}
 		})
 	})
@@ -328,7 +328,7 @@ func TestStops(t *testing.T) {
 		}
 		resp.Body.Close() // and the connection is kept, idle
 		if took, err := stop(); err != nil || took > time.Second {
-			t.Errorf("took %s, %v, expected no time at all", took, err)
+			t.Errorf("took %s, %v, want no time at all", took, err)
 		}
 		if _, err := net.Dial("tcp", address); err == nil {
 			t.Error("it still listens")
@@ -390,7 +390,7 @@ func TestStops(t *testing.T) {
 		}()
 		<-arrived
 		if took, err := stop(); err != nil || took < 900*time.Millisecond || took > 3*time.Second {
-			t.Errorf("took %s, %v, expected about a second", took, err)
+			t.Errorf("took %s, %v, want about a second", took, err)
 		}
 		if err := <-failed; err == nil {
 			t.Error("got an answer, want the request to be cut off")

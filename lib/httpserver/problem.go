@@ -6,9 +6,9 @@ import (
 	"net/http"
 )
 
-// Problem types of MS1's answers to a message that can never be stored. MS3
-// gives a message up only for these; a 400, 404 or 413 without them may come
-// from another server at the wrong address.
+// Problem types of MS1's answers to a message that can never be stored. MS3 gives
+// up a message only for these: a 400, 404 or 413 without them may come from
+// another server.
 const (
 	UnknownMessage   = "urn:tricycle:problem:unknown-message"   // 404: MS1 never sent it
 	MalformedMessage = "urn:tricycle:problem:malformed-message" // 400: it is no valid message
@@ -23,7 +23,7 @@ const ProblemType = "application/problem+json"
 type Problem struct {
 	Type       string // URI of the kind of problem; "about:blank" if empty
 	Status     int    // HTTP status code
-	Detail     string // what was found and what was expected, in one line
+	Detail     string // one line
 	Extensions map[string]any
 }
 
@@ -42,5 +42,5 @@ func (p Problem) Write(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", ProblemType)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(p.Status)
-	_, _ = w.Write(append(data, '\n')) // a client that left needs no answer
+	_, _ = w.Write(append(data, '\n')) // the client may have left
 }

@@ -30,8 +30,8 @@ const (
 	stopTimeout   = time.Second
 )
 
-// BodyTimeout is how long the body of a request may take to arrive, wanted or
-// not: without it one that never ends would hold a connection for ever.
+// BodyTimeout is how long the body of a request may take to arrive. Without it, a
+// body that never ends would hold a connection indefinitely.
 const BodyTimeout = 5 * time.Second
 
 // Routes maps a path pattern of [http.ServeMux], without method or host, to
@@ -40,14 +40,14 @@ type Routes map[string]map[string]http.HandlerFunc
 
 // Handler serves the routes. An unknown path is answered 404, another method
 // 405 with an Allow header, both as problem details; one slash at the end of a
-// path is ignored. A path has HEAD only if its routes say so; [ReadOnly] does.
+// path is ignored. HEAD needs its own route, as in [ReadOnly].
 //
 // Requests that a web page of another site can cause are refused: 421 for a
 // Host that is no IP address, localhost, name without dots or one of the
 // allowed hosts (each a name or name:port), except for a POST or a WebSocket
-// handshake that no browser has sent; 403 for a foreign Origin, for fetch metadata of another site
-// and, where the route acts, for a prefetch; 415 for a POST of another type
-// than application/json.
+// handshake that no browser has sent; 403 for another Origin, for fetch metadata
+// of another site and, if the route does more than read, for a prefetch; 415 for
+// a POST of another type than application/json.
 func (routes Routes) Handler(allowedHosts ...string) http.Handler {
 	mux, g := http.NewServeMux(), guard{allowedHosts}
 	for pattern, methods := range routes {
@@ -68,18 +68,18 @@ func (routes Routes) Handler(allowedHosts ...string) http.Handler {
 		})
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ContentLength != 0 { // every server that net/http makes has the method
+		if r.ContentLength != 0 { // no error from a net/http server
 			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(BodyTimeout))
 		}
-		if r.Method == http.MethodConnect { // the mux would answer in plain text
+		if r.Method == http.MethodConnect { // the mux answers in plain text
 			w.Header().Set("Allow", "GET, HEAD, POST")
-			Problem{Status: http.StatusMethodNotAllowed, Detail: "method: this is no proxy, got CONNECT"}.Write(w)
+			Problem{Status: http.StatusMethodNotAllowed, Detail: "method: must be GET, HEAD or POST, got CONNECT"}.Write(w)
 			return
 		}
 		if p := r.URL.Path; len(p) > 1 && strings.HasSuffix(p, "/") {
 			r.URL.Path, r.URL.RawPath = strings.TrimSuffix(p, "/"), strings.TrimSuffix(r.URL.RawPath, "/")
 		}
-		if path.Clean(r.URL.Path) != r.URL.Path { // the mux would redirect, in HTML
+		if path.Clean(r.URL.Path) != r.URL.Path { // the mux redirects, in HTML
 			notFound(w, r)
 			return
 		}
@@ -95,12 +95,12 @@ func notFound(w http.ResponseWriter, r *http.Request) {
 	Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("path: there is no %q", r.URL.Path)}.Write(w)
 }
 
-// ReadOnly is the methods of a path that can be read and does nothing.
+// ReadOnly returns the methods of a path that only reads.
 func ReadOnly(h http.HandlerFunc) map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{http.MethodGet: h, http.MethodHead: h}
 }
 
-// JSON writes v as the body of an answer.
+// JSON answers a request with v.
 func JSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
@@ -109,7 +109,7 @@ func JSON(w http.ResponseWriter, status int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(body, '\n')) // a client that left needs no answer
+	_, _ = w.Write(append(body, '\n')) // the client may have left
 }
 
 // Server serves HTTP on a listener.
@@ -135,7 +135,7 @@ func Listen(address string, handler http.Handler, logger zerolog.Logger) (*Serve
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
 		ConnState:         limited.state,
-		// Clients can cause these lines at any rate.
+		// Clients can cause these events at any rate.
 		ErrorLog: log.New(logging.Limit(logger.With().Str("level", "warn").Logger()), "", 0),
 	}}, nil
 }
@@ -146,8 +146,8 @@ func (s *Server) Address() string { return s.listener.Addr().String() }
 // Close releases the listener of a server that will not be run.
 func (s *Server) Close() error { return s.listener.Close() }
 
-// Run serves until ctx is cancelled, then waits up to a second for the
-// requests under way before it cuts them off.
+// Run serves until ctx is cancelled, then waits up to a second for the running
+// requests before it cuts them off.
 func (s *Server) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
 	go func() { failed <- s.server.Serve(s.listener) }()
@@ -159,7 +159,7 @@ func (s *Server) Run(ctx context.Context) error {
 	grace, cancel := lifecycle.Grace(ctx, stopTimeout)
 	defer cancel()
 	if err := s.server.Shutdown(grace); err != nil {
-		_ = s.server.Close() // what is left of the requests is cut off
+		_ = s.server.Close() // cuts off the remaining requests
 	}
 	if err := <-failed; !errors.Is(err, http.ErrServerClosed) {
 		return err

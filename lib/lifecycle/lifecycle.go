@@ -19,8 +19,8 @@ import (
 // Part is something that runs until its context is cancelled.
 type Part struct {
 	Name string
-	// Run returns nil once ctx is cancelled and the part has put its things
-	// away. Whatever it returns earlier stops the other parts.
+	// Run returns nil once ctx is cancelled and the part has released its
+	// resources. If it returns earlier, the other parts stop.
 	Run func(ctx context.Context) error
 }
 
@@ -36,8 +36,8 @@ func Grace(ctx context.Context, d time.Duration) (work context.Context, cancel c
 }
 
 // Run runs the parts until ctx is cancelled or a part ends, then stops them in
-// reverse order. It returns when all have ended, with the errors of those that
-// failed, each under its part's name.
+// reverse order. It returns when all have ended, with the joined errors of the
+// parts after their names.
 func Run(ctx context.Context, parts ...Part) error {
 	type running struct {
 		stop context.CancelFunc

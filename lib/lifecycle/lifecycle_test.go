@@ -90,7 +90,7 @@ func TestAnEndStopsTheOthers(t *testing.T) {
 				}
 				d.expect(t, "sender ends", "server must stop", "server has stopped", "database must stop", "database has stopped")
 				if took := time.Since(began); took != time.Minute+2*time.Second {
-					t.Errorf("took %s, expected a minute and a second for each of the others", took)
+					t.Errorf("took %s, want a minute and a second for each of the others", took)
 				}
 			})
 		})

@@ -23,8 +23,8 @@ func (c cleaner) Write(line []byte) (int, error) {
 }
 
 // clean appends a line of JSON to dst. It cuts strings after [maxString] bytes
-// and escapes characters that a terminal acts on or does not show: C1 controls,
-// bidirectional and other format characters.
+// and escapes control and invisible characters: C1 controls, bidirectional and
+// other format characters.
 func clean(dst, line []byte) []byte {
 	quoted, cut, room := false, false, 0
 	for len(line) > 0 {
@@ -56,11 +56,11 @@ func clean(dst, line []byte) []byte {
 	return dst
 }
 
-// Visible returns text with every character escaped that a terminal acts on or
-// does not show, line feeds among them.
+// Visible returns text with control and invisible characters escaped, including
+// line feeds.
 func Visible(text string) string { return escape(text, "") }
 
-// escape is [Visible] except for the characters of plain.
+// escape is [Visible], except for the characters of plain.
 func escape(text, plain string) string {
 	var b strings.Builder
 	for i, r := range text {

@@ -11,8 +11,8 @@ import (
 const limitPeriod = time.Second
 
 // Limit returns a logger for one kind of event that others can cause at any
-// rate. It writes at most one event a second; the field suppressed of the next
-// has the number of events that were left out before it.
+// rate. It writes at most one event a second, with the number of events omitted
+// before it in the field suppressed.
 func Limit(log zerolog.Logger) zerolog.Logger {
 	l := &limiter{now: time.Now}
 	return log.Sample(l).Hook(l)

@@ -30,21 +30,21 @@ import (
 // Config is the section 'logging' of a configuration.
 type Config struct {
 	Level            string `yaml:"level"`              // least level of a line
-	File             string `yaml:"file"`               // path of the log file, its folder is created; a second program gets NAME.2.log; empty: console only
+	File             string `yaml:"file"`               // path of the log file, its directory is created; a second program gets NAME.2.log; empty: console only
 	MaxSizeMegabytes int    `yaml:"max_size_megabytes"` // the file is rotated when it grows beyond
 	MaxFiles         int    `yaml:"max_files"`          // rotated files kept beside it
 }
 
-// Defaults returns the configuration of a program that is told nothing.
+// Defaults returns the default configuration.
 func Defaults() Config { return Config{Level: "info", MaxSizeMegabytes: 64, MaxFiles: 5} }
 
 var levels = []string{"trace", "debug", "info", "warn", "error"}
 
-// Validate names the keys that are out of range.
+// Validate returns an error for each key that is out of range.
 func (c Config) Validate() error {
 	var level error
 	if !slices.Contains(levels, c.Level) {
-		level = fmt.Errorf("logging.level: found %q, expected one of %s", c.Level, strings.Join(levels, ", "))
+		level = fmt.Errorf("logging.level: must be one of %s, got %q", strings.Join(levels, ", "), c.Level)
 	}
 	return errors.Join(level,
 		config.InRange("logging.max_size_megabytes", c.MaxSizeMegabytes, 1, 10_000),
@@ -54,14 +54,14 @@ func (c Config) Validate() error {
 // consoleTime is the layout of the time on the console.
 const consoleTime = "15:04:05.000"
 
-// Log is where a logger of [New] writes to.
+// Log is the outputs of a logger of [New].
 type Log struct {
-	console, file *Output // nil: there is none that counts
+	console, file *Output // nil if there is none that counts
 	rotating      io.Closer
 	lock          io.Closer
 }
 
-// Dropped returns the numbers of lines that did not reach console and file.
+// Dropped returns the numbers of lines that console and file did not accept.
 func (l *Log) Dropped() (console, file int) {
 	if l.console != nil {
 		console = l.console.Dropped()
@@ -72,7 +72,7 @@ func (l *Log) Dropped() (console, file int) {
 	return console, file
 }
 
-// Close waits a moment for the last lines and closes the file.
+// Close waits up to half a second for the last lines and closes the file.
 func (l *Log) Close() error {
 	if l.file == nil {
 		return nil
@@ -81,15 +81,14 @@ func (l *Log) Close() error {
 	select {
 	case <-l.file.done:
 		return errors.Join(l.rotating.Close(), l.lock.Close())
-	default: // a file that hangs could hang here too
+	default: // closing a file that hangs could hang too
 		return nil
 	}
 }
 
-// New returns the logger of a service, which writes to the file of the
-// configuration and to console, and what closes the file. The file is written
-// by an [Output]; a console that may block has to be one. New fails if the file
-// cannot be written.
+// New returns the logger of a service, which writes to the configured file and to
+// console, and its outputs. The file is written by an [Output]; a console that
+// may block must be one. New fails if the file cannot be written.
 func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, error) {
 	level, err := zerolog.ParseLevel(c.Level)
 	if err != nil {
@@ -113,13 +112,13 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 	l.file = newOutput(rotating, func(dropped int) []byte {
 		var line bytes.Buffer
 		log := logger(&line)
-		log.Warn().Int("count", dropped).Msg("log lines were dropped")
+		log.Warn().Int("count", dropped).Msg("log lines dropped")
 		return line.Bytes()
 	})
 	return logger(zerolog.MultiLevelWriter(out, l.file)), l, nil
 }
 
-// stampHook adds the time. zerolog's own has its format in a global.
+// stampHook adds the time. The format of zerolog's own is a global variable.
 type stampHook struct{}
 
 func (stampHook) Run(e *zerolog.Event, _ zerolog.Level, _ string) {
@@ -132,10 +131,10 @@ func readable(console io.Writer) io.Writer {
 		NoColor:    !Terminal(console) || os.Getenv("NO_COLOR") != "",
 		TimeFormat: consoleTime,
 		PartsOrder: []string{zerolog.TimestampFieldName, zerolog.LevelFieldName, "service", zerolog.MessageFieldName},
-		// The service stands before the message; a session is said in words.
+		// The service precedes the message; the text of a summary has its figures.
 		FieldsExclude: []string{"service", "session"},
 		FormatPrepare: func(event map[string]any) error {
-			if event[zerolog.LevelFieldName] == nil { // said at every level
+			if event[zerolog.LevelFieldName] == nil { // logged at every level
 				event[zerolog.LevelFieldName] = "log"
 			}
 			if message, ok := event[zerolog.MessageFieldName].(string); ok {
@@ -143,17 +142,16 @@ func readable(console io.Writer) io.Writer {
 			}
 			return nil
 		},
-		FormatFieldValue: func(value any) string { return Visible(fmt.Sprintf("%s", value)) }, // strings are quoted before
+		FormatFieldValue: func(value any) string { return Visible(fmt.Sprintf("%s", value)) }, // strings are quoted already
 	}
 }
 
-// maxInstances is how many programs can have the same log file in their
-// configurations.
+// maxInstances is the number of programs that can share the path of a log file.
 const maxInstances = 100
 
-// take finds a log file for this program alone, since a rotation by one would
-// lose lines of the others: ms1.log, or ms1.2.log while another has that. A
-// lock beside the file has to be held, as the file itself is renamed.
+// take returns a log file for this program alone: ms1.log, or ms1.2.log while
+// another uses that. If two shared a file, a rotation would lose lines. The lock
+// is a second file, since the log is renamed.
 func (l *Log) take(path string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return "", err
@@ -163,8 +161,7 @@ func (l *Log) take(path string) (string, error) {
 		if n > 1 {
 			name = fmt.Sprintf("%s.%d%s", strings.TrimSuffix(path, extension), n, extension)
 		}
-		// The rotating writer opens its file at the first line, which is too
-		// late to report that it cannot.
+		// The rotating writer opens its file too late to report an error.
 		if err := touch(name); err != nil {
 			return "", err
 		}

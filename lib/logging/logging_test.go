@@ -31,13 +31,13 @@ func TestValidate(t *testing.T) {
 		change func(*logging.Config)
 		want   string
 	}{
-		"no level":               {func(c *logging.Config) { c.Level = "" }, `logging.level: found "", expected one of trace, debug, info, warn, error`},
-		"a level in capitals":    {func(c *logging.Config) { c.Level = "INFO" }, `logging.level: found "INFO", expected one of trace, debug, info, warn, error`},
-		"a level that is silent": {func(c *logging.Config) { c.Level = "disabled" }, `logging.level: found "disabled", expected one of trace, debug, info, warn, error`},
-		"no megabytes":           {func(c *logging.Config) { c.MaxSizeMegabytes = 0 }, "logging.max_size_megabytes: found 0, expected 1 to 10000"},
-		"no files":               {func(c *logging.Config) { c.MaxFiles = 0 }, "logging.max_files: found 0, expected 1 to 1000"},
+		"no level":               {func(c *logging.Config) { c.Level = "" }, `logging.level: must be one of trace, debug, info, warn, error, got ""`},
+		"a level in capitals":    {func(c *logging.Config) { c.Level = "INFO" }, `logging.level: must be one of trace, debug, info, warn, error, got "INFO"`},
+		"a level that is silent": {func(c *logging.Config) { c.Level = "disabled" }, `logging.level: must be one of trace, debug, info, warn, error, got "disabled"`},
+		"no megabytes":           {func(c *logging.Config) { c.MaxSizeMegabytes = 0 }, "logging.max_size_megabytes: must be between 1 and 10000, got 0"},
+		"no files":               {func(c *logging.Config) { c.MaxFiles = 0 }, "logging.max_files: must be between 1 and 1000, got 0"},
 		"several": {func(c *logging.Config) { c.MaxFiles, c.MaxSizeMegabytes = -1, 10001 },
-			"logging.max_size_megabytes: found 10001, expected 1 to 10000\nlogging.max_files: found -1, expected 1 to 1000"},
+			"logging.max_size_megabytes: must be between 1 and 10000, got 10001\nlogging.max_files: must be between 1 and 1000, got -1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := logging.Defaults()
@@ -248,7 +248,7 @@ func TestRotation(t *testing.T) {
 	for _, path := range left {
 		info, err := os.Stat(path)
 		if err != nil || info.Size() > 1<<20 {
-			t.Errorf("%s has %d bytes, %v, expected at most a megabyte", path, info.Size(), err)
+			t.Errorf("%s has %d bytes, %v, want at most a megabyte", path, info.Size(), err)
 		}
 		total += len(lines(t, path))
 	}

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// patience is how long a line waits for an output that takes nothing. The
-	// lines after it do not wait until the output has caught up.
+	// patience is how long a line waits for an output that blocks. Later lines
+	// do not wait until the output has caught up.
 	patience = 100 * time.Millisecond
-	// maxQueued bounds the lines that wait, in bytes.
+	// maxQueued is the limit of the queue in bytes.
 	maxQueued = 4 << 20
 	// closeTimeout bounds the wait for the last lines when a program ends.
 	closeTimeout = 500 * time.Millisecond
@@ -22,22 +22,21 @@ const (
 // Output is an [io.Writer] for whole lines that never blocks for long: a
 // console that nobody reads or a disk that hangs must not stop a service.
 //
-// Write returns when its line is out. If that takes more than 100 ms, this and
-// the following lines wait in a queue of 4 MiB, which drops its oldest lines
-// when it is full: the last ones still get out. Lines that were dropped, or
-// that the output refused, are counted, and reported as soon as the output
-// takes a line again. Write never returns an error.
+// Write returns when its line is written. If that takes more than 100 ms, this
+// and the following lines wait in a queue of 4 MiB, which drops its oldest lines
+// when it is full. Dropped lines and those that the output refuses are counted,
+// and reported when the output accepts a line again. Write returns no error.
 type Output struct {
 	out    io.Writer
 	report func(dropped int) []byte // the line about dropped lines
 	wake   chan struct{}
-	done   chan struct{} // closed when no line will be written any more
-	torn   bool          // the output took a part of its last line
+	done   chan struct{} // closed after the last line
+	torn   bool          // the output accepted a part of its last line
 
 	mu         sync.Mutex
 	lines      []line
 	bytes      int  // of lines
-	stuck      bool // a line has waited in vain
+	stuck      bool // a line was not written in time
 	closed     bool
 	unreported int // lines dropped since the last report
 	dropped    int // lines dropped since the start
@@ -45,7 +44,7 @@ type Output struct {
 
 type line struct {
 	text []byte
-	out  chan struct{} // closed when the output has taken or refused it
+	out  chan struct{} // closed when the output has accepted or refused it
 }
 
 func newOutput(out io.Writer, report func(dropped int) []byte) *Output {
@@ -54,11 +53,11 @@ func newOutput(out io.Writer, report func(dropped int) []byte) *Output {
 	return o
 }
 
-// Console returns an output to a console. What the console would act on or not
-// show is escaped, except line ends and colours. It must be closed.
+// Console returns an output to a console, which must be closed. It escapes
+// control and invisible characters except line ends and colours.
 func Console(console io.Writer) *Output {
 	return newOutput(person{console}, func(dropped int) []byte {
-		return fmt.Appendf(nil, "%s WRN log lines were dropped count=%d\n", time.Now().Format(consoleTime), dropped)
+		return fmt.Appendf(nil, "%s WRN log lines dropped count=%d\n", time.Now().Format(consoleTime), dropped)
 	})
 }
 

@@ -29,7 +29,7 @@ func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
 			fmt.Fprintf(o, "%s %d\n", text, n)
 		}
 		if took := time.Since(began); took > time.Second {
-			t.Errorf("took %s, expected one short wait", took)
+			t.Errorf("took %s, want one short wait", took)
 		}
 		dropped := o.Dropped()
 		if dropped == 0 {
@@ -40,7 +40,7 @@ func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
 		lines := bufio.NewScanner(r)
 		read, reported := 0, 0
 		for lines.Scan() {
-			if found := regexp.MustCompile(`WRN log lines were dropped count=(\d+)$`).FindStringSubmatch(lines.Text()); found != nil {
+			if found := regexp.MustCompile(`WRN log lines dropped count=(\d+)$`).FindStringSubmatch(lines.Text()); found != nil {
 				n, _ := strconv.Atoi(found[1])
 				reported += n
 				continue
@@ -58,7 +58,7 @@ func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
 		go func() { _, _ = io.ReadFull(r, make([]byte, 6)) }()
 		fmt.Fprint(o, "again\n")
 		if took := time.Since(began); took > 0 {
-			t.Errorf("took %s, expected a line that is out at once", took)
+			t.Errorf("took %s, want a line that is out at once", took)
 		}
 		o.Close()
 	})
@@ -73,7 +73,7 @@ func TestTheEndOfAConsoleThatNobodyReads(t *testing.T) {
 		began := time.Now()
 		o.Close()
 		if took := time.Since(began); took == 0 || took > time.Second {
-			t.Errorf("took %s, expected a bounded wait", took)
+			t.Errorf("took %s, want a bounded wait", took)
 		}
 		text := make([]byte, 8)
 		_, err := io.ReadFull(r, text)
@@ -135,7 +135,7 @@ func TestLinesThatWereRefusedAreReported(t *testing.T) {
 	fmt.Fprint(o, "three\n")
 	fmt.Fprint(o, "four\n")
 	o.Close()
-	if want := regexp.MustCompile(`^one\ntwo\n\S+ WRN log lines were dropped count=1\nthree\nfour\n$`); !want.MatchString(out.String()) || o.Dropped() != 1 {
+	if want := regexp.MustCompile(`^one\ntwo\n\S+ WRN log lines dropped count=1\nthree\nfour\n$`); !want.MatchString(out.String()) || o.Dropped() != 1 {
 		t.Errorf("got %q, %d dropped, want %s", out, o.Dropped(), want)
 	}
 }
@@ -158,7 +158,7 @@ func TestAFileThatRefusesALine(t *testing.T) {
 		t.Error(err)
 	}
 	events := lines(t, c.File)
-	if len(events) != 2 || events[0]["message"] != "log lines were dropped" || events[0]["count"] != 1.0 || events[1]["message"] != "hello" {
+	if len(events) != 2 || events[0]["message"] != "log lines dropped" || events[0]["count"] != 1.0 || events[1]["message"] != "hello" {
 		t.Errorf("got %v, want the report and the second line", events)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// Stage says how many stamps a message carries at a receiver's door.
+// Stage is the number of stamps of a message where it is received.
 type Stage int
 
 // The stages of a round.
@@ -18,14 +18,13 @@ const (
 	AtMS2   Stage = 1 // as MS2 receives it from the WebSocket
 	AtMS3   Stage = 2 // as MS3 receives it from the topic
 	AtStore Stage = 3 // as MS1 receives it on POST /store
-	Stored  Stage = 4 // as it lies in the database
+	Stored  Stage = 4 // as in the database
 )
 
 // fields are the members of the object in the order they are encoded.
 var fields = [...]string{"session_id", "service1_timestamp", "service2_timestamp", "service3_timestamp", "end_timestamp"}
 
-// Error says which part of an encoded message is wrong, what was found there
-// and what was expected.
+// Error is an error in an encoded message.
 type Error struct {
 	Field    string // member of the object, or "message" for the whole
 	Found    string
@@ -33,14 +32,13 @@ type Error struct {
 }
 
 func (e *Error) Error() string {
-	return fmt.Sprintf("%s: found %s, expected %s", e.Field, e.Found, e.Expected)
+	return fmt.Sprintf("%s: expected %s, found %s", e.Field, e.Expected, e.Found)
 }
 
-// Decode reads a message that must be at the given stage: its first stamps
-// are set, the others null. Members may come in any order and with JSON's
-// white space between them. Every error is an [*Error]. A message as
-// [Message.Encode] writes it is decoded without allocation; the verdict on any
-// other is that of the general decoder.
+// Decode reads a message that must be at the given stage: its first stamps are
+// set, the others null. Members may be in any order, with white space between
+// them. Every error is an [*Error]. The encoding of [Message.Encode] is decoded
+// without allocation.
 func Decode(data []byte, stage Stage) (Message, error) {
 	if m, ok := decodeCanonical(data, stage); ok {
 		return m, nil
@@ -56,8 +54,7 @@ func decodeAny(data []byte, stage Stage) (Message, error) {
 	var m Message
 	var seen [len(fields)]bool
 
-	// encoding/json's Unmarshal folds case and lets the last of repeated
-	// members win, so the object is read token by token.
+	// json.Unmarshal ignores case and repeated members. Read tokens instead.
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.UseNumber()
 	if tok, err := dec.Token(); errors.Is(err, io.EOF) {
@@ -75,10 +72,10 @@ func decodeAny(data []byte, stage Stage) (Message, error) {
 		name, _ := tok.(string)
 		i := index(name)
 		if i < 0 {
-			return Message{}, &Error{unknown(name), "an unknown field", "only the five fields of a message"}
+			return Message{}, &Error{unknown(name), "an unknown field", "one of the five fields of a message"}
 		}
 		if seen[i] {
-			return Message{}, &Error{name, "the field twice", "each field once"}
+			return Message{}, &Error{name, "it twice", "the field once"}
 		}
 		seen[i] = true
 		value, err := dec.Token()
@@ -98,19 +95,19 @@ func decodeAny(data []byte, stage Stage) (Message, error) {
 		return Message{}, syntax(err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return Message{}, &Error{"message", "bytes after the object", "nothing after it"}
+		return Message{}, &Error{"message", "more bytes", "nothing after the object"}
 	}
 	for i, ok := range seen {
 		if !ok {
-			return Message{}, &Error{fields[i], "no such field", "all five fields, a stamp not yet set as null"}
+			return Message{}, &Error{fields[i], "no such field", "all five fields, null for a stamp not yet set"}
 		}
 	}
 	for i := 1; i < len(fields); i++ {
 		switch set := *m.stamp(i) != 0; {
 		case i <= int(stage) && !set:
-			return Message{}, &Error{fields[i], "null", "a time: it is set before the message comes here"}
+			return Message{}, &Error{fields[i], "null", "a time, set before this stage"}
 		case i > int(stage) && set:
-			return Message{}, &Error{fields[i], m.stamp(i).String(), "null: it is not set before the message comes here"}
+			return Message{}, &Error{fields[i], m.stamp(i).String(), "null before this stage"}
 		}
 	}
 	return m, nil
@@ -143,7 +140,7 @@ func sessionID(tok json.Token) (int64, error) {
 }
 
 func stamp(field string, tok json.Token) (Stamp, error) {
-	const expected = "null or a UTC time with six fractional digits such as 2026-11-23T10:15:30.123456Z"
+	const expected = "null or a UTC time such as 2026-11-23T10:15:30.123456Z"
 	if tok == nil {
 		return 0, nil
 	}
@@ -152,8 +149,7 @@ func stamp(field string, tok json.Token) (Stamp, error) {
 		return 0, &Error{field, kind(tok), expected}
 	}
 	t, err := time.Parse(Layout, s)
-	// Parse is lenient: it takes a comma for the point and one digit for an
-	// hour. Only what it would be written as is a stamp.
+	// Parse accepts a decimal comma and an hour of one digit.
 	if err != nil || t.Format(Layout) != s {
 		return 0, &Error{field, quote(s), expected}
 	}
@@ -184,11 +180,11 @@ func kind(tok json.Token) string {
 	return fmt.Sprintf("%T", tok)
 }
 
-// most bytes of what was found stand in an error.
+// most is the number of bytes of a value in an error.
 const most = 40
 
-// excerpt keeps errors readable, and short enough for the reason of a
-// WebSocket close frame (RFC 6455, 5.5: 123 bytes).
+// excerpt returns at most [most] bytes of s: an error has to fit into a WebSocket
+// close frame (RFC 6455, 5.5: 123 bytes).
 func excerpt(s string) string {
 	if len(s) <= most {
 		return s
@@ -196,8 +192,8 @@ func excerpt(s string) string {
 	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8([]byte(s[:most]), nil), len(s))
 }
 
-// quote is excerpt for text that may hold anything. It cuts what it has
-// quoted, since a quoted control character takes up to ten bytes.
+// quote is excerpt for any text, quoted. It cuts after quoting, since a quoted
+// control character takes up to ten bytes.
 func quote(s string) string {
 	quoted := strconv.Quote(s)
 	if len(quoted) <= most {
@@ -206,8 +202,7 @@ func quote(s string) string {
 	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8([]byte(quoted[:most]), nil), len(s))
 }
 
-// unknown names a field that is not ours: as it stands if it reads like a
-// name, else quoted, so that an error names something and stays on one line.
+// unknown returns the name of an unknown field, quoted unless it is plain text.
 func unknown(name string) string {
 	if q := strconv.Quote(name); name == "" || q != `"`+name+`"` {
 		return quote(name)

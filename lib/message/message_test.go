@@ -62,11 +62,11 @@ func TestEncode(t *testing.T) {
 				m.Service2, m.Service3, m.End, stage = at(t, ts2), at(t, ts3), at(t, ts4), message.Stored
 			}
 			if got := string(m.Encode()); got != want {
-				t.Errorf("found    %s\nexpected %s", got, want)
+				t.Errorf("got  %s\nwant %s", got, want)
 			}
 			back, err := message.Decode(m.Encode(), stage)
 			if err != nil || back != m {
-				t.Errorf("decoded to %+v, %v, expected %+v", back, err, m)
+				t.Errorf("decoded to %+v, %v, want %+v", back, err, m)
 			}
 		})
 	}
@@ -138,10 +138,10 @@ func allRefused() map[string]refused {
 		"half an object":                   {good[:len(good)/2], "message", "the end of the text"},
 		"an object without its end":        {good[:len(good)-1], "message", "the end of the text"},
 		"an array's end":                   {good[:len(good)-1] + "]", "message", "invalid character ']'"},
-		"a byte too many":                  {good + "x", "message", "bytes after"},
-		"a NUL after it":                   {good + "\x00", "message", "bytes after"},
-		"a brace too many":                 {good + "}", "message", "bytes after"},
-		"a second object":                  {good + "\n" + good, "message", "bytes after"},
+		"a byte too many":                  {good + "x", "message", "more bytes"},
+		"a NUL after it":                   {good + "\x00", "message", "more bytes"},
+		"a brace too many":                 {good + "}", "message", "more bytes"},
+		"a second object":                  {good + "\n" + good, "message", "more bytes"},
 		"a byte order mark":                {"\ufeff" + good, "message", "invalid character"},
 		"4097 bytes":                       {good + strings.Repeat(" ", message.MaxBytes+1-len(good)), "message", "4097 bytes"},
 		"no comma":                         {strings.Replace(good, ",", " ", 1), "message", "invalid character '\"'"},
@@ -175,9 +175,9 @@ func allRefused() map[string]refused {
 		"a name of invalid UTF-8":          {strings.Replace(good, "session_id", "session_id\xff", 1), "session_id\ufffd", "an unknown field"},
 		"another case":                     {strings.Replace(good, "session_id", "Session_ID", 1), "Session_ID", "an unknown field"},
 		"another case that folds":          {strings.Replace(good, "session_id", "\u017fession_id", 1), "\u017fession_id", "an unknown field"},
-		"a field twice":                    {insert(`"session_id":7`), "session_id", "the field twice"},
-		"a field twice, escaped":           {insert(`"\u0073ession_id":7`), "session_id", "the field twice"},
-		"a stamp twice":                    {insert(`"end_timestamp":null`), "end_timestamp", "the field twice"},
+		"a field twice":                    {insert(`"session_id":7`), "session_id", "found it twice"},
+		"a field twice, escaped":           {insert(`"\u0073ession_id":7`), "session_id", "found it twice"},
+		"a stamp twice":                    {insert(`"end_timestamp":null`), "end_timestamp", "found it twice"},
 		"session null":                     {session("null"), "session_id", "found null"},
 		"session a string":                 {session(`"7"`), "session_id", `the string "7"`},
 		"session a boolean":                {session("true"), "session_id", "a boolean"},
@@ -270,7 +270,7 @@ func tidy(t *testing.T, err error) {
 	if len(text) > 200 || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\u2028' }) {
 		t.Errorf("got an error of %d bytes: %q, want a line of at most 200", len(text), text)
 	}
-	if !strings.Contains(text, ": found ") || !strings.Contains(text, ", expected ") {
+	if !strings.Contains(text, ": expected ") || !strings.Contains(text, ", found ") {
 		t.Errorf("got %q, want the expected and the found text", text)
 	}
 }

@@ -12,9 +12,9 @@ import (
 // ErrLocked is the error of [Lock] for a file that another process has taken.
 var ErrLocked = errors.New("locked by another program")
 
-// Directory creates the directory and its parents with mode 0700 if need be. It
-// refuses one that belongs to another user or that others can write to, since
-// they could put links into it.
+// Directory creates the directory and its parents with mode 0700 if absent. It
+// refuses one of another user, or one that others can write to: they could put
+// links into it.
 func Directory(path string) error {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return err
@@ -29,9 +29,9 @@ func Directory(path string) error {
 	return nil
 }
 
-// File creates the file with mode 0600 if need be, and gives that mode to one
-// that exists. It refuses a symbolic link. It never opens a file that exists:
-// closing it would release the locks that this process has on it.
+// File creates the file with mode 0600, or gives that mode to one that exists.
+// It refuses a symbolic link. It opens no existing file: closing it would release
+// the locks that this process has on it.
 func File(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) // never follows a link
 	if err == nil {
@@ -43,7 +43,7 @@ func File(path string) error {
 	return Restrict(path)
 }
 
-// Restrict is [File] for a file that may be absent, and then stays so.
+// Restrict is [File] for a file that may be absent; it creates none.
 func Restrict(path string) error {
 	info, err := os.Lstat(path)
 	switch {
@@ -59,9 +59,9 @@ func Restrict(path string) error {
 	return nil
 }
 
-// Lock creates the file as [File] does and takes it for this process, until the
-// returned closer is closed or the process ends. Its error is [ErrLocked] if
-// another has it.
+// Lock creates the file as [File] does and locks it until the returned closer is
+// closed or the process ends. Its error is [ErrLocked] if another process holds
+// the lock.
 func Lock(path string) (io.Closer, error) {
 	if err := File(path); err != nil {
 		return nil, err

@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// memoryShare is the part of a container's memory that the garbage collector
-// may fill. The rest is for what it does not count: buffers of the kernel,
+// memoryShare is the share of a container's memory that the garbage collector
+// may use. The rest is for memory that it does not manage: kernel buffers and
 // SQLite's pages.
 const memoryShare = 0.8
 
-// limitMemory makes the garbage collector respect the limit of the container,
-// if there is one and GOMEMLIMIT is not set.
+// limitMemory sets the memory limit of the garbage collector to that of the
+// container, unless there is none or GOMEMLIMIT is set.
 func limitMemory() {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return

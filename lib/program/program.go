@@ -19,14 +19,14 @@ import (
 	"syscall"
 	"time"
 
-	_ "golang.org/x/crypto/x509roots/fallback" // https and wss in an image, which has no CA roots of its own
+	_ "golang.org/x/crypto/x509roots/fallback" // for https and wss in an image, which has no CA roots
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 )
 
-// Version is the version of this build. A release build sets it at link time;
-// any other carries this constant, so that equal sources give equal binaries.
+// Version is the version of this build. Only a release build sets it, at link
+// time: other builds of the same sources are equal.
 var Version = "0.0.0-dev"
 
 const healthTimeout = 3 * time.Second
@@ -44,31 +44,31 @@ type Program[C any] struct {
 	Ready func(c C) (address, path string)
 	// Profiling returns the section 'profiling'. It may be nil.
 	Profiling func(c C) Profiling
-	// Run does the work until ctx is cancelled, which SIGINT and SIGTERM do.
+	// Run runs until ctx is cancelled, as it is by SIGINT and SIGTERM.
 	Run func(ctx context.Context, c C, console io.Writer) error
 }
 
-// validator is what *C must be.
+// validator is the constraint on *C.
 type validator[C any] interface {
 	*C
 	config.Validator
 }
 
-// Main runs the command with its arguments (without the program's name) and
-// returns the exit status: 0, 1 for an error, which is one line on stderr, 2
-// for wrong usage.
+// Main runs the command with its arguments, without the program's name. It
+// returns the exit status: 0, 1 after an error, which is one line on stderr, or
+// 2 for wrong usage.
 func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []string, stdout, stderr io.Writer) int {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop)   // a second signal ends the program the hard way
-	signal.Ignore(syscall.SIGPIPE) // a console that is gone is no reason to stop
+	context.AfterFunc(ctx, stop)   // a second signal kills the program
+	signal.Ignore(syscall.SIGPIPE) // a closed console does not stop the program
 
 	limitMemory()
 	out, errs := logging.Console(stdout), logging.Console(stderr)
 	defer out.Close()
 	defer errs.Close()
 	stdout, stderr = out, errs
-	log.SetOutput(errs) // of libraries
+	log.SetOutput(errs) // the log of libraries
 	defer log.SetOutput(os.Stderr)
 
 	var files []string
@@ -94,15 +94,14 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 			return err
 		}
 		if flags.NArg() > 0 {
-			err := fmt.Errorf("found argument %q, expected flags only", flags.Arg(0))
+			err := fmt.Errorf("expected flags only, found argument %q", flags.Arg(0))
 			fmt.Fprintln(out, err)
 			return err
 		}
 		return nil
 	}
 
-	// Flags are parsed twice: first to learn of the files, then over what the
-	// files say.
+	// Flags are parsed twice: for the names of the files, then to override them.
 	scratch := p.Config
 	switch err := parse(&scratch, stderr); {
 	case errors.Is(err, flag.ErrHelp):
@@ -161,16 +160,16 @@ func askReady[C any](ctx context.Context, ready func(C) (address, path string), 
 	if err != nil {
 		return err
 	}
-	// The program itself: no proxy has a part in it.
+	// Without a proxy: this is the same machine.
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("asking for readiness: %w", err)
+		return fmt.Errorf("check readiness: %w", err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return fmt.Errorf("asking for readiness: %s: %s", resp.Status, strings.TrimSpace(string(body)))
+		return fmt.Errorf("check readiness: %s: %s", resp.Status, strings.TrimSpace(string(body)))
 	}
 	return nil
 }

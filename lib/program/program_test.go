@@ -135,9 +135,9 @@ func TestWrongUsage(t *testing.T) {
 		want string
 	}{
 		"an unknown flag":             {[]string{"-cuont", "3"}, "flag provided but not defined: -cuont"},
-		"an argument":                 {[]string{"start"}, `found argument "start", expected flags only`},
-		"an argument behind flags":    {[]string{"-count", "3", "now"}, `found argument "now", expected flags only`},
-		"an argument behind dashes":   {[]string{"--", "-count"}, `found argument "-count", expected flags only`},
+		"an argument":                 {[]string{"start"}, `expected flags only, found argument "start"`},
+		"an argument behind flags":    {[]string{"-count", "3", "now"}, `expected flags only, found argument "now"`},
+		"an argument behind dashes":   {[]string{"--", "-count"}, `expected flags only, found argument "-count"`},
 		"a flag without its value":    {[]string{"-config"}, "flag needs an argument: -config"},
 		"a flag with a wrong value":   {[]string{"-count", "few"}, `invalid value "few" for flag -count`},
 		"an argument beside -version": {[]string{"-version", "now"}, `found argument "now"`},
@@ -158,11 +158,11 @@ func TestErrorsAreOneLine(t *testing.T) {
 		err  error
 		want string
 	}{
-		"a file that is not there":      {[]string{"-config", "none.yaml"}, nil, "ms9: reading configuration: open none.yaml: no such file or directory\n"},
-		"a file that is wrong":          {[]string{"-config", bad}, nil, "ms9: reading configuration: " + bad + ": line 2: count: found \"two\", expected a whole number\n"},
-		"values out of range":           {[]string{"-config", file(t, "listen: a\ncount: 11")}, nil, "ms9: checking configuration: listen: found \"a\", expected host:port with a port from 0 to 65535; count: found 11, expected 1 to 10\n"},
-		"a flag out of range":           {[]string{"-count", "11"}, nil, "ms9: checking configuration: count: found 11, expected 1 to 10\n"},
-		"a wrong file and -healthcheck": {[]string{"-healthcheck", "-count", "0"}, nil, "ms9: checking configuration: count: found 0, expected 1 to 10\n"},
+		"a file that is not there":      {[]string{"-config", "none.yaml"}, nil, "ms9: read configuration: open none.yaml: no such file or directory\n"},
+		"a file that is wrong":          {[]string{"-config", bad}, nil, "ms9: read configuration: " + bad + ": line 2: count: expected a whole number, found \"two\"\n"},
+		"values out of range":           {[]string{"-config", file(t, "listen: a\ncount: 11")}, nil, "ms9: check configuration: listen: must be host:port with a port from 0 to 65535, got \"a\"; count: must be between 1 and 10, got 11\n"},
+		"a flag out of range":           {[]string{"-count", "11"}, nil, "ms9: check configuration: count: must be between 1 and 10, got 11\n"},
+		"a wrong file and -healthcheck": {[]string{"-healthcheck", "-count", "0"}, nil, "ms9: check configuration: count: must be between 1 and 10, got 0\n"},
 		"the program's own":             {nil, errors.Join(errors.New("one"), errors.New("two")), "ms9: one; two\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -228,17 +228,17 @@ func TestHealthcheck(t *testing.T) {
 		"not ready": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			fmt.Fprint(w, "{\"status\":\"not ready\",\r\n\"kafka\":\"away\"}\n")
-		}, 1, `^ms9: asking for readiness: 503 Service Unavailable: \{"status":"not ready",; "kafka":"away"\}\n$`},
+		}, 1, `^ms9: check readiness: 503 Service Unavailable: \{"status":"not ready",; "kafka":"away"\}\n$`},
 		"a book instead of a word": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusInternalServerError)
 			fmt.Fprint(w, strings.Repeat("x", 100_000)) // only the beginning is printed
-		}, 1, `^ms9: asking for readiness: 500 Internal Server Error: x+\n$`},
+		}, 1, `^ms9: check readiness: 500 Internal Server Error: x+\n$`},
 		"no content is not ready": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(http.StatusNoContent)
-		}, 1, `^ms9: asking for readiness: 204 No Content: \n$`},
+		}, 1, `^ms9: check readiness: 204 No Content: \n$`},
 		"it hangs up": {"127.0.0.1:0", "127.0.0.1", func(http.ResponseWriter, *http.Request) {
 			panic(http.ErrAbortHandler)
-		}, 1, `^ms9: asking for readiness: .*EOF\n$`},
+		}, 1, `^ms9: check readiness: .*EOF\n$`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked.Store("")
@@ -345,7 +345,7 @@ func TestServe(t *testing.T) {
 			for _, e := range events {
 				said = append(said, e["message"].(string))
 			}
-			if want := "ms9 is starting, ms9 has started, at work, ms9 has stopped"; strings.Join(said, ", ") != want {
+			if want := "starting, started, at work, stopped"; strings.Join(said, ", ") != want {
 				t.Fatalf("got %q, want %s", said, want)
 			}
 			if events[0]["version"] != program.Version || err != nil && events[3]["error"] != err.Error() {
@@ -371,10 +371,10 @@ func TestServe(t *testing.T) {
 			t.Error(err)
 		}
 		if took := time.Since(began); took > 4*time.Second {
-			t.Errorf("took %s, expected about two seconds", took)
+			t.Errorf("took %s, want about two seconds", took)
 		}
 		last := fmt.Sprint(events[len(events)-1])
-		if !strings.Contains(last, "the last spans were not all sent") || !strings.Contains(last, "1 spans dropped at the end") {
+		if !strings.Contains(last, "last spans not exported") || !strings.Contains(last, "1 spans dropped at shutdown") {
 			t.Errorf("got %v, want a warning of the span", events)
 		}
 	})

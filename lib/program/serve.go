@@ -40,7 +40,7 @@ func Serve[S Service](ctx context.Context, name string, l logging.Config, t tele
 	}
 	dropped := func(output string, count func() int) prometheus.Collector {
 		return prometheus.NewCounterFunc(prometheus.CounterOpts{
-			Name: "tricycle_log_lines_dropped_total", Help: "Lines of the log that an output did not take, by output: console or file.",
+			Name: "tricycle_log_lines_dropped_total", Help: "Log lines that an output did not accept, by output: console or file.",
 			ConstLabels: prometheus.Labels{"output": output},
 		}, func() float64 { return float64(count()) })
 	}
@@ -51,18 +51,18 @@ func Serve[S Service](ctx context.Context, name string, l logging.Config, t tele
 		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 		defer cancel()
 		if err := tel.Shutdown(flush); err != nil {
-			log.Warn().Err(err).Msg("the last spans were not all sent")
+			log.Warn().Err(err).Msg("last spans not exported")
 		}
 	}()
-	log.Info().Str("version", Version).Msgf("%s is starting", name)
+	log.Info().Str("version", Version).Msg("starting")
 	service, err := create(log, tel)
 	if err == nil {
-		log.Info().Str("address", service.Address()).Msgf("%s has started", name)
+		log.Info().Str("address", service.Address()).Msg("started")
 		if listening != nil {
 			listening(service)
 		}
 		err = service.Run(ctx)
 	}
-	log.Info().AnErr("error", err).Msgf("%s has stopped", name)
+	log.Info().AnErr("error", err).Msg("stopped")
 	return err
 }

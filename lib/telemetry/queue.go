@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/rs/zerolog"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 )
@@ -17,13 +18,12 @@ import (
 const (
 	exportTimeout = 5 * time.Second
 	exportRetry   = 200 * time.Millisecond
-	exportDelay   = 500 * time.Millisecond // a span waits no longer for others
+	exportDelay   = 500 * time.Millisecond // a span waits at most this long for others
 )
 
-// spanQueue counts what the SDK's batch processor would drop in silence: it
-// lets no more spans into the processor than the processor's queue holds, and
-// watches what becomes of those. Every sampled span that ends is counted once,
-// as exported or as dropped.
+// spanQueue counts the spans that the SDK's batch processor would drop silently.
+// It passes no more spans to the processor than its queue holds. Each sampled
+// span that ends is counted once, as exported or dropped.
 type spanQueue struct {
 	sdk.SpanProcessor // the SDK's batch processor
 
@@ -34,9 +34,9 @@ type spanQueue struct {
 	mu      sync.Mutex
 	most    int
 	waiting int  // spans in the processor, none of them counted
-	closed  bool // what waited has been counted as dropped
+	closed  bool // the waiting ones are counted as dropped
 
-	// closing ends an export under way when the time to shut down is over.
+	// closing ends a running export when the shutdown time is over.
 	closing context.Context
 	cancel  context.CancelFunc
 
@@ -46,20 +46,18 @@ type spanQueue struct {
 }
 
 func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Registerer, log zerolog.Logger) *spanQueue {
-	dropped := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "tricycle_spans_dropped_total",
-		Help: "Spans that never reached the collector, by reason: queue_full or export_failed.",
+	create := promauto.With(registry)
+	dropped := create.NewCounterVec(prometheus.CounterOpts{
+		Name: "tricycle_spans_dropped_total", Help: "Spans that never reached the collector, by reason: queue_full or export_failed.",
 	}, []string{"reason"})
 	q := &spanQueue{
 		exporter: exporter, most: most, log: log,
-		exported: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "tricycle_spans_exported_total",
-			Help: "Spans that the collector took.",
+		exported: create.NewCounter(prometheus.CounterOpts{
+			Name: "tricycle_spans_exported_total", Help: "Spans that the collector accepted.",
 		}),
 		queueFull:    dropped.WithLabelValues("queue_full"),
 		exportFailed: dropped.WithLabelValues("export_failed"),
 	}
-	registry.MustRegister(q.exported, dropped)
 	q.closing, q.cancel = context.WithCancel(context.Background())
 	options := []sdk.BatchSpanProcessorOption{sdk.WithMaxQueueSize(most)}
 	if os.Getenv("OTEL_BSP_SCHEDULE_DELAY") == "" {
@@ -72,7 +70,7 @@ func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Regis
 	return q
 }
 
-// OnEnd takes a span, or counts it as dropped if the queue is full.
+// OnEnd queues a span, or counts it as dropped if the queue is full.
 func (q *spanQueue) OnEnd(s sdk.ReadOnlySpan) {
 	if !s.SpanContext().IsSampled() {
 		return
@@ -82,7 +80,7 @@ func (q *spanQueue) OnEnd(s sdk.ReadOnlySpan) {
 	}
 }
 
-// enter lets a span into the processor, or counts it as dropped.
+// enter reserves room for a span, or counts it as dropped.
 func (q *spanQueue) enter() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -98,8 +96,7 @@ func (q *spanQueue) enter() bool {
 	return true
 }
 
-// leave counts spans that the processor is done with. After close they have
-// been counted: an export that close cut off is not counted again.
+// leave counts spans that left the processor, unless close has counted them.
 func (q *spanQueue) leave(spans int, as prometheus.Counter) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -109,9 +106,9 @@ func (q *spanQueue) leave(spans int, as prometheus.Counter) {
 	}
 }
 
-// close counts what the processor could not send before it was told to stop.
+// close counts the spans that were not exported, and adds their number to err.
 func (q *spanQueue) close(err error) error {
-	// Last, so that an export that it cuts off is among those counted here.
+	// Last: an export that this cuts off is counted here.
 	defer q.cancel()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -121,12 +118,12 @@ func (q *spanQueue) close(err error) error {
 	q.closed = true
 	if left := q.waiting; left > 0 {
 		q.exportFailed.Add(float64(left))
-		return errors.Join(fmt.Errorf("%d spans dropped at the end", left), err)
+		return errors.Join(fmt.Errorf("%d spans dropped at shutdown", left), err)
 	}
 	return err
 }
 
-// countingExporter is the exporter that the processor sees.
+// countingExporter is the exporter of the processor.
 type countingExporter struct{ q *spanQueue }
 
 func (e countingExporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) error {
@@ -138,15 +135,15 @@ func (e countingExporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlyS
 	err := q.exporter.ExportSpans(ctx, spans)
 	if err != nil {
 		q.leave(len(spans), q.exportFailed)
-		// What the end cuts off is said by who shuts down; the log may be closed.
+		// The caller of close reports an export that the shutdown cuts off.
 		if !q.failing.Swap(true) && q.closing.Err() == nil {
-			q.log.Warn().Err(err).Msg("spans are being dropped: the trace collector does not take them")
+			q.log.Warn().Err(err).Msg("trace collector unavailable, dropping spans")
 		}
-		return nil // handled here; the SDK would only log it again, globally
+		return nil // the SDK would log it again, globally
 	}
 	q.leave(len(spans), q.exported)
 	if q.failing.Swap(false) {
-		q.log.Info().Msg("the trace collector takes spans again")
+		q.log.Info().Msg("trace collector available again")
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -44,15 +45,15 @@ import (
 // Config is the section 'tracing' of a configuration. The OTEL_* variables of
 // the OpenTelemetry specification override it.
 type Config struct {
-	Endpoint    string  `yaml:"endpoint"`     // URL of an OTLP/HTTP collector; empty: no spans are made
+	Endpoint    string  `yaml:"endpoint"`     // URL of an OTLP/HTTP collector; empty: no spans
 	SampleRatio float64 `yaml:"sample_ratio"` // share of the messages that are traced
 	QueueSpans  int     `yaml:"queue_spans"`  // spans that may wait for the collector before others are dropped
 }
 
-// Defaults returns the configuration of a program that is told nothing.
+// Defaults returns the default configuration.
 func Defaults() Config { return Config{SampleRatio: 1, QueueSpans: 8192} }
 
-// Validate names the keys that are out of range.
+// Validate returns an error for each key that is out of range.
 func (c Config) Validate() error {
 	var endpoint error
 	if c.Endpoint != "" {
@@ -91,20 +92,19 @@ func New(ctx context.Context, c Config, service, version string, log zerolog.Log
 		resource.WithAttributes(semconv.ServiceName(service), semconv.ServiceVersion(version)),
 		resource.WithFromEnv())
 	if err != nil {
-		return nil, fmt.Errorf("describing the service for tracing: %w", err)
+		return nil, fmt.Errorf("describe the service for tracing: %w", err)
 	}
 	t := &Telemetry{Metrics: registry, sampler: sdk.TraceIDRatioBased(c.SampleRatio)}
 	all := sdk.ParentBased(t.sampler)
 	if c.Endpoint == "" {
-		// Neither a root nor what Message takes for one is sampled, whatever
-		// a caller's header says.
+		// Nothing is sampled, whatever the header of a caller requests.
 		t.sampler, all = sdk.NeverSample(), sdk.NeverSample()
 	}
 	options := []sdk.TracerProviderOption{sdk.WithResource(res), sdk.WithIDGenerator(derivedIDs{}), sdk.WithSampler(all)}
 	if c.Endpoint != "" {
 		exporter, err := otlptracehttp.New(ctx, exporterOptions(c.Endpoint)...)
 		if err != nil {
-			return nil, fmt.Errorf("opening the trace exporter: %w", err)
+			return nil, fmt.Errorf("create trace exporter: %w", err)
 		}
 		t.spans = newSpanQueue(exporter, c.QueueSpans, registry, log)
 		options = append(options, sdk.WithSpanProcessor(t.spans))
@@ -114,8 +114,8 @@ func New(ctx context.Context, c Config, service, version string, log zerolog.Log
 	return t, nil
 }
 
-// Shutdown sends the spans that wait, until ctx ends; what is left then is
-// counted as dropped and said in the error.
+// Shutdown exports the spans in the queue until ctx ends. The rest are counted
+// as dropped, and reported in the error.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
 	err := t.provider.Shutdown(ctx)
 	if t.spans != nil {
@@ -133,8 +133,7 @@ func IDs(key message.Key) (trace.TraceID, trace.SpanID) {
 	return trace.TraceID(h[:16]), trace.SpanID(h[16:24])
 }
 
-// Message returns ctx with the root span of the message as remote parent, as
-// if it had come in a header.
+// Message returns ctx with the root span of the message as remote parent.
 func (t *Telemetry) Message(ctx context.Context, key message.Key) context.Context {
 	traceID, spanID := IDs(key)
 	var flags trace.TraceFlags
@@ -154,8 +153,8 @@ func (t *Telemetry) StartRoot(ctx context.Context, key message.Key, name string,
 
 type rootKey struct{}
 
-// derivedIDs gives the root span of a message the ids of its key, and every
-// other span random ones.
+// derivedIDs generates the ids of a message's root span from its key, and random
+// ids for other spans.
 type derivedIDs struct{}
 
 func (derivedIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
@@ -163,37 +162,30 @@ func (derivedIDs) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
 		return IDs(key)
 	}
 	var id trace.TraceID
-	for !id.IsValid() {
-		for i := range id {
-			id[i] = byte(rand.Uint32())
-		}
-	}
+	binary.LittleEndian.PutUint64(id[:8], rand.Uint64())
+	binary.LittleEndian.PutUint64(id[8:], rand.Uint64())
 	return id, derivedIDs{}.NewSpanID(ctx, id)
 }
 
 func (derivedIDs) NewSpanID(context.Context, trace.TraceID) trace.SpanID {
 	var id trace.SpanID
-	for !id.IsValid() {
-		for i := range id {
-			id[i] = byte(rand.Uint32())
-		}
-	}
+	binary.LittleEndian.PutUint64(id[:], rand.Uint64())
 	return id
 }
 
-// fromEnvironment applies the OTEL_* variables that the SDK itself would not
-// see, since the sampler and the exporter are ours.
+// fromEnvironment applies the OTEL_* variables of the sampler and the exporter,
+// which the SDK does not read when it is given its own.
 func fromEnvironment(c Config) (Config, error) {
 	for _, name := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} {
 		v := os.Getenv(name)
 		if v == "" {
 			continue
 		}
-		// The exporter passes over what it cannot read, and sends to localhost.
+		// For an invalid URL, the exporter would use localhost.
 		if err := config.URL(name, v, "http", "https"); err != nil {
 			return c, err
 		}
-		c.Endpoint = v // read again by the exporter, the second rather than the first
+		c.Endpoint = v // the exporter reads it too, and prefers the second
 	}
 	if disabled, _ := strconv.ParseBool(os.Getenv("OTEL_SDK_DISABLED")); disabled {
 		c.Endpoint = ""
@@ -203,15 +195,15 @@ func fromEnvironment(c Config) (Config, error) {
 	case "none":
 		c.Endpoint = ""
 	default:
-		return c, fmt.Errorf("OTEL_TRACES_EXPORTER: found %q, expected otlp or none", v)
+		return c, fmt.Errorf("OTEL_TRACES_EXPORTER: must be otlp or none, got %q", v)
 	}
 	if v := cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf"); v != "http/protobuf" {
-		return c, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL: found %q, expected http/protobuf", v)
+		return c, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, got %q", v)
 	}
 	if v := os.Getenv("OTEL_BSP_MAX_QUEUE_SIZE"); v != "" {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < 1 || n > mostSpans {
-			return c, fmt.Errorf("OTEL_BSP_MAX_QUEUE_SIZE: found %q, expected an integer from 1 to %d", v, mostSpans)
+			return c, fmt.Errorf("OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and %d, got %q", mostSpans, v)
 		}
 		c.QueueSpans = n
 	}
@@ -225,23 +217,23 @@ func fromEnvironment(c Config) (Config, error) {
 		arg := cmp.Or(os.Getenv("OTEL_TRACES_SAMPLER_ARG"), "1")
 		ratio, err := strconv.ParseFloat(arg, 64)
 		if err != nil || config.InRange("", ratio, 0, 1) != nil {
-			return c, fmt.Errorf("OTEL_TRACES_SAMPLER_ARG: found %q, expected a number from 0 to 1", arg)
+			return c, fmt.Errorf("OTEL_TRACES_SAMPLER_ARG: must be a number between 0 and 1, got %q", arg)
 		}
 		c.SampleRatio = ratio
 	default:
-		return c, fmt.Errorf("OTEL_TRACES_SAMPLER: found %q, expected always_on, always_off, traceidratio or one of these with parentbased_ before it", v)
+		return c, fmt.Errorf("OTEL_TRACES_SAMPLER: must be always_on, always_off, traceidratio or one of these after parentbased_, got %q", v)
 	}
 	return c, nil
 }
 
-// exporterOptions leaves to the exporter what the environment says.
+// exporterOptions returns the options that the environment does not set.
 func exporterOptions(endpoint string) []otlptracehttp.Option {
 	options := []otlptracehttp.Option{
 		otlptracehttp.WithRetry(otlptracehttp.RetryConfig{
 			Enabled: true, InitialInterval: exportRetry, MaxInterval: exportRetry * 5, MaxElapsedTime: exportTimeout,
 		}),
-		// A collector is reached directly, as every other server is, also where a
-		// Docker client sets the proxy variables of its user in each container.
+		// No proxy, as for every other server: a Docker client can set its user's
+		// proxy variables in each container.
 		otlptracehttp.WithProxy(func(*http.Request) (*url.URL, error) { return nil, nil }),
 	}
 	if os.Getenv("OTEL_EXPORTER_OTLP_TIMEOUT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT") == "" {

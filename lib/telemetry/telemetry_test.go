@@ -229,10 +229,10 @@ func TestValidate(t *testing.T) {
 		config telemetry.Config
 		want   string
 	}{
-		"an endpoint without scheme": {telemetry.Config{Endpoint: "localhost:4318", QueueSpans: 512}, `tracing.endpoint: found "localhost:4318", expected a URL such as http://host:port`},
-		"a ratio above one":          {telemetry.Config{SampleRatio: 1.01, QueueSpans: 512}, "tracing.sample_ratio: found 1.01, expected 0 to 1"},
-		"a queue too short":          {telemetry.Config{QueueSpans: 511}, "tracing.queue_spans: found 511, expected 512 to 1048576"},
-		"everything at once":         {telemetry.Config{Endpoint: "x", SampleRatio: -1}, "tracing.endpoint: found \"x\", expected a URL such as http://host:port\ntracing.sample_ratio: found -1, expected 0 to 1\ntracing.queue_spans: found 0, expected 512 to 1048576"},
+		"an endpoint without scheme": {telemetry.Config{Endpoint: "localhost:4318", QueueSpans: 512}, `tracing.endpoint: must be a URL such as http://host:port, got "localhost:4318"`},
+		"a ratio above one":          {telemetry.Config{SampleRatio: 1.01, QueueSpans: 512}, "tracing.sample_ratio: must be between 0 and 1, got 1.01"},
+		"a queue too short":          {telemetry.Config{QueueSpans: 511}, "tracing.queue_spans: must be between 512 and 1048576, got 511"},
+		"everything at once":         {telemetry.Config{Endpoint: "x", SampleRatio: -1}, "tracing.endpoint: must be a URL such as http://host:port, got \"x\"\ntracing.sample_ratio: must be between 0 and 1, got -1\ntracing.queue_spans: must be between 512 and 1048576, got 0"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if err := c.config.Validate(); err == nil || err.Error() != c.want {
@@ -465,13 +465,13 @@ func TestEverySpanIsCounted(t *testing.T) {
 				t.Errorf("got %v, want an error: %v", err, c.late)
 			}
 			if limit := c.stop + time.Second; took > limit {
-				t.Errorf("the end took %s, expected at most %s", took, limit)
+				t.Errorf("the end took %s, want at most %s", took, limit)
 			}
 			found := counts(t, tel)
 			if sum(found) != c.spans || !c.want(found) {
 				t.Errorf("got %v for %d spans", found, c.spans)
 			}
-			if c.late && !strings.Contains(err.Error(), "spans dropped at the end") {
+			if c.late && !strings.Contains(err.Error(), "spans dropped at shutdown") {
 				t.Errorf("got %v, want the number of spans that were dropped", err)
 			}
 			// The export that was cut off comes to its end and is not counted
@@ -487,7 +487,7 @@ func TestEverySpanIsCounted(t *testing.T) {
 			if again := counts(t, tel); fmt.Sprint(again) != fmt.Sprint(found) {
 				t.Errorf("got %v later, want %v as before", again, found)
 			}
-			if n := strings.Count(console.String(), "spans are being dropped"); n > 1 {
+			if n := strings.Count(console.String(), "dropping spans"); n > 1 {
 				t.Errorf("got %d warnings, want one at most: %s", n, console.String())
 			}
 		})
@@ -531,10 +531,10 @@ func TestTheCollectorComesBack(t *testing.T) {
 	if _, err := shutdown(t, tel, 5*time.Second); err != nil {
 		t.Error(err)
 	}
-	if n := strings.Count(console.String(), "spans are being dropped"); n != 1 {
+	if n := strings.Count(console.String(), "dropping spans"); n != 1 {
 		t.Errorf("got %d warnings, want one: %s", n, console.String())
 	}
-	if n := strings.Count(console.String(), "takes spans again"); n != 1 {
+	if n := strings.Count(console.String(), "available again"); n != 1 {
 		t.Errorf("got %d all-clears, want one: %s", n, console.String())
 	}
 	if got := counts(t, tel); got["export_failed"] != 1024 || got["exported"] != 3 || r.got() != 3 {
@@ -680,19 +680,19 @@ func TestEnvironment(t *testing.T) {
 
 func TestEnvironmentRefuses(t *testing.T) {
 	for name, c := range map[string]struct{ variable, value, want string }{
-		"an endpoint without scheme":   {"OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", `OTEL_EXPORTER_OTLP_ENDPOINT: found "localhost:4318", expected a URL such as http://host:port`},
-		"no endpoint at all":           {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: found "http://", expected a URL such as http://host:port`},
-		"another exporter":             {"OTEL_TRACES_EXPORTER", "zipkin", `OTEL_TRACES_EXPORTER: found "zipkin", expected otlp or none`},
-		"another protocol":             {"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", `OTEL_EXPORTER_OTLP_PROTOCOL: found "grpc", expected http/protobuf`},
-		"another protocol of traces":   {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", `OTEL_EXPORTER_OTLP_PROTOCOL: found "http/json", expected http/protobuf`},
-		"a queue of a word":            {"OTEL_BSP_MAX_QUEUE_SIZE", "many", `OTEL_BSP_MAX_QUEUE_SIZE: found "many", expected an integer from 1 to 1048576`},
-		"a queue of nothing":           {"OTEL_BSP_MAX_QUEUE_SIZE", "0", `OTEL_BSP_MAX_QUEUE_SIZE: found "0", expected an integer from 1 to 1048576`},
-		"a queue larger than memory":   {"OTEL_BSP_MAX_QUEUE_SIZE", "9000000000000", `OTEL_BSP_MAX_QUEUE_SIZE: found "9000000000000", expected an integer from 1 to 1048576`},
-		"another sampler":              {"OTEL_TRACES_SAMPLER", "xray", `OTEL_TRACES_SAMPLER: found "xray", expected always_on, always_off, traceidratio or one of these with parentbased_ before it`},
-		"a ratio that is a word":       {"OTEL_TRACES_SAMPLER_ARG", "half", `OTEL_TRACES_SAMPLER_ARG: found "half", expected a number from 0 to 1`},
-		"a ratio above one":            {"OTEL_TRACES_SAMPLER_ARG", "1.5", `OTEL_TRACES_SAMPLER_ARG: found "1.5", expected a number from 0 to 1`},
-		"a ratio that is not a number": {"OTEL_TRACES_SAMPLER_ARG", "NaN", `OTEL_TRACES_SAMPLER_ARG: found "NaN", expected a number from 0 to 1`},
-		"attributes that are no such":  {"OTEL_RESOURCE_ATTRIBUTES", "nonsense", "describing the service for tracing: "},
+		"an endpoint without scheme":   {"OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4318", `OTEL_EXPORTER_OTLP_ENDPOINT: must be a URL such as http://host:port, got "localhost:4318"`},
+		"no endpoint at all":           {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: must be a URL such as http://host:port, got "http://"`},
+		"another exporter":             {"OTEL_TRACES_EXPORTER", "zipkin", `OTEL_TRACES_EXPORTER: must be otlp or none, got "zipkin"`},
+		"another protocol":             {"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", `OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, got "grpc"`},
+		"another protocol of traces":   {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", `OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, got "http/json"`},
+		"a queue of a word":            {"OTEL_BSP_MAX_QUEUE_SIZE", "many", `OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and 1048576, got "many"`},
+		"a queue of nothing":           {"OTEL_BSP_MAX_QUEUE_SIZE", "0", `OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and 1048576, got "0"`},
+		"a queue larger than memory":   {"OTEL_BSP_MAX_QUEUE_SIZE", "9000000000000", `OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and 1048576, got "9000000000000"`},
+		"another sampler":              {"OTEL_TRACES_SAMPLER", "xray", `OTEL_TRACES_SAMPLER: must be always_on, always_off, traceidratio or one of these after parentbased_, got "xray"`},
+		"a ratio that is a word":       {"OTEL_TRACES_SAMPLER_ARG", "half", `OTEL_TRACES_SAMPLER_ARG: must be a number between 0 and 1, got "half"`},
+		"a ratio above one":            {"OTEL_TRACES_SAMPLER_ARG", "1.5", `OTEL_TRACES_SAMPLER_ARG: must be a number between 0 and 1, got "1.5"`},
+		"a ratio that is not a number": {"OTEL_TRACES_SAMPLER_ARG", "NaN", `OTEL_TRACES_SAMPLER_ARG: must be a number between 0 and 1, got "NaN"`},
+		"attributes that are no such":  {"OTEL_RESOURCE_ATTRIBUTES", "nonsense", "describe the service for tracing: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			clean(t)

@@ -20,7 +20,7 @@ import (
 
 // The headers that a dead letter has beside those of the record.
 const (
-	HeaderReason    = "tricycle-reason"           // what was found and what was expected, or what MS1 answered
+	HeaderReason    = "tricycle-reason"           // the error, or the answer of MS1
 	HeaderTopic     = "tricycle-origin-topic"     // where the record was found
 	HeaderPartition = "tricycle-origin-partition" // a decimal number
 	HeaderOffset    = "tricycle-origin-offset"    // a decimal number
@@ -34,29 +34,28 @@ const (
 	uncompressed    = "uncompressed"
 )
 
-// Limits returns the settings of a topic that exclude a record which is a
-// thousand times as large when a consumer has decompressed it: the broker
-// decompresses what it is sent, and measures the result.
+// Limits returns the settings of a topic that exclude decompression bombs: the
+// broker decompresses what it receives, and measures the result.
 func Limits() map[string]string {
 	return map[string]string{maxMessageBytes: strconv.Itoa(maxRecordBytes), compressionType: uncompressed}
 }
 
-// MessageBytes is the size of the record batch of one message of the largest
-// session id, with its trace context: what a topic must admit.
+// MessageBytes is the size of a record batch that a topic must admit: one message
+// with the largest session id and its trace context.
 const MessageBytes = 512
 
 // Config is the section 'kafka' of a configuration.
 type Config struct {
-	Brokers            []string `yaml:"brokers"`             // host:port of one or more brokers to begin with
+	Brokers            []string `yaml:"brokers"`             // host:port of one or more bootstrap brokers
 	Topic              string   `yaml:"topic"`               // of the messages; created when absent
-	DeadLetterTopic    string   `yaml:"dead_letter_topic"`   // of what can never be stored; created when absent
-	Partitions         int      `yaml:"partitions"`          // of each topic; like the next three, only for a topic that is created here
+	DeadLetterTopic    string   `yaml:"dead_letter_topic"`   // of records that can never be stored; created when absent
+	Partitions         int      `yaml:"partitions"`          // of each topic; like the next three, only for a topic that tricycle creates
 	ReplicationFactor  int      `yaml:"replication_factor"`  // copies of each partition
 	RetentionHours     int      `yaml:"retention_hours"`     // older records are deleted
-	RetentionMegabytes int      `yaml:"retention_megabytes"` // of each partition; the oldest records beyond are deleted
+	RetentionMegabytes int      `yaml:"retention_megabytes"` // of each partition; the oldest records beyond that are deleted
 }
 
-// Defaults returns the configuration of a program that is told nothing.
+// Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{
 		Brokers: []string{"127.0.0.1:9092"}, Topic: "tricycle.messages", DeadLetterTopic: "tricycle.messages.dead",
@@ -64,11 +63,11 @@ func Defaults() Config {
 	}
 }
 
-// Validate names the keys that are out of range.
+// Validate returns an error for each key that is out of range.
 func (c Config) Validate() error {
 	var errs []error
 	if len(c.Brokers) == 0 {
-		errs = append(errs, errors.New("kafka.brokers: found none, expected at least one host:port"))
+		errs = append(errs, errors.New("kafka.brokers: must have at least one host:port, got none"))
 	}
 	for _, b := range c.Brokers {
 		errs = append(errs, config.HostPort("kafka.brokers", b, 1))
@@ -76,11 +75,11 @@ func (c Config) Validate() error {
 	legal := regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`) // Kafka's own rule
 	for key, name := range map[string]string{"kafka.topic": c.Topic, "kafka.dead_letter_topic": c.DeadLetterTopic} {
 		if !legal.MatchString(name) || name == "." || name == ".." {
-			errs = append(errs, fmt.Errorf("%s: found %q, expected 1 to 249 letters, digits, dots, underscores and hyphens", key, name))
+			errs = append(errs, fmt.Errorf("%s: must be 1 to 249 letters, digits, dots, underscores and hyphens, got %q", key, name))
 		}
 	}
 	if c.Topic == c.DeadLetterTopic {
-		errs = append(errs, fmt.Errorf("kafka.dead_letter_topic: found %q, expected another topic than kafka.topic", c.Topic))
+		errs = append(errs, fmt.Errorf("kafka.dead_letter_topic: must differ from kafka.topic, got %q", c.Topic))
 	}
 	return errors.Join(append(errs,
 		config.InRange("kafka.partitions", c.Partitions, 1, 1000),
@@ -89,7 +88,7 @@ func (c Config) Validate() error {
 		config.InRange("kafka.retention_megabytes", c.RetentionMegabytes, 1, 1<<20))...)
 }
 
-// topics describes both topics as they are created.
+// topics returns the descriptions of both topics for their creation.
 func (c Config) topics() []kafka.TopicConfig {
 	entries := []kafka.ConfigEntry{
 		{ConfigName: "retention.ms", ConfigValue: strconv.Itoa(c.RetentionHours * 3_600_000)},
@@ -107,8 +106,8 @@ func (c Config) topics() []kafka.TopicConfig {
 	return topics
 }
 
-// Headers carries the trace context in the headers of a record. It is a
-// propagation.TextMapCarrier of OpenTelemetry.
+// Headers is the headers of a record as a propagation.TextMapCarrier of
+// OpenTelemetry.
 type Headers []kafka.Header
 
 // Get returns the value of a header, "" if there is none.
@@ -121,7 +120,7 @@ func (h *Headers) Get(key string) string {
 	return ""
 }
 
-// Set gives a header a value, in place of the one it has.
+// Set sets the value of a header.
 func (h *Headers) Set(key, value string) {
 	for i := range *h {
 		if (*h)[i].Key == key {

@@ -32,18 +32,18 @@ func TestValidate(t *testing.T) {
 		change func(*topic.Config)
 		want   string
 	}{
-		"no broker":         {func(c *topic.Config) { c.Brokers = nil }, "kafka.brokers: found none"},
-		"no port":           {func(c *topic.Config) { c.Brokers = []string{"kafka"} }, `kafka.brokers: found "kafka"`},
-		"second is wrong":   {func(c *topic.Config) { c.Brokers = []string{"a:1", "b:0"} }, `kafka.brokers: found "b:0"`},
-		"empty topic":       {func(c *topic.Config) { c.Topic = "" }, `kafka.topic: found ""`},
-		"space in topic":    {func(c *topic.Config) { c.Topic = "a b" }, `kafka.topic: found "a b"`},
-		"dots only":         {func(c *topic.Config) { c.DeadLetterTopic = ".." }, `kafka.dead_letter_topic: found ".."`},
-		"too long":          {func(c *topic.Config) { c.Topic = strings.Repeat("a", 250) }, "kafka.topic: found"},
-		"one topic for all": {func(c *topic.Config) { c.DeadLetterTopic = c.Topic }, "kafka.dead_letter_topic: found"},
-		"no partition":      {func(c *topic.Config) { c.Partitions = 0 }, "kafka.partitions: found 0"},
-		"no replica":        {func(c *topic.Config) { c.ReplicationFactor = 0 }, "kafka.replication_factor: found 0"},
-		"no hours":          {func(c *topic.Config) { c.RetentionHours = 0 }, "kafka.retention_hours: found 0"},
-		"no megabytes":      {func(c *topic.Config) { c.RetentionMegabytes = -1 }, "kafka.retention_megabytes: found -1"},
+		"no broker":         {func(c *topic.Config) { c.Brokers = nil }, "kafka.brokers: must have at least one host:port, got none"},
+		"no port":           {func(c *topic.Config) { c.Brokers = []string{"kafka"} }, `kafka.brokers: must be host:port with a port from 1 to 65535, got "kafka"`},
+		"second is wrong":   {func(c *topic.Config) { c.Brokers = []string{"a:1", "b:0"} }, `kafka.brokers: must be host:port with a port from 1 to 65535, got "b:0"`},
+		"empty topic":       {func(c *topic.Config) { c.Topic = "" }, `kafka.topic: must be 1 to 249 letters, digits, dots, underscores and hyphens, got ""`},
+		"space in topic":    {func(c *topic.Config) { c.Topic = "a b" }, `kafka.topic: must be 1 to 249 letters, digits, dots, underscores and hyphens, got "a b"`},
+		"dots only":         {func(c *topic.Config) { c.DeadLetterTopic = ".." }, `kafka.dead_letter_topic: must be 1 to 249 letters, digits, dots, underscores and hyphens, got ".."`},
+		"too long":          {func(c *topic.Config) { c.Topic = strings.Repeat("a", 250) }, "kafka.topic: must be 1 to 249 letters"},
+		"one topic for all": {func(c *topic.Config) { c.DeadLetterTopic = c.Topic }, "kafka.dead_letter_topic: must differ from kafka.topic"},
+		"no partition":      {func(c *topic.Config) { c.Partitions = 0 }, "kafka.partitions: must be between 1 and 1000, got 0"},
+		"no replica":        {func(c *topic.Config) { c.ReplicationFactor = 0 }, "kafka.replication_factor: must be between 1 and 100, got 0"},
+		"no hours":          {func(c *topic.Config) { c.RetentionHours = 0 }, "kafka.retention_hours: must be between 1 and 87600, got 0"},
+		"no megabytes":      {func(c *topic.Config) { c.RetentionMegabytes = -1 }, "kafka.retention_megabytes: must be between 1 and 1048576, got -1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := topic.Defaults()

@@ -42,22 +42,21 @@ import (
 
 const (
 	anyPort = "127.0.0.1:0"
-	// askEvery is the time between two looks at what is not ready yet, and at
-	// the figures of a session.
+	// askEvery is the interval of polling readiness and the figures of a session.
 	askEvery = 100 * time.Millisecond
-	// ms2Patience is how long MS1 waits for MS2 before it starts without.
+	// ms2Patience is how long MS1 waits for MS2 before it starts without it.
 	ms2Patience = 2 * time.Second
 )
 
-// trio is the three services and what they are told of each other.
+// trio is the three services and what they know of each other.
 type trio struct {
 	config   Config
 	screen   *screen
 	console  io.Writer // of the services' logs
 	client   *http.Client
-	patience time.Duration // with a database that is gone
+	patience time.Duration // with a missing database
 
-	embedded *sqlite.Store // set before ms1 is known; nil: a real database
+	embedded *sqlite.Store // set before ms1 is known; nil with a real database
 
 	kafka known[topic.Config]
 	ms1   known[*ms1.Service]
@@ -65,7 +64,7 @@ type trio struct {
 	ms3   known[string]
 }
 
-// known is what one part finds out when it starts and others wait for.
+// known is a value that one part sets when it starts and others wait for.
 type known[T any] chan T
 
 func (k known[T]) set(v T) { k <- v }
@@ -81,22 +80,21 @@ func (k known[T]) wait(ctx context.Context) (v T, ok bool) {
 	}
 }
 
-// Run runs the three services with the configuration, which must be valid,
-// until ctx is cancelled or, with Once, until one session has ended. MS1 stops
-// first and drains through the others. The error of a session that has lost
-// messages says how many.
+// Run runs the three services with a valid configuration until ctx is cancelled
+// or, with Once, until one session has ended. MS1 stops first and drains through
+// the others. With Once, lost messages are an error with their number.
 func Run(ctx context.Context, c Config, console io.Writer) error {
 	return run(ctx, c, console, databasePatience)
 }
 
 func run(ctx context.Context, c Config, console io.Writer, patience time.Duration) error {
 	if err := private.Directory(c.Data); err != nil {
-		return fmt.Errorf("making the data folder: %w", err)
+		return fmt.Errorf("create data directory: %w", err)
 	}
-	// Two brokers on one log would ruin it. The database has a lock of its own.
+	// Two brokers would ruin their log. The database has its own lock.
 	unlock, err := sqlite.Lock(ctx, filepath.Join(c.Data, "lock"))
 	if err != nil {
-		return fmt.Errorf("taking the data folder %s: %w", c.Data, err)
+		return fmt.Errorf("lock data directory %s: %w", c.Data, err)
 	}
 	defer unlock()
 
@@ -163,9 +161,9 @@ func (t *trio) runMS1(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	// MS2 refuses MS1 until it has found its broker, a warning at every start.
+	// MS2 refuses MS1 until it is connected to Kafka: a warning at every start.
 	patient, cancel := context.WithTimeout(ctx, ms2Patience)
-	_ = t.untilReady(patient, two, "") // without it MS1 says what is missing
+	_ = t.untilReady(patient, two, "") // otherwise MS1 reports what is missing
 	cancel()
 	return ms1.Run(ctx, t.config.ms1(two), t.console, t.openStore, t.ms1.set, httpserver.Check{Name: "ms3", Probe: t.probeMS3})
 }
@@ -181,8 +179,8 @@ func (t *trio) openStore(log zerolog.Logger) (ms1.Store, error) {
 
 func (t *trio) databaseFile() string { return filepath.Join(t.config.Data, "tricycle.db") }
 
-// reach returns the address by which this machine reaches what listens on the
-// address, which may name all of the machine's at once.
+// reach returns the address by which this machine reaches a listening address,
+// which may be unspecified, such as 0.0.0.0.
 func reach(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
@@ -195,13 +193,13 @@ func reach(address string) string {
 func (t *trio) probeMS3(ctx context.Context) error {
 	three, ok := t.ms3.wait(ctx)
 	if !ok {
-		return errors.New("it has not started yet")
+		return errors.New("not started yet")
 	}
 	return t.ready(ctx, three, "?exclude=ms1")
 }
 
-// ready asks the service at the address whether it is ready, and returns what
-// it misses.
+// ready returns nil if the service at the address is ready, else an error with
+// the checks that fail.
 func (t *trio) ready(ctx context.Context, address, query string) error {
 	var answer struct {
 		Status string            `json:"status"`
@@ -217,11 +215,11 @@ func (t *trio) ready(ctx context.Context, address, query string) error {
 			missing = append(missing, name+": "+outcome)
 		}
 	}
-	return errors.New(strings.Join(missing, "; "))
+	return errors.New(strings.Join(missing, ", "))
 }
 
-// untilReady asks until the service is ready or ctx ends, and returns what was
-// missing then.
+// untilReady polls until the service is ready or ctx ends. Its error is that of
+// the last answer.
 func (t *trio) untilReady(ctx context.Context, address, query string) error {
 	var last error
 	for {
@@ -229,7 +227,7 @@ func (t *trio) untilReady(ctx context.Context, address, query string) error {
 		if err == nil {
 			return nil
 		}
-		if last == nil || ctx.Err() == nil { // else the question was cut short
+		if last == nil || ctx.Err() == nil { // else the request was cut short
 			last = err
 		}
 		if !retry.Pause(ctx, askEvery) {
@@ -238,7 +236,7 @@ func (t *trio) untilReady(ctx context.Context, address, query string) error {
 	}
 }
 
-// get reads the JSON answer to a GET request.
+// get decodes the JSON answer to a GET request.
 func (t *trio) get(ctx context.Context, url string, answer any) (status int, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -250,7 +248,7 @@ func (t *trio) get(ctx context.Context, url string, answer any) (status int, err
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(resp.Body).Decode(answer); err != nil {
-		return 0, fmt.Errorf("reading the answer of %s: %w", url, err)
+		return 0, fmt.Errorf("read answer of %s: %w", url, err)
 	}
 	return resp.StatusCode, nil
 }

@@ -293,9 +293,9 @@ func TestErrorsAreOneLine(t *testing.T) {
 		want   string
 	}{
 		"port taken":       {func(c *Config) { c.Listen = taken.Addr().String() }, "ms1: listen tcp " + taken.Addr().String() + ": bind: address already in use"},
-		"data is a file":   {func(c *Config) { c.Data = file }, "making the data folder: mkdir " + file + ": not a directory"},
+		"data is a file":   {func(c *Config) { c.Data = file }, "create data directory: mkdir " + file + ": not a directory"},
 		"no password file": {func(c *Config) { c.Database.Address, c.Database.PasswordFile = "127.0.0.1:1", file+".not" }, "ms1: database.password_file: open " + file + ".not: no such file or directory"},
-		"a ruined broker":  {ruinBroker, "broker: starting on "},
+		"a ruined broker":  {ruinBroker, "broker: start on "},
 		"a log in the way": {func(c *Config) { mkdir(t, c.Data, "ms2.log") }, "ms2: logging.file: open "},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -332,7 +332,7 @@ func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
 	c := usual(t)
 	url, _ := serve(t, c)
 	err := Run(t.Context(), c, &servicetest.Console{})
-	if err == nil || !strings.Contains(err.Error(), "taking the data folder "+c.Data) || !strings.Contains(err.Error(), "locked by another program") {
+	if err == nil || !strings.Contains(err.Error(), "lock data directory "+c.Data) || !strings.Contains(err.Error(), "locked by another program") {
 		t.Errorf("the second program: got %v, want an error that the directory is in use", err)
 	}
 	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
@@ -362,7 +362,7 @@ func TestStopOfOnceWaitsForTheWholeDrain(t *testing.T) {
 	takeOne(cluster)
 	said, stop := start(t, c)
 	said.Find(t, " WRN ms2 produce request failed, retrying")
-	if err := stop(); err == nil || !strings.HasSuffix(err.Error(), " messages of session 1 were lost") {
+	if err := stop(); err == nil || !strings.HasPrefix(err.Error(), "interaction: session 1: lost ") {
 		t.Errorf("stopped: %v, want that a message was lost", err)
 	}
 }
@@ -399,7 +399,7 @@ func TestLostMessagesAreAnError(t *testing.T) {
 	said := &servicetest.Console{}
 	err := Run(t.Context(), c, said)
 	groups := said.Find(t, `messages generated +(\d+)\n  stored \d+, resent \d+, duplicates 0, lost (\d+)`)
-	if want := fmt.Sprintf("interaction: %s of the %s messages of session 1 were lost", groups[2], groups[1]); err == nil || err.Error() != want {
+	if want := fmt.Sprintf("interaction: session 1: lost %s of %s messages", groups[2], groups[1]); err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
 	if !strings.Contains(said.String(), " WRN ms2 ") || strings.Contains(said.String(), " INF ") {
@@ -532,11 +532,11 @@ func TestADataDirectoryOfOthersIsRefused(t *testing.T) {
 		spoil func(data string) error
 		want  string
 	}{
-		"writable by others": {func(data string) error { return os.Chmod(data, 0o777) }, "making the data folder: "},
-		"of another owner":   {func(data string) error { return os.Chown(data, 65532, 65532) }, "making the data folder: "},
+		"writable by others": {func(data string) error { return os.Chmod(data, 0o777) }, "create data directory: "},
+		"of another owner":   {func(data string) error { return os.Chown(data, 65532, 65532) }, "create data directory: "},
 		"a log is a link":    {func(data string) error { return os.Symlink("../victim", filepath.Join(data, "ms1.log")) }, "ms1: logging.file: "},
 		"the database is":    {func(data string) error { return os.Symlink("../victim", filepath.Join(data, "tricycle.db")) }, "ms1: database: "},
-		"the lock is":        {func(data string) error { return os.Symlink("../victim", filepath.Join(data, "lock")) }, "taking the data folder "},
+		"the lock is":        {func(data string) error { return os.Symlink("../victim", filepath.Join(data, "lock")) }, "lock data directory "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -18,10 +18,10 @@ import (
 type Config struct {
 	Listen       string                `yaml:"listen"`        // host:port of MS1; the others take free loopback ports
 	AllowedHosts []string              `yaml:"allowed_hosts"` // names with a dot by which clients address MS1; IP addresses, localhost and names without a dot need no entry
-	Data         string                `yaml:"data"`          // folder of everything that is embedded, and of the logs; it is made
-	Once         bool                  `yaml:"once"`          // run one session at once, then end; a session of another client is waited for
+	Data         string                `yaml:"data"`          // directory of the embedded parts and the logs; it is created
+	Once         bool                  `yaml:"once"`          // run one session, then exit; a session of another client is waited for
 	Interaction  ms1.InteractionConfig `yaml:"interaction"`
-	Workers      int                   `yaml:"workers"`  // MS3's requests to MS1 under way at once
+	Workers      int                   `yaml:"workers"`  // concurrent requests of MS3 to MS1
 	GroupID      string                `yaml:"group_id"` // MS3's consumer group
 	Kafka        topic.Config          `yaml:"kafka"`    // without brokers: the embedded one
 	Database     mariadb.Config        `yaml:"database"` // without address: the embedded one
@@ -30,8 +30,7 @@ type Config struct {
 	Profiling    program.Profiling     `yaml:"profiling"`
 }
 
-// Defaults returns the configuration of a program that is told nothing: it
-// needs nothing but the folder that it makes.
+// Defaults returns the default configuration, which needs only a directory.
 func Defaults() Config {
 	one, three := ms1.Defaults(), ms3.Defaults()
 	c := Config{
@@ -48,25 +47,25 @@ func Defaults() Config {
 		Profiling:    one.Profiling,
 	}
 	c.Kafka.Brokers, c.Database.Address = nil, ""
-	// What MS3 has not fetched yet is never more than MS1 has under way, about
-	// 2 MB, and the embedded broker reads its whole log when it starts.
+	// The broker reads its whole log at start. MS1 has at most about 2 MB in
+	// flight.
 	c.Kafka.RetentionMegabytes = 16
 	return c
 }
 
-// Validate names the keys that are out of range.
+// Validate returns an error for each key that is out of range.
 func (c *Config) Validate() error {
 	var data, file, database error
 	if c.Data == "" {
-		data = errors.New("data: found nothing, expected the path of a folder")
+		data = errors.New(`data: must be the path of a directory, got ""`)
 	}
 	if c.Logging.File != "" {
-		file = fmt.Errorf("logging.file: found %q, expected nothing: each service has its own log in the folder of data", c.Logging.File)
+		file = fmt.Errorf("logging.file: must be empty as each service logs to its own file in data, got %q", c.Logging.File)
 	}
 	if c.Database.Address != "" {
 		database = c.Database.Validate()
 	}
-	// Each section is looked at by one service that has it.
+	// Each section is validated by one service that has it.
 	three := ms3.Defaults()
 	three.Workers, three.GroupID, three.Kafka = c.Workers, c.GroupID, c.Kafka
 	if len(c.Kafka.Brokers) == 0 {
@@ -83,7 +82,7 @@ func (c *Config) ms1(ms2 string) ms1.Config {
 	}
 }
 
-// log returns the section 'logging' of one service.
+// log returns the section 'logging' of a service.
 func (c *Config) log(service string) logging.Config {
 	l := c.Logging
 	l.File = filepath.Join(c.Data, service+".log")

@@ -14,15 +14,15 @@ import (
 )
 
 const (
-	readyTimeout = 30 * time.Second // for -once; longer than the real things take to answer
-	stopTimeout  = 5 * time.Second  // for the answer of /stop, after the drain
-	// databasePatience is how long -once waits for an embedded database that is
-	// gone, or for any that does not record the end of its session.
+	readyTimeout = 30 * time.Second // for -once; a real server may be slow
+	stopTimeout  = 5 * time.Second  // for the answer of /stop after the drain
+	// databasePatience is how long -once waits for a missing embedded database, or
+	// for a database that does not record the end of its session.
 	databasePatience = 10 * time.Second
 )
 
-// attend waits until MS1 is ready and says how to use it; with Once it runs a
-// session instead, and returns when that has ended.
+// attend waits until MS1 is ready and prints how to use it. With Once, it runs a
+// session instead and returns when that has ended.
 func (t *trio) attend(ctx context.Context) error {
 	service, ok := t.ms1.wait(ctx)
 	if !ok {
@@ -45,23 +45,23 @@ func (t *trio) attend(ctx context.Context) error {
 	case t.config.Once:
 		return t.once(ctx, service, url)
 	}
-	t.screen.say("MS1 listens on %s\n\n  curl %[1]s/start\n  curl '%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[1]s/stop\n", url)
+	t.screen.print("MS1 listens on %s\n\n  curl %[1]s/start\n  curl '%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[1]s/stop\n", url)
 	t.say("The rows", t.rows(0))
 	<-ctx.Done()
 	return nil
 }
 
-// once runs one session by the way that a person would. If another client has
-// started one before, it waits for its end.
+// once runs one session over HTTP. If another client has started one, it waits
+// for its end first.
 func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error {
-	t.screen.say("GET %s/start", url)
+	t.screen.print("GET %s/start", url)
 	var answer struct {
 		SessionID int64  `json:"session_id"`
 		Detail    string `json:"detail"` // of a problem
 	}
 	status, err := t.get(ctx, url+"/start", &answer)
 	for err == nil && status == http.StatusConflict {
-		t.screen.say("waiting for another client: %s", answer.Detail)
+		t.screen.print("waiting for another client: %s", answer.Detail)
 		for retry.Pause(ctx, askEvery) && service.Status(ctx).State != ms1.Idle {
 		}
 		status, err = t.get(ctx, url+"/start", &answer)
@@ -70,9 +70,9 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 	case ctx.Err() != nil && err != nil:
 		return nil
 	case err != nil:
-		return fmt.Errorf("starting a session: %w", err)
+		return fmt.Errorf("start a session: %w", err)
 	case status != http.StatusAccepted:
-		return fmt.Errorf("starting a session: %s", answer.Detail)
+		return fmt.Errorf("start a session: %s", answer.Detail)
 	}
 	id := answer.SessionID
 	for missing := time.Duration(0); missing <= t.patience; {
@@ -95,15 +95,15 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 	return t.breakOff(ctx, service, url, id)
 }
 
-// breakOff ends the session with /stop, which answers when it has drained.
-// Figures that are not recorded are MS1's error.
+// breakOff ends the session with /stop, which answers after the drain. Figures
+// that are not recorded are an error of MS1.
 func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string, id int64) error {
 	drain := time.Duration(t.config.Interaction.DrainSeconds) * time.Second
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain+stopTimeout)
 	defer cancel()
 	var answer struct{}
 	if _, err := t.get(ctx, url+"/stop", &answer); err != nil {
-		return fmt.Errorf("stopping the session: %w", err)
+		return fmt.Errorf("stop the session: %w", err)
 	}
 	now, err := service.Session(ctx, id)
 	if err != nil {
@@ -122,34 +122,34 @@ func seen(s *ms1.Summary) ms1.Summary {
 	return *s
 }
 
-// summarise says what became of a session that has ended. Its error is that
-// messages were lost.
+// summarise prints the figures of a session that has ended. Lost messages are an
+// error.
 func (t *trio) summarise(s ms1.Summary) error {
-	t.screen.say("\nsession %d (%s)", s.ID, *s.EndReason)
+	t.screen.print("\nsession %d (%s)", s.ID, *s.EndReason)
 	if s.Error != "" {
-		t.screen.say("  ERROR  %s", s.Error)
+		t.screen.print("  ERROR  %s", s.Error)
 	}
-	t.screen.say("  total time of the interaction  %.3f s", *s.TotalSeconds)
-	t.screen.say("  messages generated             %d", *s.Generated)
-	t.screen.say("  stored %d, resent %d, duplicates %d, lost %d", *s.Stored, *s.Resent, *s.Duplicates, *s.Lost)
+	t.screen.print("  total time of the interaction  %.3f s", *s.TotalSeconds)
+	t.screen.print("  messages generated             %d", *s.Generated)
+	t.screen.print("  stored %d, resent %d, duplicates %d, lost %d", *s.Stored, *s.Resent, *s.Duplicates, *s.Lost)
 	if h := s.Hops; h != nil {
-		t.screen.say("  ms1 to ms2   %s\n  ms2 to ms3   %s\n  ms3 to ms1   %s\n  whole round  %s", h.ToMS2, h.ToMS3, h.ToMS1, h.Round)
+		t.screen.print("  ms1 to ms2   %s\n  ms2 to ms3   %s\n  ms3 to ms1   %s\n  whole round  %s", h.ToMS2, h.ToMS3, h.ToMS1, h.Round)
 	}
-	t.screen.say("")
+	t.screen.print("")
 	t.say("The rows", t.rows(s.ID))
 	t.say("The log", filepath.Join(t.config.Data, "ms1.log"))
 	if s.Error != "" {
 		return fmt.Errorf("session %d: %s", s.ID, s.Error)
 	}
 	if *s.Lost > 0 {
-		return fmt.Errorf("%d of the %d messages of session %d were lost", *s.Lost, *s.Generated, s.ID)
+		return fmt.Errorf("session %d: lost %d of %d messages", s.ID, *s.Lost, *s.Generated)
 	}
 	return nil
 }
 
-func (t *trio) say(what, where string) { t.screen.say("%-9s %s", what+":", where) }
+func (t *trio) say(what, where string) { t.screen.print("%-9s %s", what+":", where) }
 
-// rows returns the command that shows rows of a session; 0 is the last one.
+// rows returns a command that shows rows of a session, 0 for the last one.
 func (t *trio) rows(sessionID int64) string {
 	which := "(SELECT MAX(id) FROM sessions)"
 	if sessionID > 0 {
@@ -164,7 +164,7 @@ func (t *trio) rows(sessionID int64) string {
 	return fmt.Sprintf("mariadb --host=%s --port=%s --user=%s --password %s --execute=%s", quote(host), quote(port), quote(d.User), quote(d.Name), query)
 }
 
-// quote makes one word of s for a shell.
+// quote returns s as one word for a shell.
 func quote(s string) string {
 	if strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-./:") == "" {
 		return s

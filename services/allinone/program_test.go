@@ -112,9 +112,9 @@ func exitStatus(t *testing.T, program string) {
 		"one session": {[]string{"-once", "-interval", "1"}, 0, "GET http://127.0.0.1:", ""},
 		"version":     {[]string{"-version"}, 0, "allinone ", ""},
 		"bad flag":    {[]string{"-twice"}, 2, "", "flag provided but not defined: -twice\n"},
-		"bad range":   {[]string{"-once", "-interval", "0"}, 1, "", "allinone: checking configuration: interaction.interval_seconds: found 0, expected 1 to 86400\n"},
-		"bad key":     {[]string{"-config", file}, 1, "", "allinone: reading configuration: " + file + ": line 2: unknown key kafka.broker, expected one of brokers, "},
-		"not running": {[]string{"-healthcheck", "-listen", "127.0.0.1:1"}, 1, "", "allinone: asking for readiness: "},
+		"bad range":   {[]string{"-once", "-interval", "0"}, 1, "", "allinone: check configuration: interaction.interval_seconds: must be between 1 and 86400, got 0\n"},
+		"bad key":     {[]string{"-config", file}, 1, "", "allinone: read configuration: " + file + ": line 2: unknown key kafka.broker, expected one of brokers, "},
+		"not running": {[]string{"-healthcheck", "-listen", "127.0.0.1:1"}, 1, "", "allinone: check readiness: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
@@ -199,7 +199,7 @@ func consoleFull(t *testing.T, program string) {
 		t.Errorf("after SIGTERM: exit status %d after %s, want 0 within 8 s", p.Status(), time.Since(began))
 	}
 	text, err := os.ReadFile(filepath.Join(data, "ms1.log"))
-	if err != nil || !strings.Contains(string(text), "session 3: messages generated: ") || !strings.Contains(string(text), "ms1 has stopped") {
+	if err != nil || !strings.Contains(string(text), "session 3: messages generated: ") || !strings.Contains(string(text), "stopped") {
 		t.Errorf("%v, and the log has no summary of the last session:\n%s", err, text)
 	}
 }

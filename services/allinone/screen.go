@@ -16,11 +16,11 @@ import (
 const (
 	plainEvery = time.Second // between two lines of progress, unless they overwrite each other
 	barWidth   = 10
-	maxLine    = 79 // a longer line could wrap, and then not be overwritten
+	maxLine    = 79 // a longer line could wrap and not be overwritten
 )
 
-// screen is the console. What is written to it goes above the line of
-// progress, which on a terminal is one that overwrites itself.
+// screen is the console. Lines written to it appear above the line of progress,
+// which overwrites itself on a terminal.
 type screen struct {
 	mu      sync.Mutex
 	out     io.Writer
@@ -41,12 +41,12 @@ func (s *screen) Write(p []byte) (int, error) {
 	return s.out.Write(p)
 }
 
-// say writes a line. A console that is gone is no reason to stop.
-func (s *screen) say(format string, args ...any) {
+// print prints a line. It ignores errors of the console.
+func (s *screen) print(format string, args ...any) {
 	_, _ = fmt.Fprintf(s, format+"\n", args...)
 }
 
-// progress shows how far the session is; last is its end.
+// progress shows the progress of a session, for the last time if last is set.
 func (s *screen) progress(now ms1.Summary, last bool) {
 	seconds := *now.TotalSeconds
 	line := fmt.Sprintf("%.1f/%d s  generated %d  stored %d  %.0f/s",
@@ -67,8 +67,7 @@ func (s *screen) progress(now ms1.Summary, last bool) {
 	}
 }
 
-// draw puts line in place of the one that stands there. The caller holds the
-// mutex.
+// draw replaces the line of progress. The caller holds the mutex.
 func (s *screen) draw(line string) {
 	line = line[:min(len(line), maxLine)]
 	if line == "" && s.width == 0 {
@@ -80,8 +79,7 @@ func (s *screen) draw(line string) {
 	}
 }
 
-// troubles lets through the lines of a log on the console that are warnings or
-// worse. The rest is in the file.
+// troubles passes on log lines of level warning or above. The file has all.
 type troubles struct{ screen *screen }
 
 func (t troubles) Write(line []byte) (int, error) {

@@ -39,16 +39,16 @@ func at(seconds float64, interval int, stored int64) ms1.Summary {
 func TestProgressOnATerminalOverwritesItself(t *testing.T) {
 	var out bytes.Buffer
 	s := &screen{out: &out, live: true}
-	s.say("GET /start")
+	s.print("GET /start")
 	s.progress(at(0.5, 2, 1_000_000), false)
 	s.progress(at(1, 2, 10), false) // a shorter line leaves nothing of a longer one
 	if got := terminal(t, out.String()); got[1] != "[#####     ] 1.0/2 s  generated 11  stored 10  10/s" {
 		t.Errorf("in the middle the terminal shows %q", got)
 	}
-	s.say("something went wrong")
+	s.print("something went wrong")
 	s.progress(at(1.5, 2, 15), false)
 	s.progress(at(3, 2, 20), true)
-	s.say("the end")
+	s.print("the end")
 	want := []string{"GET /start", "something went wrong", "[##########] 3.0/2 s  generated 21  stored 20  7/s", "the end", ""}
 	if got := terminal(t, out.String()); !reflect.DeepEqual(got, want) {
 		t.Errorf("at the end the terminal shows\n%q\nwant\n%q", got, want)
@@ -98,7 +98,7 @@ func TestTroublesAreSeen(t *testing.T) {
 	}
 }
 
-func TestLostMessagesAreSaid(t *testing.T) {
+func TestLostMessagesAreReported(t *testing.T) {
 	var out bytes.Buffer
 	reason := ms1.Stopped
 	s, n, lost := at(1, 1, 7), int64(0), int64(1)
@@ -106,7 +106,7 @@ func TestLostMessagesAreSaid(t *testing.T) {
 	c := Defaults()
 	c.Data = "it's here"
 	err := (&trio{config: c, screen: &screen{out: &out}}).summarise(s)
-	if err == nil || err.Error() != "1 of the 8 messages of session 3 were lost" {
+	if err == nil || err.Error() != "session 3: lost 1 of 8 messages" {
 		t.Errorf("error %v", err)
 	}
 	if want := `sqlite3 'it'\''s here/tricycle.db' 'SELECT `; !strings.Contains(out.String(), want) {
@@ -132,17 +132,17 @@ func TestValidateNamesTheKey(t *testing.T) {
 		want   string
 	}{
 		{func(*Config) {}, ""},
-		{func(c *Config) { c.Listen = "here" }, `listen: found "here", expected host:port with a port from 0 to 65535`},
-		{func(c *Config) { c.Data = "" }, "data: found nothing, expected the path of a folder"},
-		{func(c *Config) { c.Interaction.InFlight = 0 }, "interaction.in_flight: found 0, expected 1 to 4096"},
-		{func(c *Config) { c.Workers = 0 }, "workers: found 0, expected 1 to 1024"},
+		{func(c *Config) { c.Listen = "here" }, `listen: must be host:port with a port from 0 to 65535, got "here"`},
+		{func(c *Config) { c.Data = "" }, "data: must be the path of a directory, got \"\""},
+		{func(c *Config) { c.Interaction.InFlight = 0 }, "interaction.in_flight: must be between 1 and 4096, got 0"},
+		{func(c *Config) { c.Workers = 0 }, "workers: must be between 1 and 1024, got 0"},
 		{func(c *Config) { c.GroupID = "" }, `group_id: must be a name, got ""`},
-		{func(c *Config) { c.Kafka.Brokers = []string{"x"} }, `kafka.brokers: found "x", expected host:port with a port from 1 to 65535`},
-		{func(c *Config) { c.Kafka.Partitions = 0 }, "kafka.partitions: found 0, expected 1 to 1000"},
+		{func(c *Config) { c.Kafka.Brokers = []string{"x"} }, `kafka.brokers: must be host:port with a port from 1 to 65535, got "x"`},
+		{func(c *Config) { c.Kafka.Partitions = 0 }, "kafka.partitions: must be between 1 and 1000, got 0"},
 		{func(c *Config) { c.Database.Name = "" }, ""}, // the embedded one has no name
 		{func(c *Config) { c.Database.Address, c.Database.Name = "db:1", "" }, `database.name: must be 1 to 55 characters, got ""`},
-		{func(c *Config) { c.Tracing.SampleRatio = 2 }, "tracing.sample_ratio: found 2, expected 0 to 1"},
-		{func(c *Config) { c.Logging.File = "x.log" }, `logging.file: found "x.log", expected nothing: each service has its own log in the folder of data`},
+		{func(c *Config) { c.Tracing.SampleRatio = 2 }, "tracing.sample_ratio: must be between 0 and 1, got 2"},
+		{func(c *Config) { c.Logging.File = "x.log" }, `logging.file: must be empty as each service logs to its own file in data, got "x.log"`},
 	} {
 		c := Defaults()
 		test.change(&c)

@@ -20,7 +20,7 @@ type Config struct {
 	Profiling    program.Profiling `yaml:"profiling"`
 }
 
-// Defaults returns the configuration of a program that is told nothing.
+// Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{
 		Listen:       "127.0.0.1:8081",
@@ -32,7 +32,7 @@ func Defaults() Config {
 	}
 }
 
-// Validate names the keys that are out of range.
+// Validate returns an error for each key that is out of range.
 func (c *Config) Validate() error {
 	return errors.Join(config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts), c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate(), c.Profiling.Validate())
 }

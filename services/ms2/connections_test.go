@@ -98,7 +98,7 @@ func TestSilentPeerIsClosed(t *testing.T) {
 	begin := time.Now()
 	servicetest.Eventually(t, time.Minute, "the silent one is closed", func() bool { return r.Metric("tricycle_ms2_connections") == 1 })
 	if took := time.Since(begin); took < (lostPings-1)*ping {
-		t.Errorf("closed after %s, expected %s", took, lostPings*ping)
+		t.Errorf("closed after %s, want %s", took, lostPings*ping)
 	}
 	if living.pings.Load() < 2 {
 		t.Errorf("got %d pings in %s", living.pings.Load(), lostPings*ping)

@@ -180,7 +180,7 @@ func TestMessagesReachTheTopic(t *testing.T) {
 	for key, record := range found {
 		m, _ := message.Decode(record.Value, message.AtMS3)
 		if m.Service2 < before || m.Service2 > after {
-			t.Errorf("%s: stamped %s, expected %s to %s", key, m.Service2, before, after)
+			t.Errorf("%s: stamped %s, want %s to %s", key, m.Service2, before, after)
 		}
 		if want := (kafka.Murmur2Balancer{}).Balance(record, 0, 1, 2, 3); record.Partition != want {
 			t.Errorf("%s: got partition %d, want %d", key, record.Partition, want)
@@ -229,7 +229,7 @@ func TestValidate(t *testing.T) {
 	c.Listen, c.Kafka.Topic, c.Tracing.SampleRatio, c.Logging.Level = "8081", "", 2, "loud"
 	err := c.Validate()
 	for _, key := range []string{"listen", "kafka.topic", "tracing.sample_ratio", "logging.level"} {
-		if err == nil || !strings.Contains(err.Error(), key+": found") {
+		if err == nil || !strings.Contains(err.Error(), key+": must be") {
 			t.Errorf("got %v, want %s", err, key)
 		}
 	}

@@ -22,10 +22,10 @@ func command() program.Program[allinone.Config] {
 		Config:  allinone.Defaults(),
 		Flags: func(flags *flag.FlagSet, c *allinone.Config) {
 			flags.StringVar(&c.Listen, "listen", c.Listen, "listen for MS1's requests on `ADDR`, host:port")
-			flags.StringVar(&c.Data, "data", c.Data, "keep database, broker and logs in the folder `DIR`, which is made")
+			flags.StringVar(&c.Data, "data", c.Data, "keep database, broker and logs in the directory `DIR`")
 			flags.BoolVar(&c.Once, "once", c.Once, "run one session at once and exit: 0, or 1 if a message of it was lost")
-			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "let a session make messages for so many `SECONDS`")
-			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages under way at once")
+			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "generate messages for `SECONDS` in a session")
+			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages in flight")
 		},
 		Ready:     func(c allinone.Config) (address, path string) { return c.Listen, "/readyz" },
 		Profiling: func(c allinone.Config) program.Profiling { return c.Profiling },

@@ -46,7 +46,7 @@ func TestRangesOfTheConfiguration(t *testing.T) {
 		"tracing.sample_ratio":               "tracing: {sample_ratio: 1.5}",
 		"logging.level":                      "logging: {level: loud}",
 		"interaction.interval":               "interaction: {interval: 5}",
-		"interaction.interval_seconds: foun": "interaction: {interval_seconds: 5s}",
+		"interaction.interval_seconds: expe": "interaction: {interval_seconds: 5s}",
 	} {
 		file := filepath.Join(t.TempDir(), "ms1.yaml")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -99,10 +99,10 @@ func TestCommandReportsWhatItCannotUse(t *testing.T) {
 	taken := servicetest.Run(t, quiet(t)).Address()
 	directory := t.TempDir()
 	for want, change := range map[string]func(c *settings){
-		"logging.file":           func(c *settings) { c.Logging.File = directory },
-		"address already in use": func(c *settings) { c.Listen = taken },
-		"database.password_file": func(c *settings) { c.Database.PasswordFile = filepath.Join(directory, "absent") },
-		"found nothing in":       func(c *settings) { c.Database.PasswordFile = os.DevNull },
+		"logging.file":                   func(c *settings) { c.Logging.File = directory },
+		"address already in use":         func(c *settings) { c.Listen = taken },
+		"database.password_file":         func(c *settings) { c.Database.PasswordFile = filepath.Join(directory, "absent") },
+		"must name a file with a secret": func(c *settings) { c.Database.PasswordFile = os.DevNull },
 	} {
 		p := quiet(t)
 		change(&p.Config)
