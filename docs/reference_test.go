@@ -35,7 +35,7 @@ import (
 
 // sqliteColumns returns the columns of a migrated SQLite database, as
 // table.column.
-func sqliteColumns(t *testing.T) (names []string) {
+func sqliteColumns(t *testing.T) []string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "tricycle.db")
 	store, err := sqlite.Open(file, zerolog.Nop())
@@ -48,23 +48,8 @@ func sqliteColumns(t *testing.T) (names []string) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	rows, err := db.Query("SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c " +
+	return storetest.Column(t, db, "SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c "+
 		"WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%' AND t.name NOT LIKE 'goose_%' ORDER BY t.name DESC, c.cid")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			t.Fatal(err)
-		}
-		names = append(names, name)
-	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return names
 }
 
 // migrate runs a store until its tables exist.

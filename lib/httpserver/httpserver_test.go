@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -274,24 +273,6 @@ func TestProbe(t *testing.T) {
 
 const answerTimeout = time.Second
 
-// console is a writer that two goroutines may use.
-type console struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.b.Write(p)
-}
-
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.b.String()
-}
-
 // serve runs a server until the test ends it. Clients have a second to read an
 // answer.
 func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
@@ -425,7 +406,7 @@ func TestListenRefuses(t *testing.T) {
 
 func TestTroubleGoesToTheLog(t *testing.T) {
 	t.Parallel()
-	var log console
+	var log servicetest.Console
 	address, stop := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oh no") }), zerolog.New(&log).Level(zerolog.InfoLevel))
 	const requests = 50
 	for range requests {

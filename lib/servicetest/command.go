@@ -3,6 +3,7 @@ package servicetest
 import (
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -103,6 +104,17 @@ func (p *Process) Status() int {
 	return p.ProcessState.ExitCode()
 }
 
+// Taken returns a loopback address that is in use.
+func Taken(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.Addr().String()
+}
+
 // Build puts the programs of the main packages, named by their directories as
 // seen from the test's, into the directory and returns it. Under Bazel, which
 // builds them before the test, it returns TRICYCLE_TEST_PROGRAMS.
@@ -146,6 +158,19 @@ func unnamed(v reflect.Value, prefix string) (keys []string) {
 		}
 	}
 	return keys
+}
+
+// Shipped returns the configuration that a program reads from the file of its
+// name in directory, with that for loopback over it. The first must name every
+// key.
+func Shipped[C any, PC validator[C]](t testing.TB, directory string, p program.Program[C]) C {
+	t.Helper()
+	file, c := filepath.Join(directory, p.Name+".yaml"), p.Config
+	NamesEveryKey[C, PC](t, file)
+	if err := config.Load(PC(&c), file, filepath.Join(directory, "loopback", p.Name+".yaml")); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // on sets every boolean.

@@ -29,6 +29,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -168,16 +169,6 @@ func sum(counts map[string]int) (n int) {
 		n += c
 	}
 	return n
-}
-
-func until(t *testing.T, what string, true func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !true(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-		time.Sleep(2 * time.Millisecond) // between two looks
-	}
 }
 
 func end(tel *telemetry.Telemetry, spans int) {
@@ -408,24 +399,6 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// lockedBuffer is a console that two goroutines may use.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
 func TestEverySpanIsCounted(t *testing.T) {
 	absent := func(t *testing.T) string {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -457,7 +430,7 @@ func TestEverySpanIsCounted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			clean(t)
-			var console lockedBuffer
+			var console servicetest.Console
 			tel := start(t, telemetry.Config{Endpoint: c.url(t), SampleRatio: 1, QueueSpans: 4096}, zerolog.New(&console))
 			end(tel, c.spans)
 			took, err := shutdown(t, tel, c.stop)
@@ -476,7 +449,7 @@ func TestEverySpanIsCounted(t *testing.T) {
 			}
 			// The export that was cut off comes to its end and is not counted
 			// again: a second Shutdown has nothing more to report.
-			until(t, "the end of the processor", func() bool {
+			servicetest.Eventually(t, time.Minute, "the end of the processor", func() bool {
 				stacks := make([]byte, 1<<20)
 				return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("batchSpanProcessor"))
 			})
@@ -519,15 +492,15 @@ func TestTheCollectorComesBack(t *testing.T) {
 		}
 		return !down
 	})
-	var console lockedBuffer
+	var console servicetest.Console
 	tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 4096}, zerolog.New(&console))
 	end(tel, 1024) // two batches: one warning
-	until(t, "two refusals", func() bool { return r.turnedAway() >= 2 })
+	servicetest.Eventually(t, time.Minute, "two refusals", func() bool { return r.turnedAway() >= 2 })
 	mu.Lock()
 	down = false
 	mu.Unlock()
 	end(tel, 3)
-	until(t, "the spans", func() bool { return counts(t, tel)["exported"] == 3 })
+	servicetest.Eventually(t, time.Minute, "the spans", func() bool { return counts(t, tel)["exported"] == 3 })
 	if _, err := shutdown(t, tel, 5*time.Second); err != nil {
 		t.Error(err)
 	}
@@ -563,7 +536,7 @@ func TestEndsUnderLoad(t *testing.T) {
 			}
 		})
 	}
-	until(t, "a full queue", func() bool { return counts(t, tel)["queue_full"] > 100 })
+	servicetest.Eventually(t, time.Minute, "a full queue", func() bool { return counts(t, tel)["queue_full"] > 100 })
 	if _, err := shutdown(t, tel, 100*time.Millisecond); err == nil {
 		t.Error("got no error of the end, want one")
 	}
@@ -670,7 +643,7 @@ func TestEnvironment(t *testing.T) {
 		r := newReceiver(t, nil)
 		tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 512}, zerolog.Nop())
 		end(tel, 3) // a full batch does not wait
-		until(t, "the batch", func() bool { return r.got() == 3 })
+		servicetest.Eventually(t, time.Minute, "the batch", func() bool { return r.got() == 3 })
 		end(tel, 1)
 		if _, err := shutdown(t, tel, 5*time.Second); err != nil || r.got() != 4 {
 			t.Errorf("got %d spans, %v, want 4", r.got(), err)

@@ -16,6 +16,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
 // jaeger is the query API of a Jaeger: TRICYCLE_TEST_JAEGER is its base URL,
@@ -161,23 +162,8 @@ func TestTraces(t *testing.T) {
 		c.noneLost(s)
 		c.settled(2, s)
 		exported, dropped = c.spansOf("tricycle_spans_exported_total")-exported, c.spansOf("tricycle_spans_dropped_total")-dropped
-		ids := []string{c.startTrace(s.ID)}
-		rows, err := c.db.DB.Query(`SELECT LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/', DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 32)
-			FROM messages WHERE session_id = ?`, s.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var id string
-			if err := rows.Scan(&id); err != nil {
-				t.Fatal(err)
-			}
-			ids = append(ids, id)
-		}
-		if err := rows.Err(); err != nil {
-			t.Fatal(err)
-		}
+		ids := append(storetest.Column(t, c.db.DB, `SELECT LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/', DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 32)
+			FROM messages WHERE session_id = ?`, s.ID), c.startTrace(s.ID))
 		found := 0
 		for deadline := time.Now().Add(30 * time.Second); found < exported && time.Now().Before(deadline); {
 			found = j.count(t, ids) // Jaeger takes spans before it can find them

@@ -268,13 +268,8 @@ func TestDuplicateRecordsAreAllPosted(t *testing.T) {
 
 func TestNewNeedsItsAddress(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
 	c := Defaults()
-	c.Listen = l.Addr().String()
+	c.Listen = servicetest.Taken(t)
 	if _, err := New(c, zerolog.Nop(), &telemetry.Telemetry{Metrics: prometheus.NewRegistry()}); err == nil || !strings.Contains(err.Error(), "listen for health checks") {
 		t.Errorf("found %v", err)
 	}

@@ -46,9 +46,9 @@ func open(t *testing.T, s storetest.Server, log io.Writer) *Store {
 	return store
 }
 
-func setUp(t *testing.T, server storetest.Server) (s *Store, log *logged, ctx context.Context, id int64) {
+func setUp(t *testing.T, server storetest.Server) (s *Store, log *servicetest.Console, ctx context.Context, id int64) {
 	t.Helper()
-	log = &logged{}
+	log = &servicetest.Console{}
 	s = open(t, server, log)
 	storetest.Start(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
@@ -165,7 +165,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 			_, _ = server.DB.Exec("KILL CONNECTION ?", c) // an error: it has gone by itself
 		}
 		storetest.Eventually(t, "the loss to be noticed", func() error {
-			if n := log.count("database is ready"); n < round+2 {
+			if n := log.Count("database is ready"); n < round+2 {
 				return fmt.Errorf("link %d", n)
 			}
 			return nil
@@ -266,12 +266,12 @@ func TestServerThatKeepsOurDeadConnections(t *testing.T) {
 		c.client.Close() // the server does not learn of it
 	}
 	storetest.Eventually(t, "the lock to be taken back", func() error {
-		if n := log.count("database is ready"); n < 2 {
+		if n := log.Count("database is ready"); n < 2 {
 			return fmt.Errorf("link %d", n)
 		}
 		return s.Ready(ctx)
 	})
-	if n := log.count("killed own dead connection"); n != 1 {
+	if n := log.Count("killed own dead connection"); n != 1 {
 		t.Errorf("got %d kills, want 1", n)
 	}
 	if err := insert(ctx, s, id, 0); err != nil {

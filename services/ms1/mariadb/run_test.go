@@ -1,7 +1,6 @@
 package mariadb
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,31 +16,14 @@ import (
 	"github.com/DATA-DOG/go-sqlmock"
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-// logged is the log of a store.
-type logged struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *logged) count(text string) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), text)
-}
-
 // scripted returns a store whose pools are the given ones, one after the
 // other; the last is used again and again.
-func scripted(pools ...*sql.DB) (*Store, *logged) {
-	log := &logged{}
+func scripted(pools ...*sql.DB) (*Store, *servicetest.Console) {
+	log := &servicetest.Console{}
 	s := newStore(Defaults(), zerolog.New(log), func() *sql.DB {
 		db := pools[0]
 		if len(pools) > 1 {
@@ -128,7 +109,7 @@ func TestRunMigratesAndCloses(t *testing.T) {
 	if _, err := s.LastSession(t.Context()); !errors.Is(err, errClosed) {
 		t.Errorf("LastSession: got error %v, want %v", err, errClosed)
 	}
-	if n := log.count("database is ready"); n != 1 {
+	if n := log.Count("database is ready"); n != 1 {
 		t.Errorf("got %d lines of readiness, want 1", n)
 	}
 }
@@ -188,7 +169,7 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 	s.pingEvery = 500 * time.Millisecond // not before the script's other steps
 	run(t, s)
 	storetest.Eventually(t, "the second link", func() error {
-		if n := log.count("database is ready"); n < 2 {
+		if n := log.Count("database is ready"); n < 2 {
 			return fmt.Errorf("link %d", n)
 		}
 		return s.Ready(t.Context())
@@ -198,7 +179,7 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 		"database is unavailable":        1,
 		`watch database \"tricycle\" at`: 1,
 	} {
-		if n := log.count(text); n != want {
+		if n := log.Count(text); n != want {
 			t.Errorf("got %d lines %q, want %d", n, text, want)
 		}
 	}
@@ -268,10 +249,10 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 	s, log := scripted(pools...)
 	run(t, s)
 	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
-	if n := log.count("Error 1045 (28000)"); n != 1 {
+	if n := log.Count("Error 1045 (28000)"); n != 1 {
 		t.Errorf("got the wrong password logged %d times, want once", n)
 	}
-	if n := log.count("database is unavailable"); n != 5 { // twice the same; two deadlocks while locking
+	if n := log.Count("database is unavailable"); n != 5 { // twice the same; two deadlocks while locking
 		t.Errorf("got %d lines, want one for each change of the error", n)
 	}
 }
@@ -284,7 +265,7 @@ func TestUnreachableServer(t *testing.T) {
 	taken.Close()
 	c := Defaults()
 	c.Address = taken.Addr().String()
-	log := &logged{}
+	log := &servicetest.Console{}
 	s, err := Open(c, zerolog.New(log))
 	if err != nil {
 		t.Fatal(err)
@@ -308,7 +289,7 @@ func TestUnreachableServer(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("Run: got error %v, want none", err)
 	}
-	if n := log.count("connection refused"); n != 1 {
+	if n := log.Count("connection refused"); n != 1 {
 		t.Errorf("got the refusal logged %d times, want once", n)
 	}
 }
@@ -334,9 +315,9 @@ func TestOpenReadsTheSecret(t *testing.T) {
 }
 
 func TestDriverLogIsKept(t *testing.T) {
-	log := &logged{}
+	log := &servicetest.Console{}
 	driverLog{zerolog.New(log)}.Print("packets ", "out of order")
-	if log.count("packets out of order") != 1 {
-		t.Errorf("found %q", log.text.String())
+	if log.Count("packets out of order") != 1 {
+		t.Errorf("found %q", log.String())
 	}
 }

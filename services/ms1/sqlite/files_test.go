@@ -1,19 +1,18 @@
 package sqlite
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -176,27 +175,9 @@ func TestSettingsAreReadBack(t *testing.T) {
 	}
 }
 
-// buffer is a log that is read while it is written.
-type buffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 func TestAReaderThatDoesNotEnd(t *testing.T) {
 	t.Parallel()
-	said := &buffer{}
+	said := &servicetest.Console{}
 	s, _ := running(t, zerolog.New(said))
 	id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
 	if err != nil {

@@ -61,3 +61,24 @@ func connect(t testing.TB, c *mysql.Config) *sql.DB {
 	t.Cleanup(func() { db.Close() })
 	return db
 }
+
+// Column returns the first column of what a query finds.
+func Column(t testing.TB, db *sql.DB, query string, args ...any) (column []string) {
+	t.Helper()
+	rows, err := db.Query(query, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var value string
+		if err := rows.Scan(&value); err != nil {
+			t.Fatal(err)
+		}
+		column = append(column, value)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return column
+}

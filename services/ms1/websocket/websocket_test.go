@@ -131,21 +131,11 @@ func next(t *testing.T, connected chan uint64) uint64 {
 	}
 }
 
-func until(t *testing.T, what string, true func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !true(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
-		}
-		time.Sleep(time.Millisecond) // between two looks
-	}
-}
-
 // trouble waits for the reason why the client has no connection.
 func trouble(t *testing.T, l *Client, want string) {
 	t.Helper()
 	var err error
-	until(t, want, func() bool {
+	servicetest.Eventually(t, time.Minute, want, func() bool {
 		err = l.Ready(t.Context())
 		return err != nil && strings.Contains(err.Error(), want)
 	})
@@ -176,7 +166,7 @@ func TestSends(t *testing.T) {
 	}
 	stop()
 	// Text frames in their order, then the goodbye.
-	until(t, "the frames", func() bool { return len(m.got()) == 3 })
+	servicetest.Eventually(t, time.Minute, "the frames", func() bool { return len(m.got()) == 3 })
 	if got, want := m.got(), []string{"1 one", "1 two", "websocket: close 1000 (normal)"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -350,7 +340,7 @@ func TestWaitsLongerEachTime(t *testing.T) {
 	})
 	m := newMS2(t, refuse, refuse, refuse, refuse, refuse, lives, refuse)
 	_, _, stop := run(t, m.url(), 100*time.Millisecond)
-	until(t, "seven dials", func() bool { return len(m.dialled()) >= 7 })
+	servicetest.Eventually(t, time.Minute, "seven dials", func() bool { return len(m.dialled()) >= 7 })
 	stop()
 	at := m.dialled()
 	for i, least := range []int{50, 100, 200, 250, 250} { // half of 100 ms, doubled each time up to 500 ms
@@ -442,7 +432,7 @@ func flood(t *testing.T, l *Client) (failed chan error) {
 		}
 	}()
 	last, since := -1, time.Now()
-	until(t, "Send to block", func() bool {
+	servicetest.Eventually(t, time.Minute, "Send to block", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		if sent != last {
@@ -513,7 +503,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		next(t, connected)
 		failed := flood(t, l)
 		began := time.Now()
-		until(t, "three silences", func() bool { return time.Since(began) > 3*silence })
+		servicetest.Eventually(t, time.Minute, "three silences", func() bool { return time.Since(began) > 3*silence })
 		select {
 		case err := <-failed:
 			t.Errorf("got %v, want Send to wait", err)

@@ -23,11 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const shipped = "../../../../compose/config/"
 
 func TestShippedConfiguration(t *testing.T) {
-	servicetest.NamesEveryKey[settings](t, shipped+"ms1.yaml")
-	loopback := command().Config
-	if err := config.Load(&loopback, shipped+"ms1.yaml", shipped+"loopback/ms1.yaml"); err != nil {
-		t.Fatal(err)
-	}
+	loopback := servicetest.Shipped(t, shipped, command())
 	if loopback.Listen != "127.0.0.1:8080" || loopback.Database.Address != "127.0.0.1:3306" || loopback.MS2.URL != "ws://127.0.0.1:8081/ws" {
 		t.Errorf("the addresses on loopback: %+v", loopback)
 	}

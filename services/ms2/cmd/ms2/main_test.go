@@ -5,10 +5,8 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
-	"github.com/tricycle-relay/tricycle/services/ms2"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -16,11 +14,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const shipped = "../../../../compose/config/"
 
 func TestShippedConfiguration(t *testing.T) {
-	servicetest.NamesEveryKey[ms2.Config](t, shipped+"ms2.yaml")
-	loopback := ms2.Defaults()
-	if err := config.Load(&loopback, shipped+"ms2.yaml", shipped+"loopback/ms2.yaml"); err != nil {
-		t.Fatal(err)
-	}
+	loopback := servicetest.Shipped(t, shipped, command())
 	if loopback.Listen != "127.0.0.1:8081" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms2.log" {
 		t.Errorf("got %+v", loopback)
 	}

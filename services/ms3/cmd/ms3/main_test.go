@@ -16,13 +16,11 @@ import (
 	"github.com/segmentio/kafka-go"
 	"go.uber.org/goleak"
 
-	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
-	"github.com/tricycle-relay/tricycle/services/ms3"
 )
 
 // childVariable makes this binary the program itself, so that a test can kill
@@ -40,11 +38,7 @@ func TestMain(m *testing.M) {
 const shipped = "../../../../compose/config/"
 
 func TestShippedConfiguration(t *testing.T) {
-	servicetest.NamesEveryKey[ms3.Config](t, shipped+"ms3.yaml")
-	loopback := ms3.Defaults()
-	if err := config.Load(&loopback, shipped+"ms3.yaml", shipped+"loopback/ms3.yaml"); err != nil {
-		t.Fatal(err)
-	}
+	loopback := servicetest.Shipped(t, shipped, command())
 	if loopback.Listen != "127.0.0.1:8082" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms3.log" {
 		t.Errorf("got %+v", loopback)
 	}
