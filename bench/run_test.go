@@ -35,6 +35,7 @@ func built(t *testing.T, names ...string) programs {
 }
 
 func TestRunWithEmbeddedParts(t *testing.T) {
+	t.Parallel()
 	p := built(t, "allinone")
 	file := filepath.Join(t.TempDir(), "results.json")
 	var out, progress bytes.Buffer
@@ -111,6 +112,7 @@ func measure(t *testing.T, e environment, p programs) Trial {
 }
 
 func TestASlowBrokerShowsInItsHop(t *testing.T) {
+	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	slow(cluster)
 	slower(t, measure(t, environment{parts: "embedded", brokers: []string{address}}, built(t, "allinone")), toMS3)

@@ -111,6 +111,7 @@ func expectCount(mock sqlmock.Sqlmock, n int) {
 }
 
 func TestFaultsAreRepeated(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		fault error

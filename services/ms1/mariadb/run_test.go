@@ -151,6 +151,7 @@ func TestRunGivesUp(t *testing.T) {
 // A link whose ping fails is over; the next one finds the lock still held by
 // our own dead connection, kills it, and has the lock.
 func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
+	t.Parallel()
 	first, script := mocked(t, true)
 	expectConnection(script, 5, "here:1")
 	expectGetLock(script, 0, 1)
@@ -205,6 +206,7 @@ func TestAnothersConnectionIsNotKilled(t *testing.T) {
 }
 
 func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
+	t.Parallel()
 	denied := serverError(1045, "28000")
 	faults := []func(sqlmock.Sqlmock){
 		func(mock sqlmock.Sqlmock) { mock.ExpectQuery("PROCESSLIST").WillReturnError(denied) },
@@ -258,6 +260,7 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 }
 
 func TestUnreachableServer(t *testing.T) {
+	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0") // and let go: a port nobody listens at
 	if err != nil {
 		t.Fatal(err)
