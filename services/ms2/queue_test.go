@@ -102,7 +102,7 @@ func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
 	t.Parallel()
 	address, heal := stalledCluster(t)
 	k := topictest.For(t, address)
-	r := start(t, k, func(s *Service) { s.queue.stall = 500 * time.Millisecond }).ready()
+	r := start(t, k, func(s *Service) { s.queue.stall = 2 * time.Second }).ready()
 	ms := messages(5000)
 	first, second := r.dial(t), r.dial(t)
 	go func() {
@@ -140,10 +140,10 @@ func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
 
 func TestAnIdleQueueIsNoStall(t *testing.T) {
 	t.Parallel()
-	r := start(t, topictest.Config(t), func(s *Service) { s.queue.stall = 200 * time.Millisecond }).ready()
+	r := start(t, topictest.Config(t), func(s *Service) { s.queue.stall = 2 * time.Second }).ready()
 	ws := r.dial(t)
 	begin := time.Now()
-	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > time.Second })
+	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
 	ws.send(t, messages(1)...)
 	r.produced(t, 1)
 }

@@ -133,13 +133,13 @@ func TestASpareMemberIsHealthy(t *testing.T) {
 	k.Partitions = 1
 	var all []*running
 	for range 2 {
-		all = append(all, start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second }))
+		all = append(all, start(t, k, store.URL, func(s *Service) { s.consumer.stall = 2 * time.Second }))
 	}
 	for _, r := range all {
 		r.joined(t)
 	}
 	begin := time.Now()
-	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
+	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > 5*time.Second })
 	for _, r := range all {
 		if n := r.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
 			t.Errorf("reopened %v times", n)
