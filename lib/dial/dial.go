@@ -50,6 +50,9 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 // the connections when owner ends.
 func (d *Dialer) Until(owner context.Context) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if err := owner.Err(); err != nil { // AfterFunc may be later than the connection
+			return nil, err
+		}
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(owner, cancel)()
