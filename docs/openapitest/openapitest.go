@@ -178,6 +178,7 @@ func describe(service string) (*description, error) {
 	if err != nil {
 		return nil, err
 	}
+	registerLines()
 	d := &description{seen: map[string]bool{}}
 	if d.doc, err = openapi3.NewLoader().LoadFromData(text); err == nil {
 		err = d.doc.Validate(context.Background())
@@ -191,6 +192,23 @@ func describe(service string) (*description, error) {
 	known[service] = d
 	return d, nil
 }
+
+// registerLines lets the descriptions have bodies of x-ndjson, as arrays. A
+// line that is not JSON is a string in it.
+var registerLines = sync.OnceFunc(func() {
+	openapi3filter.RegisterBodyDecoder("application/x-ndjson", func(body io.Reader, _ http.Header, _ *openapi3.SchemaRef, _ openapi3filter.EncodingFn) (any, error) {
+		text, err := io.ReadAll(body)
+		values := []any{}
+		for line := range strings.Lines(string(text)) {
+			var value any
+			if json.Unmarshal([]byte(line), &value) != nil {
+				value = line
+			}
+			values = append(values, value)
+		}
+		return values, err
+	})
+})
 
 // request compares a request with the description. It reads the body and restores
 // it.

@@ -59,9 +59,9 @@ func (g guard) check(r *http.Request, acting bool) *Problem {
 	}
 	// A form or script of another site can send other types without a preflight.
 	if types := r.Header.Values("Content-Type"); len(types) > 0 {
-		if media, _, err := mime.ParseMediaType(types[0]); len(types) > 1 || err != nil || media != "application/json" {
+		if media, _, err := mime.ParseMediaType(types[0]); len(types) > 1 || err != nil || media != "application/json" && media != LinesType {
 			return &Problem{Status: http.StatusUnsupportedMediaType,
-				Detail: fmt.Sprintf("Content-Type: must be application/json, got %q", strings.Join(types, ", "))}
+				Detail: fmt.Sprintf("Content-Type: must be application/json or %s, got %q", LinesType, strings.Join(types, ", "))}
 		}
 	}
 	return nil

@@ -15,8 +15,12 @@ const (
 	MessageTooLarge  = "urn:tricycle:problem:message-too-large" // 413
 )
 
-// ProblemType is the media type of problem details.
-const ProblemType = "application/problem+json"
+const (
+	// ProblemType is the media type of problem details.
+	ProblemType = "application/problem+json"
+	// LinesType is the media type of JSON values that each have a line.
+	LinesType = "application/x-ndjson"
+)
 
 // Problem is the body of every error answer: problem details for HTTP APIs,
 // RFC 9457.
@@ -27,14 +31,19 @@ type Problem struct {
 	Extensions map[string]any
 }
 
-// Write answers a request with the problem.
-func (p Problem) Write(w http.ResponseWriter) {
+// MarshalJSON implements [json.Marshaler].
+func (p Problem) MarshalJSON() ([]byte, error) {
 	body := map[string]any{"type": "about:blank", "title": http.StatusText(p.Status), "status": p.Status, "detail": p.Detail}
 	if p.Type != "" {
 		body["type"] = p.Type
 	}
 	maps.Copy(body, p.Extensions)
-	data, err := json.Marshal(body)
+	return json.Marshal(body)
+}
+
+// Write answers a request with the problem.
+func (p Problem) Write(w http.ResponseWriter) {
+	data, err := p.MarshalJSON()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return

@@ -30,11 +30,17 @@ func (b *Backoff) Wait(ctx context.Context) error {
 	if b.failed++; b.failed == b.Attempts {
 		return ErrExhausted
 	}
-	b.pause = max(b.First, min(2*b.pause, b.Most))
-	if !Pause(ctx, b.pause) {
+	if !Pause(ctx, b.Next()) {
 		return context.Cause(ctx)
 	}
 	return nil
+}
+
+// Next returns the pause after a failed attempt, for a caller that waits for
+// several operations at once.
+func (b *Backoff) Next() time.Duration {
+	b.pause = max(b.First, min(2*b.pause, b.Most))
+	return b.pause
 }
 
 // Reset makes the next pause and the number of attempts those of a new

@@ -150,7 +150,7 @@ func (t *trio) runMS3(ctx context.Context) error {
 	}
 	kafka, _ := t.kafka.wait(ctx) // known, or MS1 would not be
 	c := ms3.Config{
-		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store"}, Kafka: kafka,
+		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store", BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
 		Workers: t.config.Workers, GroupID: t.config.GroupID, Tracing: t.config.Tracing, Logging: t.config.log("ms3"),
 	}
 	return ms3.Run(ctx, c, t.console, func(s *ms3.Service) { t.ms3.set(s.Address()) })

@@ -68,7 +68,7 @@ func TestMS3KilledBetweenPostAndCommit(t *testing.T) {
 			r.SetURL(&url.URL{Scheme: "http", Host: c.address["ms1"]})
 		},
 		ModifyResponse: func(resp *http.Response) error {
-			if resp.Request.Method == http.MethodPost && resp.StatusCode == http.StatusOK && stored.Add(1) == 300 {
+			if resp.Request.Method == http.MethodPost && resp.StatusCode == http.StatusOK && stored.Add(1) == 100 {
 				c.running["ms3"].Signal(syscall.SIGKILL)
 				close(killed)
 			}

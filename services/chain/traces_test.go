@@ -111,6 +111,8 @@ func TestTraces(t *testing.T) {
 	for _, o := range c.overlays {
 		o["tracing"] = settings{"endpoint": j.otlp}
 	}
+	// The spans of requests with several messages are in traces of their own.
+	c.overlays["ms3"]["ms1"].(settings)["batch_messages"] = 1
 	c.up()
 
 	t.Run("each row of a lock-step session has one trace of five spans", func(t *testing.T) {

@@ -1,11 +1,13 @@
 package ms1
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"mime"
 	"net/http"
 	"net/url"
 	"os"
@@ -52,9 +54,6 @@ func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
 		if status.code >= http.StatusInternalServerError {
 			span.SetStatus(codes.Error, "")
 			span.SetAttributes(semconv.ErrorTypeKey.String(strconv.Itoa(status.code)))
-		}
-		if route == "/store" {
-			s.engine.meters.requests.WithLabelValues(strconv.Itoa(status.code)).Inc()
 		}
 	}
 }
@@ -164,47 +163,143 @@ func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// maxLines is the number of messages in a request of x-ndjson.
+const maxLines = 64
+
+// store answers POST /store. A request of x-ndjson has a message in each line
+// and gets a line for each: the status and the outcome, or the problem.
 func (s *Service) store(w http.ResponseWriter, r *http.Request) {
-	m, problem := s.readMessage(w, r)
+	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	several, limit := media == httpserver.LinesType, int64(message.MaxBytes)
+	if several {
+		limit = maxLines * (message.MaxBytes + 1)
+	}
+	body, problem := readBody(w, r, limit)
 	if problem != nil {
-		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(r.Context()).TraceID()).Int("status", problem.Status).Str("detail", problem.Detail).Msg("message refused")
+		if several {
+			problem.Type = "" // it is no problem of a message
+		}
+		s.count(problem.Status)
 		problem.Write(w)
 		return
 	}
-	m.End = message.StampOf(s.now())
-	trace.SpanFromContext(r.Context()).SetAttributes(messageAttributes(m)...)
-	// MS3 may hang up; the commit goes on.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), commitTimeout)
-	defer cancel()
-	outcome, err := receive(ctx, s.engine, m)
-	switch {
-	case err != nil:
-		s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(ctx).TraceID()).Err(err).Stringer("key", m.Key()).Msg("message not stored yet")
-		w.Header().Set("Retry-After", "1")
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message is not stored yet, try again"}.Write(w)
-	case outcome == OutcomeUnknown:
-		httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
-			Detail: fmt.Sprintf("message %s: never sent, session ended with nothing lost, or timestamps out of range", m.Key())}.Write(w)
-	default:
-		httpserver.JSON(w, http.StatusOK, map[string]Outcome{"outcome": outcome})
+	if !several {
+		answer := s.judge(r.Context(), body)[0]
+		if answer.problem == nil {
+			httpserver.JSON(w, http.StatusOK, map[string]Outcome{"outcome": answer.outcome})
+			return
+		}
+		if answer.problem.Status == http.StatusServiceUnavailable {
+			w.Header().Set("Retry-After", "1")
+		}
+		answer.problem.Write(w)
+		return
 	}
+	lines := bytes.Split(bytes.TrimSuffix(body, []byte("\n")), []byte("\n"))
+	if len(lines) > maxLines {
+		s.count(http.StatusRequestEntityTooLarge)
+		httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("body: must have at most %d lines, got %d", maxLines, len(lines))}.Write(w)
+		return
+	}
+	var text bytes.Buffer
+	for _, answer := range s.judge(r.Context(), lines...) {
+		if answer.problem == nil {
+			fmt.Fprintf(&text, `{"status":200,"outcome":%q}`+"\n", answer.outcome)
+		} else if line, err := answer.problem.MarshalJSON(); err == nil {
+			text.Write(append(line, '\n'))
+		}
+	}
+	w.Header().Set("Content-Type", httpserver.LinesType)
+	_, _ = text.WriteTo(w) // a client that left needs no answer
 }
 
-func (s *Service) readMessage(w http.ResponseWriter, r *http.Request) (message.Message, *httpserver.Problem) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, message.MaxBytes))
-	var tooLarge *http.MaxBytesError
+func (s *Service) count(status int) {
+	s.engine.meters.requests.WithLabelValues(strconv.Itoa(status)).Inc()
+}
+
+// storeAnswer is the answer to one message.
+type storeAnswer struct {
+	outcome Outcome
+	problem *httpserver.Problem // nil if it is stored
+}
+
+// judge stores the encoded messages of one request and returns the answer to
+// each, in their order.
+func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
+	answers, end := make([]storeAnswer, len(bodies)), message.StampOf(s.now())
+	of, arrivals := make([]int, 0, len(bodies)), make([]*arrival, 0, len(bodies))
+	span := trace.SpanFromContext(ctx)
+	for i, body := range bodies {
+		m, problem := decode(body)
+		if answers[i].problem = problem; problem != nil {
+			continue
+		}
+		m.End = end
+		a := &arrival{ctx: ctx, message: m}
+		if len(bodies) == 1 {
+			span.SetAttributes(messageAttributes(m)...)
+		} else {
+			// Its spans hang from its root; the request has a trace of its own.
+			a.ctx = s.telemetry.Message(ctx, m.Key())
+			if root := trace.SpanContextFromContext(a.ctx); root.IsSampled() {
+				span.AddLink(trace.Link{SpanContext: root})
+			}
+		}
+		of, arrivals = append(of, i), append(arrivals, a)
+	}
+	// MS3 may hang up; the commit goes on.
+	waiting, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	receive(waiting, s.engine, arrivals...)
+	for i, a := range arrivals {
+		v := &answers[of[i]]
+		switch v.outcome = a.outcome; {
+		case a.err != nil:
+			s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(a.ctx).TraceID()).Err(a.err).Stringer("key", a.message.Key()).Msg("message not stored yet")
+			v.problem = &httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message is not stored yet, try again"}
+		case a.outcome == OutcomeUnknown:
+			v.problem = &httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
+				Detail: fmt.Sprintf("message %s: never sent, session ended with nothing lost, or timestamps out of range", a.message.Key())}
+		}
+	}
+	for _, v := range answers {
+		if v.problem == nil {
+			s.count(http.StatusOK)
+			continue
+		}
+		s.count(v.problem.Status)
+		s.log.Debug().Stringer("trace_id", span.SpanContext().TraceID()).Int("status", v.problem.Status).Str("detail", v.problem.Detail).Msg("message refused")
+	}
+	return answers
+}
+
+// readBody reads a body of at most limit bytes.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, *httpserver.Problem) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	var beyond *http.MaxBytesError
 	switch {
-	case errors.As(err, &tooLarge):
+	case errors.As(err, &beyond):
 		// A client that is still sending when the connection is closed may
 		// never see the answer; the body's deadline bounds this.
 		_, _ = io.Copy(io.Discard, r.Body)
-		return message.Message{}, &httpserver.Problem{Type: httpserver.MessageTooLarge, Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("body: must be at most %d bytes, got more", message.MaxBytes)}
+		return nil, tooLarge(limit)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return message.Message{}, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("body: must arrive within %s", httpserver.BodyTimeout)}
+		return nil, &httpserver.Problem{Status: http.StatusRequestTimeout, Detail: fmt.Sprintf("body: must arrive within %s", httpserver.BodyTimeout)}
 	case err != nil:
-		return message.Message{}, &httpserver.Problem{Status: http.StatusBadRequest, Detail: "body: " + err.Error()}
+		return nil, &httpserver.Problem{Status: http.StatusBadRequest, Detail: "body: " + err.Error()}
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // that of the body
+	return body, nil
+}
+
+func tooLarge(limit int64) *httpserver.Problem {
+	return &httpserver.Problem{Type: httpserver.MessageTooLarge, Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("body: must be at most %d bytes, got more", limit)}
+}
+
+func decode(body []byte) (message.Message, *httpserver.Problem) {
+	if len(body) > message.MaxBytes {
+		return message.Message{}, tooLarge(message.MaxBytes)
+	}
 	m, err := message.Decode(body, message.AtStore)
 	var wrong *message.Error
 	if errors.As(err, &wrong) {

@@ -36,11 +36,11 @@ type api struct {
 	stop      func() error
 }
 
-func newAPI(t *testing.T) *api {
+func newAPI(t *testing.T, tracing ...telemetry.Config) *api {
 	t.Helper()
 	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), transport: &fakeTransport{}, console: &servicetest.Console{}}
 	log := zerolog.New(a.console)
-	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
+	tel, err := telemetry.New(t.Context(), append(tracing, telemetry.Defaults())[0], "ms1", "test", log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +56,10 @@ func newAPI(t *testing.T) *api {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
-	a.stop = sync.OnceValue(func() error { cancel(); return <-done })
+	a.stop = sync.OnceValue(func() error {
+		cancel()
+		return errors.Join(<-done, tel.Shutdown(context.Background()))
+	})
 	t.Cleanup(func() {
 		if err := a.stop(); err != nil {
 			t.Error(err)

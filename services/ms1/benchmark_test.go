@@ -54,7 +54,7 @@ func BenchmarkCommitGrouping(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				for range waiting {
-					c.add(in)
+					c.add([]insert{in})
 				}
 				for range waiting {
 					if err := <-settled; err != nil {

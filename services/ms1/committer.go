@@ -16,8 +16,9 @@ import (
 const (
 	// commitTimeout bounds the attempts of an INSERT and the wait of /store.
 	commitTimeout = 3 * time.Second
-	// maxBatch is the number of rows in a commit. More do not help and lock the
-	// session's row longer.
+	// maxBatch is the number of rows that complete a commit. More do not help and
+	// lock the session's row longer. The rows of a request stay together, so a
+	// commit has less than maxBatch + maxLines.
 	maxBatch = 64
 )
 
@@ -28,7 +29,7 @@ var errStopping = errors.New("service is stopping")
 // wait.
 type committer struct {
 	store   Store
-	queue   chan insert
+	queue   chan []insert // each of one session
 	stopped chan struct{}
 }
 
@@ -40,20 +41,24 @@ type insert struct {
 }
 
 func newCommitter(store Store) *committer {
-	return &committer{store: store, queue: make(chan insert, MaxInFlight), stopped: make(chan struct{})}
+	return &committer{store: store, queue: make(chan []insert, MaxInFlight), stopped: make(chan struct{})}
 }
 
-// add hands in a message. It waits while thousands wait already.
-func (c *committer) add(in insert) {
+// add queues messages of one session, which are committed together. It blocks
+// while thousands wait.
+func (c *committer) add(ins []insert) {
+	if len(ins) == 0 {
+		return
+	}
 	select {
-	case c.queue <- in:
+	case c.queue <- ins:
 		select {
 		case <-c.stopped:
 			c.refuse() // it may have come after run's last look
 		default:
 		}
 	case <-c.stopped:
-		c.settle(in, 0, errStopping)
+		c.settle(ins, errStopping)
 	}
 }
 
@@ -61,28 +66,24 @@ func (c *committer) add(in insert) {
 func (c *committer) run(ctx context.Context) {
 	defer c.refuse()
 	defer close(c.stopped)
-	var batch []insert
-	var held *insert // of another session than the batch before it
+	var batch, held []insert // held: of another session than the batch before it
 	for {
-		batch = batch[:0]
-		if held != nil {
-			batch, held = append(batch, *held), nil
-		} else {
+		if batch, held = append(batch[:0], held...), nil; len(batch) == 0 {
 			select {
-			case in := <-c.queue:
-				batch = append(batch, in)
+			case ins := <-c.queue:
+				batch = append(batch, ins...)
 			case <-ctx.Done():
 				return
 			}
 		}
 		for more := true; more && len(batch) < maxBatch; {
 			select {
-			case in := <-c.queue:
-				if in.message.SessionID != batch[0].message.SessionID {
-					held, more = &in, false
+			case ins := <-c.queue:
+				if ins[0].message.SessionID != batch[0].message.SessionID {
+					held, more = ins, false
 					continue
 				}
-				batch = append(batch, in)
+				batch = append(batch, ins...)
 			default:
 				more = false
 			}
@@ -98,30 +99,29 @@ func (c *committer) commit(ctx context.Context, batch []insert) {
 	for i, in := range batch {
 		rows[i] = in.message
 	}
-	err := c.store.Insert(ctx, rows[0].SessionID, rows)
-	for _, in := range batch {
-		c.settle(in, len(batch), err)
-	}
+	c.settle(batch, c.store.Insert(ctx, rows[0].SessionID, rows))
 }
 
-func (c *committer) settle(in insert, batchSize int, err error) {
-	if batchSize > 1 {
-		in.span.SetAttributes(semconv.DBOperationBatchSize(batchSize))
+func (c *committer) settle(batch []insert, err error) {
+	for _, in := range batch {
+		if len(batch) > 1 {
+			in.span.SetAttributes(semconv.DBOperationBatchSize(len(batch)))
+		}
+		if err != nil {
+			in.span.SetStatus(codes.Error, err.Error())
+			in.span.SetAttributes(attribute.String(string(semconv.ErrorTypeKey), "commit_failed"))
+		}
+		in.span.End()
+		in.settle(err)
 	}
-	if err != nil {
-		in.span.SetStatus(codes.Error, err.Error())
-		in.span.SetAttributes(attribute.String(string(semconv.ErrorTypeKey), "commit_failed"))
-	}
-	in.span.End()
-	in.settle(err)
 }
 
 // refuse fails what waits in the queue.
 func (c *committer) refuse() {
 	for {
 		select {
-		case in := <-c.queue:
-			c.settle(in, 0, errStopping)
+		case ins := <-c.queue:
+			c.settle(ins, errStopping)
 		default:
 			return
 		}

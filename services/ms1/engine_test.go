@@ -844,7 +844,7 @@ func TestCommitsAreOfOneSession(t *testing.T) {
 	var settled sync.WaitGroup
 	for i, session := range []int64{1, 2, 2, 1, 1, 2} {
 		settled.Add(1)
-		c.add(insert{
+		c.add([]insert{{
 			message: message.Message{SessionID: session, Service1: message.Stamp(i + 1)}, span: trace.SpanFromContext(t.Context()),
 			settle: func(err error) {
 				if err != nil {
@@ -852,7 +852,7 @@ func TestCommitsAreOfOneSession(t *testing.T) {
 				}
 				settled.Done()
 			},
-		})
+		}})
 	}
 	close(store.hold)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -867,11 +867,11 @@ func TestCommitsAreOfOneSession(t *testing.T) {
 	// Whatever comes now has an outcome too.
 	refused := 0
 	for range 100 {
-		c.add(insert{span: trace.SpanFromContext(t.Context()), settle: func(err error) {
+		c.add([]insert{{span: trace.SpanFromContext(t.Context()), settle: func(err error) {
 			if errors.Is(err, errStopping) {
 				refused++
 			}
-		}})
+		}}})
 	}
 	if refused != 100 {
 		t.Errorf("%d of 100 messages were refused after the end", refused)

@@ -313,7 +313,9 @@ func (b *bench) back(m message.Message) (Outcome, error) {
 	m.Service2, m.Service3, m.End = m.Service1+100, m.Service1+200, message.StampOf(b.wall())
 	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
 	defer cancel()
-	return receive(ctx, b.engine, m)
+	a := &arrival{ctx: ctx, message: m}
+	receive(ctx, b.engine, a)
+	return a.outcome, a.err
 }
 
 func (b *bench) begin(seconds, inFlight int) int64 {

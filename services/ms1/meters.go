@@ -30,7 +30,7 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 		duplicates: counter("tricycle_messages_duplicate_total", "Answers 200 of /store that added no row."),
 		givenUp:    counter("tricycle_messages_given_up_total", "Messages that did not return in time. Some may be stored later."),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tricycle_store_requests_total", Help: "Requests to /store by HTTP status code.",
+			Name: "tricycle_store_requests_total", Help: "Answers of /store by HTTP status code; a request of several messages counts once per message.",
 		}, []string{"code"}),
 		hops: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "tricycle_hop_seconds", Help: "Time between two stamps of a stored message, by hop.",

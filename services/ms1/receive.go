@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -28,66 +29,137 @@ func messageAttributes(m message.Message) []attribute.KeyValue {
 	}
 }
 
-// receive stores a returned message, which has all four stamps. After an error
-// the outcome is unknown and the caller should retry.
-func receive(ctx context.Context, e *engine, m message.Message) (Outcome, error) {
+// arrival is a returned message, which has all four stamps, and its outcome.
+type arrival struct {
+	ctx     context.Context // has the parent of its spans
+	message message.Message
+	outcome Outcome
+	err     error // the outcome is unknown: the caller should retry
+}
+
+func (a *arrival) is(outcome Outcome, err error) { a.outcome, a.err = outcome, err }
+
+// receive stores the returned messages of one request and sets the outcome of
+// each, which is the one that it would have alone.
+func receive(ctx context.Context, e *engine, arrivals ...*arrival) {
 	e.mu.Lock()
-	s, recovered, newest := e.current, e.recovered, e.newest
-	live := s != nil && s.row.ID == m.SessionID && s.state != Idle
+	r := receiver{ctx: ctx, engine: e, recovered: e.recovered, newest: e.newest}
+	if s := e.current; s != nil && s.state != Idle {
+		r.session = s
+	}
 	e.mu.Unlock()
-	if !live {
-		switch {
-		case !recovered:
-			return "", errRecovering
-		case m.SessionID > newest:
-			return OutcomeUnknown, nil
+	var inserts []insert
+	var committing []func()
+	var asking sync.WaitGroup
+	for _, a := range arrivals {
+		switch in, wait, ask := r.begin(a); {
+		case wait != nil:
+			inserts, committing = append(inserts, in...), append(committing, wait)
+		case ask != nil && len(arrivals) == 1:
+			ask()
+		case ask != nil:
+			asking.Go(ask)
 		}
-		return e.repeated(storeLate(ctx, e, m))
 	}
-	l := s.ledger
-	verdict, entry, c := l.arrive(m.Service1, time.Now())
-	if verdict == verdictAsk {
-		outcome, err := storeLate(ctx, e, m)
-		if err != nil || outcome != OutcomeUnknown {
-			if outcome == OutcomeRepeat {
-				l.answered()
-			}
-			return outcome, err
-		}
-		if !l.recall(m.Service1) {
-			return OutcomeUnknown, nil
-		}
-		verdict, entry, c = l.arrive(m.Service1, time.Now())
+	e.committer.add(inserts)
+	for _, wait := range committing {
+		wait()
 	}
+	asking.Wait()
+}
+
+// receiver receives the messages of one request.
+type receiver struct {
+	ctx       context.Context
+	engine    *engine
+	session   *runner // in progress, or nil
+	recovered bool
+	newest    int64 // session id
+}
+
+// begin decides on a message, or returns what does: wait waits for a commit,
+// perhaps of the inserts that it returns; ask asks the database.
+func (r *receiver) begin(a *arrival) (in []insert, wait, ask func()) {
+	switch {
+	case r.session != nil && r.session.row.ID == a.message.SessionID:
+		if in, wait = r.claim(a); wait == nil && a.outcome == "" {
+			return nil, nil, func() { r.ask(a) }
+		}
+		return in, wait, nil
+	case !r.recovered:
+		a.err = errRecovering
+	case a.message.SessionID > r.newest:
+		a.outcome = OutcomeUnknown
+	default:
+		return nil, nil, func() { r.late(a) }
+	}
+	return nil, nil, nil
+}
+
+// claim decides on a message of the session, or returns what waits for its
+// commit. If only the database knows it does neither.
+func (r *receiver) claim(a *arrival) (in []insert, wait func()) {
+	s, l := r.session, r.session.ledger
+	verdict, entry, c := l.arrive(a.message.Service1, time.Now())
 	switch verdict {
 	case verdictRepeat:
-		return OutcomeRepeat, nil
-	case verdictNever, verdictAsk:
-		return OutcomeUnknown, nil
+		a.outcome = OutcomeRepeat
+		return nil, nil
+	case verdictNever:
+		a.outcome = OutcomeUnknown
+		return nil, nil
+	case verdictAsk:
+		return nil, nil
 	case verdictStore:
-		_, span := e.tel.Tracer.Start(ctx, "INSERT messages", trace.WithSpanKind(trace.SpanKindClient),
+		_, span := r.engine.tel.Tracer.Start(a.ctx, "INSERT messages", trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithAttributes(
-				semconv.DBSystemNameKey.String(e.store.System()),
+				semconv.DBSystemNameKey.String(r.engine.store.System()),
 				semconv.DBOperationName("INSERT"),
 				semconv.DBCollectionName("messages")))
-		e.committer.add(insert{message: m, span: span, settle: func(err error) { s.logLost(l.settle(entry, m, err)) }})
+		m := a.message
+		in = []insert{{message: m, span: span, settle: func(err error) { s.logLost(l.settle(entry, m, err)) }}}
 	case verdictWait:
 	}
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		return "", fmt.Errorf("wait for commit: %w", ctx.Err())
+	return in, func() {
+		select {
+		case <-c.done:
+		case <-r.ctx.Done():
+			a.err = fmt.Errorf("wait for commit: %w", r.ctx.Err())
+			return
+		}
+		switch {
+		case errors.Is(c.err, ErrSessionEnded):
+			r.late(a)
+		case c.err != nil:
+			a.err = c.err
+		case verdict == verdictStore:
+			a.outcome = OutcomeStored
+		default:
+			l.answered()
+			a.outcome = OutcomeRepeat
+		}
 	}
-	switch {
-	case errors.Is(c.err, ErrSessionEnded):
-		return e.repeated(storeLate(ctx, e, m))
-	case c.err != nil:
-		return "", c.err
-	case verdict == verdictStore:
-		return OutcomeStored, nil
+}
+
+// ask decides on a message of the session that only the database knows.
+func (r *receiver) ask(a *arrival) {
+	l := r.session.ledger
+	a.is(storeLate(r.ctx, r.engine, a.message))
+	if a.outcome == OutcomeRepeat {
+		l.answered()
 	}
-	l.answered()
-	return OutcomeRepeat, nil
+	if a.err != nil || a.outcome != OutcomeUnknown || !l.recall(a.message.Service1) {
+		return
+	}
+	if in, wait := r.claim(a); wait != nil {
+		r.engine.committer.add(in)
+		wait()
+	}
+}
+
+// late decides on a message of a session that has ended.
+func (r *receiver) late(a *arrival) {
+	a.is(r.engine.repeated(storeLate(r.ctx, r.engine, a.message)))
 }
 
 // storeLate decides on a message that no running session waits for. It first

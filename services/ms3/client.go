@@ -22,7 +22,7 @@ import (
 
 const (
 	storeTimeout = 5 * time.Second
-	maxAnswer    = 64 << 10         // bytes of an answer that are read
+	maxAnswer    = 256 << 10        // bytes of an answer that are read
 	wrongTime    = 30 * time.Second // for which readiness remembers a wrong answer
 )
 
@@ -82,33 +82,84 @@ func (a answer) wrong() bool {
 	return !a.final() && a.status < 500 && a.status != http.StatusRequestTimeout
 }
 
-// post sends an encoded message once. An error means that there was no
-// complete answer; the message may have been stored.
-func (c *storeClient) post(ctx context.Context, body []byte) (answer, error) {
+// post sends encoded messages once, in one request, and returns the answer to
+// each. An error means that there was no complete answer; the messages may have
+// been stored.
+func (c *storeClient) post(ctx context.Context, bodies ...[]byte) ([]answer, error) {
+	media, body := "application/json", bodies[0]
+	if len(bodies) > 1 {
+		media, body = httpserver.LinesType, append(bytes.Join(bodies, newline), '\n')
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url, bytes.NewReader(body))
 	if err != nil {
-		return answer{}, err
+		return nil, err
 	}
-	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Content-Type", media)
 	telemetry.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return answer{}, err
+		return nil, err
 	}
 	defer resp.Body.Close()
 	// The connection is reused only if the body is read to its end.
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil && resp.StatusCode == http.StatusOK {
-		return answer{}, fmt.Errorf("read answer: %w", err)
+		return nil, fmt.Errorf("read answer: %w", err)
 	}
-	a := parseAnswer(resp.StatusCode, resp.Header.Get("Content-Type"), text)
+	contentType := resp.Header.Get("Content-Type")
+	if len(bodies) == 1 {
+		a := parseAnswer(resp.StatusCode, contentType, text)
+		c.note(a)
+		return []answer{a}, nil
+	}
+	answers := parseLines(resp.StatusCode, contentType, text, len(bodies))
+	for _, a := range answers {
+		c.note(a)
+	}
+	return answers, nil
+}
+
+// note remembers for [storeClient.ready] whether an answer was MS1's.
+func (c *storeClient) note(a answer) {
 	switch {
 	case a.wrong():
 		c.wrong.Store(&wrongAnswer{time.Now(), a})
-	case a.final():
+	case a.final() && c.wrong.Load() != nil:
 		c.wrong.Store(nil)
 	}
-	return a, nil
+}
+
+var newline = []byte("\n")
+
+// parseLines returns the answers to n messages of one request. Where the whole
+// answer is not MS1's answer to them, none is final.
+func parseLines(status int, contentType string, text []byte, n int) []answer {
+	answers := make([]answer, n)
+	lines := bytes.Split(bytes.TrimSuffix(text, newline), newline)
+	if media, _, _ := mime.ParseMediaType(contentType); status == http.StatusOK && media == httpserver.LinesType && len(lines) == n {
+		for i, line := range lines {
+			answers[i] = parseLine(line)
+		}
+		return answers
+	}
+	whole := answer{status: status, detail: fmt.Sprintf("expected %d lines of MS1, found %q: %.100q", n, contentType, text)}
+	for i := range answers {
+		answers[i] = whole
+	}
+	return answers
+}
+
+// parseLine returns the answer in a line: a status and an outcome, or a problem.
+func parseLine(line []byte) answer {
+	var body struct {
+		Status                int
+		Outcome, Type, Detail string
+	}
+	if err := json.Unmarshal(line, &body); err != nil {
+		return answer{detail: fmt.Sprintf("expected a line of MS1, found %.100q", line)}
+	}
+	stored := body.Status == http.StatusOK && (body.Outcome == "stored" || body.Outcome == "repeat")
+	return answer{status: body.Status, stored: stored, problem: body.Type, detail: body.Detail}
 }
 
 func parseAnswer(status int, contentType string, text []byte) answer {

@@ -10,6 +10,9 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
+// maxBatch messages in a request are the most that MS1 takes.
+const maxBatch = 64
+
 // Config is the configuration of MS3.
 type Config struct {
 	Listen       string            `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
@@ -25,7 +28,8 @@ type Config struct {
 
 // MS1 configures the requests to MS1.
 type MS1 struct {
-	URL string `yaml:"url"` // of MS1's /store
+	URL           string `yaml:"url"`            // of MS1's /store
+	BatchMessages int    `yaml:"batch_messages"` // at most in one request, where several wait; 1: each has its own request
 }
 
 // Defaults returns the default configuration.
@@ -33,7 +37,7 @@ func Defaults() Config {
 	return Config{
 		Listen:       "127.0.0.1:8082",
 		AllowedHosts: []string{},
-		MS1:          MS1{URL: "http://127.0.0.1:8080/store"},
+		MS1:          MS1{URL: "http://127.0.0.1:8080/store", BatchMessages: maxBatch},
 		Workers:      64,
 		GroupID:      "tricycle-ms3",
 		Kafka:        topic.Defaults(),
@@ -52,6 +56,7 @@ func (c *Config) Validate() error {
 	return errors.Join(
 		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
 		config.URL("ms1.url", c.MS1.URL, "http", "https"),
+		config.InRange("ms1.batch_messages", c.MS1.BatchMessages, 1, maxBatch),
 		config.InRange("workers", c.Workers, 1, 1024),
 		group, c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate(), c.Profiling.Validate())
 }

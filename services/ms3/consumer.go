@@ -46,7 +46,6 @@ type consumer struct {
 	ms1Log    zerolog.Logger // failures of MS1
 	configLog zerolog.Logger // wrong configuration
 
-	posting chan struct{}  // one element per request to MS1 in flight
 	work    sync.WaitGroup // records being processed
 	waiting atomic.Bool    // for the reader, not for room
 	health  atomic.Pointer[error]
@@ -60,7 +59,6 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), stall: stallTime, session: sessionTime,
 		members: members{clientID: "tricycle-ms3-" + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
-		posting: make(chan struct{}, c.Workers),
 	}
 	boundDecompression()
 	k.letters.produce = func(ctx context.Context, batch ...kafka.Message) error {
@@ -127,6 +125,7 @@ func (c *consumer) consume(ctx, work context.Context) error {
 
 // fetch starts processing each record of the reader until ctx ends.
 func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
+	p := &poster{consumer: c, ctx: ctx, work: work}
 	for ctx.Err() == nil {
 		c.waiting.Store(true)
 		m, err := reader.FetchMessage(ctx)
@@ -148,11 +147,7 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			continue
 		}
 		c.metrics.fetched.Inc()
-		c.work.Go(func() {
-			if c.process(ctx, work, m, now) {
-				c.offsets.done(f)
-			}
-		})
+		c.process(p, m, f, now)
 	}
 }
 

@@ -2,6 +2,8 @@ package ms3
 
 import (
 	"bufio"
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -38,6 +40,7 @@ type ms1 struct {
 	tries map[message.Key][]message.Message // the posted messages
 	trace []string                          // traceparent of each request
 	conns map[string]bool                   // remote addresses
+	sizes []int                             // messages of each request of several
 }
 
 func newMS1(t *testing.T) *ms1 {
@@ -51,24 +54,72 @@ func newMS1(t *testing.T) *ms1 {
 			t.Errorf("found %s %s, which is not as MS1's description has it: %v", r.Method, r.URL, err)
 		}
 		body, _ := io.ReadAll(r.Body)
-		m, err := message.Decode(body, message.AtStore)
-		if err != nil {
-			t.Errorf("a message MS1 would not take: %v", err)
-		}
 		s.mu.Lock()
-		s.tries[m.Key()] = append(s.tries[m.Key()], m)
 		s.trace = append(s.trace, r.Header.Get("traceparent"))
 		s.conns[r.RemoteAddr] = true
-		try := len(s.tries[m.Key()])
 		s.mu.Unlock()
-		answer := &answerWriter{ResponseWriter: w}
-		(*s.answer.Load())(answer, r, m, try)
-		if !answer.written {
-			httpserver.JSON(w, http.StatusOK, map[string]string{"outcome": "stored"})
+		if r.Header.Get("Content-Type") == httpserver.LinesType {
+			s.lines(t, w, r, bytes.Split(bytes.TrimSuffix(body, newline), newline))
+			return
 		}
+		s.one(t, w, r, body)
 	}))
 	t.Cleanup(s.Close)
 	return s
+}
+
+// one answers a message as the test wants it.
+func (s *ms1) one(t *testing.T, w http.ResponseWriter, r *http.Request, body []byte) {
+	m, err := message.Decode(body, message.AtStore)
+	if err != nil {
+		t.Errorf("a message MS1 would not take: %v", err)
+	}
+	s.mu.Lock()
+	s.tries[m.Key()] = append(s.tries[m.Key()], m)
+	try := len(s.tries[m.Key()])
+	s.mu.Unlock()
+	answer := &answerWriter{ResponseWriter: w}
+	(*s.answer.Load())(answer, r, m, try)
+	if !answer.written {
+		httpserver.JSON(w, http.StatusOK, map[string]string{"outcome": "stored"})
+	}
+}
+
+// lines answers each message of a request as alone, and all in one answer.
+func (s *ms1) lines(t *testing.T, w http.ResponseWriter, r *http.Request, bodies [][]byte) {
+	s.mu.Lock()
+	s.sizes = append(s.sizes, len(bodies))
+	s.mu.Unlock()
+	answers := make([]*httptest.ResponseRecorder, len(bodies))
+	var answering sync.WaitGroup
+	for i, body := range bodies {
+		answers[i] = httptest.NewRecorder()
+		answering.Go(func() { s.one(t, answers[i], r, body) })
+	}
+	answering.Wait()
+	w.Header().Set("Content-Type", httpserver.LinesType)
+	for _, a := range answers {
+		line := map[string]any{}
+		if err := json.Unmarshal(a.Body.Bytes(), &line); err != nil {
+			line["type"] = "about:blank"
+		}
+		line["status"] = a.Code
+		text, _ := json.Marshal(line)
+		_, _ = w.Write(append(text, '\n'))
+	}
+}
+
+// torn answers with a part of an answer and closes the connection.
+func torn(text string) func(http.ResponseWriter, *http.Request) {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		conn, buffer, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			panic(err)
+		}
+		_, _ = buffer.WriteString(text)
+		_ = buffer.Flush()
+		conn.Close()
+	}
 }
 
 // answerWriter remembers whether the test has answered by itself.

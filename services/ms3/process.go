@@ -39,18 +39,18 @@ func isPermanent(err error) bool {
 	return slices.ContainsFunc(permanent, func(p kafka.Error) bool { return errors.Is(err, p) })
 }
 
-// process handles a record that was fetched at the time now and reports whether
-// it is done. When ctx ends it retries no more; when work ends it aborts.
-func (c *consumer) process(ctx, work context.Context, m kafka.Message, now message.Stamp) bool {
+// process begins to handle a record that was fetched at the time now.
+func (c *consumer) process(p *poster, m kafka.Message, f *fetched, now message.Stamp) {
 	msg, malformed := message.Decode(m.Value, message.AtMS3)
 	headers := topic.Headers(m.Headers)
-	parent := telemetry.Propagator.Extract(work, &headers)
+	parent := telemetry.Propagator.Extract(p.work, &headers)
 	if !trace.SpanContextFromContext(parent).IsValid() && malformed == nil {
-		parent = c.telemetry.Message(work, msg.Key())
+		parent = c.telemetry.Message(p.work, msg.Key())
 	}
-	work, span := c.telemetry.Tracer.Start(parent, "process "+m.Topic,
-		trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(
+	r := &delivery{Message: m, fetched: f, key: msg.Key(), pause: retry.Backoff{First: retryFirst, Most: retryMost}}
+	r.ctx, r.span = c.telemetry.Tracer.Start(parent, "process "+m.Topic, trace.WithSpanKind(trace.SpanKindConsumer))
+	if r.span.IsRecording() {
+		r.span.SetAttributes(
 			semconv.MessagingSystemKafka,
 			semconv.MessagingOperationTypeProcess,
 			semconv.MessagingOperationName("process"),
@@ -63,74 +63,63 @@ func (c *consumer) process(ctx, work context.Context, m kafka.Message, now messa
 			semconv.MessagingMessageBodySize(len(m.Value)),
 			semconv.HTTPRequestMethodPost,
 			semconv.URLFull(c.config.MS1.URL),
-		))
-	defer span.End()
-
+		)
+	}
+	c.work.Add(1)
 	if bytes.Equal(m.Value, unreadable) {
 		c.log.Error().Int("partition", m.Partition).Int64("offset", m.Offset).Int("limit_bytes", maxDecompressed).Msg("batch not decompressed")
 		malformed = fmt.Errorf("batch: must be at most %d bytes when decompressed", maxDecompressed)
 	}
 	if malformed != nil {
-		return c.bury(ctx, work, m, "malformed", malformed.Error(), 0)
+		go c.bury(p, r, "malformed", malformed.Error(), 0)
+		return
 	}
 	msg.Service3 = now
-	a, ok := c.post(ctx, work, msg.Encode())
-	switch {
-	case !ok:
-		fail(span, "abandoned", "shutdown before MS1 stored the message")
-		return false
-	case a.stored:
-		c.metrics.stored.Inc()
-		c.log.Debug().Stringer("key", msg.Key()).Stringer("trace_id", span.SpanContext().TraceID()).
-			Int("partition", m.Partition).Int64("offset", m.Offset).Msg("stored")
-		return true
-	}
-	return c.bury(ctx, work, m, "refused", fmt.Sprintf("MS1 answered %d: %s", a.status, a.detail), a.status)
+	r.body = msg.Encode()
+	p.add(r)
 }
 
-// post sends a message to MS1 until the answer is final.
-func (c *consumer) post(ctx, work context.Context, body []byte) (answer, bool) {
-	span := trace.SpanFromContext(work)
-	for pause := (retry.Backoff{First: retryFirst, Most: retryMost}); ; {
-		select {
-		case c.posting <- struct{}{}:
-		case <-ctx.Done():
-			return answer{}, false
-		}
-		begin := time.Now()
-		a, err := c.client.post(work, body)
-		c.metrics.storeSeconds.Observe(time.Since(begin).Seconds())
-		<-c.posting
+// settle ends a record by a final answer.
+func (c *consumer) settle(p *poster, r *delivery, a answer) {
+	r.span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
+	if !a.stored {
+		go c.bury(p, r, "refused", fmt.Sprintf("MS1 answered %d: %s", a.status, a.detail), a.status)
+		return
+	}
+	c.metrics.stored.Inc()
+	c.log.Debug().Stringer("key", r.key).Stringer("trace_id", r.span.SpanContext().TraceID()).
+		Int("partition", r.Partition).Int64("offset", r.Offset).Msg("stored")
+	c.end(r, true)
+}
 
-		kind := semconv.ErrorTypeKey.String(strconv.Itoa(a.status))
-		switch {
-		case err != nil:
-			kind = semconv.ErrorTypeKey.String(errorType(err))
-			if work.Err() == nil {
-				c.ms1Log.Warn().Err(err).Msg("MS1 does not answer")
-			}
-		case a.final():
-			span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
-			return a, true
-		case a.wrong():
-			c.configLog.Warn().Int("status", a.status).Str("detail", a.detail).Str("url", c.config.MS1.URL).
-				Msg("answer at ms1.url not from MS1")
-		default:
-			c.ms1Log.Warn().Int("status", a.status).Str("detail", a.detail).Msg("MS1 does not take messages")
-		}
-		if pause.Wait(ctx) != nil {
-			return a, false
-		}
-		c.metrics.retries.Inc()
-		span.AddEvent("retry", trace.WithAttributes(kind))
+// end ends the work on a record.
+func (c *consumer) end(r *delivery, done bool) {
+	if done {
+		c.offsets.done(r.fetched)
+	}
+	r.span.End()
+	c.work.Done()
+}
+
+// abandon ends records that are not done. They will be fetched again.
+func (c *consumer) abandon(rs []*delivery) {
+	for _, r := range rs {
+		fail(r.span, "abandoned", "shutdown before MS1 stored the message")
+		c.end(r, false)
 	}
 }
 
-// bury writes a record that can never be stored to the dead-letter topic and
-// reports whether the record is done. It retries until it succeeds, or until
-// the topic has refused the record permanentTries times in a row: then it logs
-// and drops the record, which would block its partition indefinitely.
-func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason string, status int) bool {
+// bury ends a record that can never be stored by a dead letter.
+func (c *consumer) bury(p *poster, r *delivery, kind, reason string, status int) {
+	fail(r.span, kind, reason)
+	c.end(r, c.writeLetter(p.ctx, r, kind, reason, status))
+}
+
+// writeLetter writes a record to the dead-letter topic and reports whether the
+// record is done. It retries until it succeeds, or until the topic has refused
+// the record permanentTries times in a row: then it logs and drops the record,
+// which would block its partition indefinitely.
+func (c *consumer) writeLetter(ctx context.Context, m *delivery, kind, reason string, status int) bool {
 	own := topic.Headers{
 		{Key: topic.HeaderReason, Value: []byte(reason)},
 		{Key: topic.HeaderTopic, Value: []byte(m.Topic)},
@@ -143,22 +132,20 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 	// A dead letter may have been put into the topic again.
 	theirs := slices.DeleteFunc(slices.Clone(m.Headers), func(h kafka.Header) bool { return strings.HasPrefix(h.Key, "tricycle-") })
 	copied := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
-	span := trace.SpanFromContext(work)
-	fail(span, kind, reason)
 	away := retry.Backoff{First: retryFirst, Most: retryMost}
 	refused := retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries}
 	for {
-		err := c.letters.write(work, copied)
+		err := c.letters.write(m.ctx, copied)
 		if err == nil {
 			break
 		}
 		if errors.Is(err, kafka.MessageSizeTooLarge) { // by our headers; then without its value
 			copied = kafka.Message{Headers: own}
 		}
-		if work.Err() == nil {
+		if m.ctx.Err() == nil {
 			c.kafkaLog.Warn().Err(err).Msg("dead letter not written")
 		}
-		span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(topic.ErrorType(err)),
+		m.span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(topic.ErrorType(err)),
 			attribute.String("messaging.destination.name", c.config.Kafka.DeadLetterTopic)))
 		pause := &refused
 		if !isPermanent(err) {
@@ -169,7 +156,7 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 		case errors.Is(end, retry.ErrExhausted):
 			c.metrics.dropped.Inc()
 			c.log.Error().Err(err).Str("reason", reason).Str("topic", m.Topic).Int("partition", m.Partition).Int64("offset", m.Offset).
-				Stringer("trace_id", span.SpanContext().TraceID()).Msg("dead letter dropped")
+				Stringer("trace_id", m.span.SpanContext().TraceID()).Msg("dead letter dropped")
 			return true
 		case end != nil:
 			return false
@@ -177,7 +164,7 @@ func (c *consumer) bury(ctx, work context.Context, m kafka.Message, kind, reason
 	}
 	c.metrics.dead.WithLabelValues(kind).Inc()
 	c.lettersLog.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
-		Stringer("trace_id", span.SpanContext().TraceID()).Msg("dead letter written")
+		Stringer("trace_id", m.span.SpanContext().TraceID()).Msg("dead letter written")
 	return true
 }
 

@@ -1,7 +1,7 @@
 // Package ms3 implements the third service of the cycle: it takes messages from
 // the Kafka topic, sets service3_timestamp and posts them to MS1.
 //
-//	Kafka ─▶ reader, a member of the group ─▶ records, concurrently ─▶ POST /store
+//	Kafka ─▶ reader, a member of the group ─▶ messages that wait ────▶ POST /store
 //	  ▲                                         │
 //	  └──────── offsets, in order ◀─────────────┘ done: stored, or a dead letter
 //
@@ -10,6 +10,9 @@
 // message. Until then the message is posted again, unless it can never be
 // stored: then the record goes to the dead-letter topic, so it does not block
 // its partition.
+//
+// A message that waits alone has a request of its own. Where several wait, they
+// go together as application/x-ndjson, and MS1 answers each in a line.
 //
 // After a crash, or a rebalance of the group, records are fetched and posted
 // again. MS1 recognises duplicates by the message's key.

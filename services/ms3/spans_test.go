@@ -18,7 +18,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 	collector, spans := servicetest.Collector(t)
 	k, store := topictest.Config(t), newMS1(t)
 	source := newMS2(t, k)
-	r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint = collector })
+	r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint, c.MS1.BatchMessages = collector, 1 })
 	ms, records := messages(2)
 	const parent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"
 	records[0].Headers = []kafka.Header{{Key: "traceparent", Value: []byte(parent)}}

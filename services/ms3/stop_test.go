@@ -27,7 +27,7 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 		inside <- struct{}{}
 		<-release
 	})
-	r := start(t, k, store.URL)
+	r := start(t, k, store.URL, func(c *Config) { c.MS1.BatchMessages = 1 })
 	source.produce(0, records...)
 	for range 7 {
 		<-inside
@@ -60,7 +60,7 @@ func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
 	_, records := messages(20)
 	source.spread(records)
-	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() == 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
+	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() >= 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
 	if took := r.Stop(); took > 5*time.Second {
 		t.Errorf("stopping took %s", took)
 	}

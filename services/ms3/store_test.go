@@ -50,18 +50,6 @@ func TestRepeatedUntilStored(t *testing.T) {
 		_, _ = z.Write(make([]byte, 1<<20)) // more takes too long under the race detector
 		_ = z.Close()
 	}
-	torn := func(text string) func(http.ResponseWriter, *http.Request) {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			conn, buffer, err := w.(http.Hijacker).Hijack()
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			_, _ = buffer.WriteString(text)
-			_ = buffer.Flush()
-			conn.Close()
-		}
-	}
 	for name, c := range map[string]struct {
 		bad  func(http.ResponseWriter, *http.Request)
 		log  string
@@ -257,7 +245,7 @@ func TestReadiness(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.http.CloseIdleConnections()
-	if a, err := s.post(t.Context(), nil); err != nil || !a.wrong() {
+	if a, err := s.post(t.Context(), nil); err != nil || !a[0].wrong() {
 		t.Errorf("found %v, %v for a stranger's 200", a, err)
 	}
 	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "ms1.url: must be") {

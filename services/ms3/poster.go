@@ -1,0 +1,145 @@
+package ms3
+
+import (
+	"context"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
+)
+
+// eager requests may be in flight before messages wait for each other.
+const eager = 4
+
+// delivery is a record of the topic whose message is not yet stored.
+type delivery struct {
+	kafka.Message
+	fetched *fetched
+	key     message.Key
+	body    []byte          // the message for MS1
+	ctx     context.Context // has the span
+	span    trace.Span
+	pause   retry.Backoff
+	alone   bool // posted in a request of its own
+}
+
+// poster posts the messages of records to MS1 until the answers are final. A
+// message that waits alone is posted at once. While a few requests are in
+// flight, further messages wait until one returns or a batch is complete.
+type poster struct {
+	consumer *consumer
+	ctx      context.Context // no message is posted again after it
+	work     context.Context // of the requests
+
+	mu       sync.Mutex
+	queue    []*delivery
+	requests int // in flight
+}
+
+// add queues records and starts as many requests as they are worth.
+func (p *poster) add(rs ...*delivery) {
+	batch, workers := p.consumer.config.MS1.BatchMessages, p.consumer.config.Workers
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.queue = append(p.queue, rs...)
+	for rest := len(p.queue); rest > 0 && p.requests < workers && (p.requests < eager || rest >= batch); rest -= batch {
+		p.requests++
+		go p.run()
+	}
+}
+
+// run makes requests, one after the other, until no record waits.
+func (p *poster) run() {
+	for batch := p.next(); len(batch) > 0; batch = p.next() {
+		p.post(batch)
+	}
+}
+
+// next takes a batch out of the queue. An empty batch ends the run.
+func (p *poster) next() []*delivery {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ctx.Err() != nil {
+		p.consumer.abandon(p.queue)
+		p.queue = nil
+	}
+	n := 0
+	for n < min(len(p.queue), p.consumer.config.MS1.BatchMessages) && (n == 0 || !p.queue[0].alone && !p.queue[n].alone) {
+		n++
+	}
+	batch := p.queue[:n:n]
+	if p.queue = p.queue[n:]; n == 0 {
+		p.queue = nil
+		p.requests--
+	}
+	return batch
+}
+
+// post posts a batch once and settles each record or queues it again.
+func (p *poster) post(batch []*delivery) {
+	c, ctx := p.consumer, p.work
+	if len(batch) == 1 {
+		ctx = batch[0].ctx
+	}
+	bodies := make([][]byte, len(batch))
+	for i, r := range batch {
+		bodies[i] = r.body
+	}
+	begin := time.Now()
+	answers, err := c.client.post(ctx, bodies...)
+	c.metrics.storeSeconds.Observe(time.Since(begin).Seconds())
+
+	var again []*delivery
+	pause := retryMost
+	for i, r := range batch {
+		if err == nil && answers[i].final() {
+			c.settle(p, r, answers[i])
+			continue
+		}
+		var kind string
+		if err == nil {
+			r.alone = answers[i].wrong()
+			kind = strconv.Itoa(answers[i].status)
+		} else {
+			kind = errorType(err)
+		}
+		if len(again) == 0 {
+			p.log(err, answers, i)
+		}
+		again = append(again, r)
+		pause = min(pause, r.pause.Next())
+		r.span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(kind)))
+	}
+	if len(again) == 0 {
+		return
+	}
+	go func() {
+		if !retry.Pause(p.ctx, pause) {
+			c.abandon(again)
+			return
+		}
+		c.metrics.retries.Add(float64(len(again)))
+		p.add(again...)
+	}()
+}
+
+// log logs why the message i of a request is posted again.
+func (p *poster) log(err error, answers []answer, i int) {
+	c := p.consumer
+	switch {
+	case err != nil && p.work.Err() == nil:
+		c.ms1Log.Warn().Err(err).Msg("MS1 does not answer")
+	case err != nil:
+	case answers[i].wrong():
+		c.configLog.Warn().Int("status", answers[i].status).Str("detail", answers[i].detail).Str("url", c.config.MS1.URL).
+			Msg("answer at ms1.url not from MS1")
+	default:
+		c.ms1Log.Warn().Int("status", answers[i].status).Str("detail", answers[i].detail).Msg("MS1 does not take messages")
+	}
+}

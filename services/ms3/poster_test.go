@@ -1,0 +1,162 @@
+package ms3
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/topic"
+	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+)
+
+// Each message gets the answer that is its own, whether it is posted alone or
+// beside others.
+func TestEachWayToPost(t *testing.T) {
+	t.Parallel()
+	problem := func(status int, kind string) httpserver.Problem {
+		return httpserver.Problem{Type: kind, Status: status, Detail: "because"}
+	}
+	// By the message's number modulo 8; the others are stored at once.
+	finally := map[int]httpserver.Problem{
+		1: problem(400, httpserver.MalformedMessage), 3: problem(404, httpserver.UnknownMessage), 5: problem(413, httpserver.MessageTooLarge),
+	}
+	twice := map[int]httpserver.Problem{2: problem(503, ""), 4: problem(404, ""), 6: problem(400, "")}
+	for _, batch := range []int{1, 64} {
+		t.Run(fmt.Sprintf("at most %d in a request", batch), func(t *testing.T) {
+			t.Parallel()
+			k, store := topictest.Config(t), newMS1(t)
+			source := newMS2(t, k)
+			ms, records := messages(160)
+			number := map[message.Key]int{}
+			for i, m := range ms {
+				number[m.Key()] = i
+			}
+			store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, try int) {
+				n := number[m.Key()] % 8
+				if p, ok := finally[n]; ok {
+					p.Write(w)
+				} else if p, ok := twice[n]; ok && try <= 2 {
+					p.Write(w)
+				}
+			})
+			r := start(t, k, store.URL, func(c *Config) { c.MS1.BatchMessages = batch })
+			source.spread(records)
+			source.commits(160)
+			for _, m := range ms {
+				want := 1
+				if _, ok := twice[number[m.Key()]%8]; ok {
+					want = 3
+				}
+				if n := len(store.posted(m.Key())); n != want {
+					t.Errorf("message %d was posted %d times, want %d", number[m.Key()], n, want)
+				}
+			}
+			status := map[string]int{}
+			for _, letter := range topictest.Read(t, k, k.DeadLetterTopic, 60) {
+				headers := topic.Headers(letter.Headers)
+				status[headers.Get(topic.HeaderStatus)+" "+headers.Get(topic.HeaderReason)]++
+			}
+			for _, want := range []string{"400 MS1 answered 400: because", "404 MS1 answered 404: because", "413 MS1 answered 413: because"} {
+				if status[want] != 20 {
+					t.Errorf("got dead letters %v, want 20 of %q", status, want)
+				}
+			}
+			if n := r.Metric("tricycle_ms3_messages_stored_total"); n != 100 {
+				t.Errorf("got %v stored, want 100", n)
+			}
+			store.mu.Lock()
+			defer store.mu.Unlock()
+			if several := len(store.sizes) > 0; several != (batch > 1) || several && slices.Max(store.sizes) > batch {
+				t.Errorf("got requests of %v messages, want at most %d", store.sizes, batch)
+			}
+		})
+	}
+}
+
+// Whatever is not MS1's answer to each message consumes none of them.
+func TestAnswersToSeveralThatAreNotMS1s(t *testing.T) {
+	t.Parallel()
+	line := `{"status":200,"outcome":"stored"}` + "\n"
+	write := func(status int, media, text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", media)
+			w.WriteHeader(status)
+			_, _ = w.Write([]byte(text))
+		}
+	}
+	problems := func(p httpserver.Problem) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { p.Write(w) }
+	}
+	all := strings.Repeat(line, 2)
+	for name, c := range map[string]struct {
+		answer http.HandlerFunc
+		alone  bool // the messages are posted alone next
+	}{
+		"an empty 200":              {write(200, httpserver.LinesType, ""), true},
+		"one line too few":          {write(200, httpserver.LinesType, line), true},
+		"one line too many":         {write(200, httpserver.LinesType, all+line), true},
+		"another media type":        {write(200, "application/json", all), true},
+		"one outcome for all":       {write(200, "application/json", line), true},
+		"another status":            {write(202, httpserver.LinesType, all), true},
+		"a page":                    {write(200, "text/html", "<html>\n<html>\n"), true},
+		"lines of another":          {write(200, httpserver.LinesType, "{\"ok\":true}\n{\"status\":\"ok\"}\n"), true},
+		"404 of another":            {write(200, httpserver.LinesType, strings.Repeat(`{"status":404,"type":"about:blank"}`+"\n", 2)), true},
+		"our problem to the whole":  {problems(httpserver.Problem{Type: httpserver.MalformedMessage, Status: 400}), true},
+		"our 413 to the whole":      {problems(httpserver.Problem{Type: httpserver.MessageTooLarge, Status: 413}), true},
+		"an MS1 without the type":   {problems(httpserver.Problem{Status: 415}), true},
+		"503":                       {problems(httpserver.Problem{Status: 503}), false},
+		"torn after the first line": {torn("HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: 68\r\n\r\n" + line), false},
+		"torn before it":            {torn(""), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := httptest.NewServer(c.answer)
+			defer server.Close()
+			client, err := newStoreClient(Config{MS1: MS1{URL: server.URL + "/store"}, Workers: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.http.CloseIdleConnections()
+			ms, _ := messages(2)
+			answers, err := client.post(t.Context(), ms[0].Encode(), ms[1].Encode())
+			if err != nil {
+				if c.alone {
+					t.Fatal(err)
+				}
+				return
+			}
+			for _, a := range answers {
+				if a.final() || a.wrong() != c.alone {
+					t.Errorf("got %+v, final %t, wrong %t", a, a.final(), a.wrong())
+				}
+			}
+		})
+	}
+}
+
+// An MS1 of before, or a proxy that knows one media type: each message is
+// posted alone, and none is lost.
+func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	old := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Content-Type") == httpserver.LinesType {
+			httpserver.Problem{Status: http.StatusUnsupportedMediaType}.Write(w)
+			return
+		}
+		store.Config.Handler.ServeHTTP(w, r)
+	}))
+	defer old.Close()
+	source := newMS2(t, k)
+	_, records := messages(400)
+	source.spread(records)
+	start(t, k, old.URL)
+	topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 400 })
+	source.commits(400)
+}
