@@ -18,7 +18,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
@@ -60,7 +60,7 @@ func (c *chain) useKafka(partitions, replicas int, brokers ...*servertest.Server
 func (c *chain) survives(seconds, inFlight int, fault func()) (s session, pause time.Duration) {
 	c.t.Helper()
 	c.load(seconds, inFlight)
-	topictest.Eventually(c.t, 30*time.Second, "100 messages/s", func() bool { return c.growth(time.Second) >= 100 })
+	servicetest.Eventually(c.t, 30*time.Second, "100 messages/s", func() bool { return c.growth(time.Second) >= 100 })
 	fault()
 	if c.status().State != "running" {
 		c.t.Error("the session ended before the fault was over")
@@ -166,7 +166,7 @@ func TestThreeBrokers(t *testing.T) {
 				b.Kill()
 				time.Sleep(2 * time.Second)
 				b.Start()
-				topictest.Eventually(t, 30*time.Second, fmt.Sprintf("every replica is in sync after broker %d", i+1), inSync(c))
+				servicetest.Eventually(t, 30*time.Second, fmt.Sprintf("every replica is in sync after broker %d", i+1), inSync(c))
 			}
 		})
 		atMost(t, pause, 0, 20*time.Second) // two brokers remain at any time
@@ -188,7 +188,7 @@ func TestThreeBrokers(t *testing.T) {
 		}
 		_, pause := c.survives(90, 64, func() {
 			stopped.Stop()
-			topictest.Eventually(t, 15*time.Second, "the others go on", func() bool { return c.growth(time.Second) > 100 })
+			servicetest.Eventually(t, 15*time.Second, "the others go on", func() bool { return c.growth(time.Second) > 100 })
 			for range 50 {
 				if code, body := c.at("ms2").Get("/readyz"); code != http.StatusOK {
 					t.Fatalf("MS2 is not ready with %d of 6 partitions without a leader: %s", led, body)
@@ -241,7 +241,7 @@ func TestTopicDeletedUnderLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := c.status().Session.Stored
-			topictest.Eventually(t, 25*time.Second, "the session goes on", func() bool { return c.status().Session.Stored > before+500 })
+			servicetest.Eventually(t, 25*time.Second, "the session goes on", func() bool { return c.status().Session.Stored > before+500 })
 		}
 	})
 	atMost(t, pause, 0, 20*time.Second)
@@ -317,7 +317,7 @@ func TestPID1(t *testing.T) {
 			break
 		}
 		c.start(name)
-		topictest.Eventually(t, 20*time.Second, "the session goes on", func() bool { return c.growth(time.Second) > 100 })
+		servicetest.Eventually(t, 20*time.Second, "the session goes on", func() bool { return c.growth(time.Second) > 100 })
 		var s session
 		c.get("/stop", http.StatusOK, &s)
 		c.check(s)

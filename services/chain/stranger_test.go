@@ -12,7 +12,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
-	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // nginx starts a web server on free ports: one that answers 200 to everything,
@@ -76,7 +76,7 @@ func TestAnotherServerAtTheAddressOfMS1(t *testing.T) {
 			c.running["ms3"].Signal(syscall.SIGTERM)
 			c.overlays["ms3"]["ms1"] = settings{"url": k.url + "/store"}
 			wrong := c.start("ms3")
-			topictest.Eventually(t, 15*time.Second, "MS3 logs "+k.cause, func() bool { return strings.Contains(wrong.Out.String(), k.cause) })
+			servicetest.Eventually(t, 15*time.Second, "MS3 logs "+k.cause, func() bool { return strings.Contains(wrong.Out.String(), k.cause) })
 			stored, committed := c.status().Session.Stored, c.committed()
 			time.Sleep(3 * time.Second)
 			if n := c.status().Session.Stored - stored; n != 0 || c.committed() != committed {

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -74,7 +75,7 @@ func startPair(t *testing.T, k topic.Config, url string, source *ms2) (pair [2]*
 // their ids.
 func stablePair(t *testing.T, k topic.Config, source *ms2, pair [2]*running) (ids []string) {
 	t.Helper()
-	topictest.Eventually(t, longSession/2, "both are the group's members", func() bool {
+	servicetest.Eventually(t, longSession/2, "both are the group's members", func() bool {
 		resp, err := source.Client().DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{"group." + k.Topic}})
 		if err != nil || len(resp.Groups) != 1 || resp.Groups[0].GroupState != "Stable" {
 			return false
@@ -96,16 +97,16 @@ func TestFormerMembersAreRemovedAfterARestart(t *testing.T) {
 	pair, before := startPair(t, k, store.URL, source)
 	_, records := messages(400)
 	source.spread(records)
-	topictest.Eventually(t, 20*time.Second, "stored before", func() bool { return store.got() == 400 })
+	servicetest.Eventually(t, 20*time.Second, "stored before", func() bool { return store.got() == 400 })
 	server.Kill()
-	topictest.Eventually(t, 20*time.Second, "the broker is missed", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "the broker is missed", func() bool {
 		return pair[0].cluster.Ready(t.Context()) != nil && pair[1].cluster.Ready(t.Context()) != nil
 	})
 	server.Start()
 	begin := time.Now()
 	_, records = messages(400)
 	source.spread(records)
-	topictest.Eventually(t, longSession/2, "stored after", func() bool { return store.got() == 800 })
+	servicetest.Eventually(t, longSession/2, "stored after", func() bool { return store.got() == 800 })
 	t.Logf("stored %s after the broker was ready", time.Since(begin))
 	for _, id := range stablePair(t, k, source, pair) {
 		if slices.Contains(before, id) {
@@ -124,11 +125,11 @@ func TestAReplicasMemberIsNotRemoved(t *testing.T) {
 	for _, key := range []kmsg.Key{kmsg.LeaveGroup, kmsg.JoinGroup, kmsg.Heartbeat} {
 		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{key}, TopLevel: true, Err: kerr.NotCoordinator, Count: 1})
 	}
-	topictest.Eventually(t, longSession/2, "one has rejoined", func() bool {
+	servicetest.Eventually(t, longSession/2, "one has rejoined", func() bool {
 		ids := stablePair(t, k, source, pair)
 		return slices.Contains(ids, before[0]) != slices.Contains(ids, before[1])
 	})
 	_, records := messages(400)
 	source.spread(records)
-	topictest.Eventually(t, 20*time.Second, "stored", func() bool { return store.got() == 400 })
+	servicetest.Eventually(t, 20*time.Second, "stored", func() bool { return store.got() == 400 })
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -157,6 +158,6 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	_, records := messages(400)
 	source.spread(records)
 	start(t, k, old.URL)
-	topictest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 400 })
+	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 400 })
 	source.commits(400)
 }

@@ -171,6 +171,3 @@ func ReadUntil(t testing.TB, c topic.Config, name string, last func(kafka.Messag
 		}
 	}
 }
-
-// Eventually is [servicetest.Eventually].
-var Eventually = servicetest.Eventually
