@@ -129,6 +129,11 @@ func TestServersKilledAndRestarted(t *testing.T) {
 	c := newChainOn(t, server)
 	c.useKafka(4, 1, broker)
 	c.up()
+	for _, name := range []string{"ms2", "ms3"} {
+		if out := c.running[name].Out.String(); strings.Contains(out, " WRN ") {
+			t.Errorf("%s warns of a first start with an empty broker:\n%s", name, out)
+		}
+	}
 	for name, s := range map[string]*servertest.Server{"mariadb": database.Server, "kafka": broker} {
 		var outage time.Duration
 		_, pause := c.survives(20, 32, func() {

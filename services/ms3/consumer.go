@@ -126,16 +126,19 @@ func (c *consumer) consume(ctx, work context.Context) error {
 // fetch starts processing each record of the reader until ctx ends.
 func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 	p := &poster{consumer: c, ctx: ctx, work: work}
+	began := time.Now()
 	for ctx.Err() == nil {
 		c.waiting.Store(true)
 		m, err := reader.FetchMessage(ctx)
 		now := message.StampOf(time.Now())
 		c.waiting.Store(false)
 		if err != nil {
-			if ctx.Err() == nil {
+			// Kafka creates the topic of the offsets when the first member asks.
+			creating := errors.Is(err, kafka.GroupCoordinatorNotAvailable) && time.Since(began) < 10*time.Second
+			if ctx.Err() == nil && !creating {
 				c.kafkaLog.Warn().Err(err).Msg("fetch failed")
-				retry.Pause(ctx, commitInterval)
 			}
+			retry.Pause(ctx, commitInterval)
 			continue
 		}
 		f, err := c.offsets.fetch(ctx, m.Partition, m.Offset, 1+len(m.Value)/message.MaxBytes)
