@@ -12,9 +12,9 @@ shift
 # shellcheck source=testing.sh
 . "$(dirname "${BASH_SOURCE[0]}")/../.ci/testing.sh"
 
-# build NAME: the programs of the current directory.
+# build NAME: the programs of the current directory, as they are in the images, with their revision.
 build() {
-  go build -o "$work/programs/$1/" ./services/allinone/cmd/allinone ./services/ms1/cmd/ms1 ./services/ms2/cmd/ms2 ./services/ms3/cmd/ms3
+  CGO_ENABLED=0 go build -buildvcs=auto -o "$work/programs/$1/" ./services/allinone/cmd/allinone ./services/ms1/cmd/ms1 ./services/ms2/cmd/ms2 ./services/ms3/cmd/ms3
 }
 
 mkdir -p "$work/programs"

@@ -207,7 +207,8 @@ func reportCost(w io.Writer, keys []key, trials map[key][]Trial) {
 	for _, name := range names {
 		t.head = append(t.head, name+", µs a message")
 	}
-	t.head = append(t.head, "ours, sum", "peak memory, MiB", "spans dropped", "resent", "lost")
+	last := reference(keys)
+	t.head = append(t.head, "ours, sum", "× "+last, "peak memory, MiB", "spans dropped", "resent", "lost")
 	for _, k := range keys {
 		if !services(k) && k.Subject != bareSubject {
 			continue
@@ -226,7 +227,12 @@ func reportCost(w io.Writer, keys []key, trials map[key][]Trial) {
 				memory = append(memory, fmt.Sprintf("%s %.0f", name, over(trials[k], func(t Trial) float64 { return t.Memory[name] }).median))
 			}
 		}
-		cells = append(cells, fmt.Sprintf("%.0f", over(trials[k], ours).median), strings.Join(memory, ", "))
+		to, compared := k, ""
+		to.Subject = last
+		if services(k) && k != to {
+			compared = ratio(ratios(trials[to], trials[k], ours))
+		}
+		cells = append(cells, fmt.Sprintf("%.0f", over(trials[k], ours).median), compared, strings.Join(memory, ", "))
 		for _, figure := range []func(Trial) float64{
 			func(t Trial) float64 { return t.SpansDropped },
 			func(t Trial) float64 { return float64(t.Resent) },
