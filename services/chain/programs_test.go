@@ -198,7 +198,7 @@ func (c *chain) status() (s status) {
 func (c *chain) end() session {
 	c.t.Helper()
 	var s status
-	servicetest.Eventually(c.t, 2*time.Minute, "the session has ended", func() bool {
+	servicetest.Eventually(c.t, 4*time.Minute, "the session has ended", func() bool {
 		s = c.status()
 		return s.State == "idle"
 	})
