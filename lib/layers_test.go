@@ -90,8 +90,8 @@ func TestImports(t *testing.T) {
 
 // room returns the first two directories of a path.
 func room(name string) string {
-	folders := strings.SplitN(path.Dir(name), "/", 3)
-	return strings.Join(folders[:min(2, len(folders))], "/")
+	parts := strings.SplitN(path.Dir(name), "/", 3)
+	return strings.Join(parts[:min(2, len(parts))], "/")
 }
 
 func TestEveryPackageHasABuildFile(t *testing.T) {

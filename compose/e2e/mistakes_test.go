@@ -11,7 +11,7 @@ import (
 
 func TestMissingSecret(t *testing.T) {
 	s := newStack(t)
-	secret := filepath.Join(s.folder, "secrets", "database_password")
+	secret := filepath.Join(s.directory, "secrets", "database_password")
 	if err := os.Remove(secret); err != nil {
 		t.Fatal(err)
 	}
@@ -19,14 +19,14 @@ func TestMissingSecret(t *testing.T) {
 	if err == nil || !strings.Contains(out, secret) {
 		t.Errorf("up without a secret: %v, want an error that names %s:\n%s", err, secret, out)
 	}
-	s.run(filepath.Join(s.folder, "secrets.sh")) // also for the cleanup of the test
+	s.run(filepath.Join(s.directory, "secrets.sh")) // also for the cleanup of the test
 	s.up("mariadb")
 }
 
 // TestUnreadableConfiguration: a pull under umask 077 has replaced the file.
 func TestUnreadableConfiguration(t *testing.T) {
 	s := newStack(t)
-	if err := os.Chmod(filepath.Join(s.folder, "config", "ms2.yaml"), 0o600); err != nil {
+	if err := os.Chmod(filepath.Join(s.directory, "config", "ms2.yaml"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := s.try("docker", s.compose("run", "--rm", "-T", "--no-deps", "ms2")...)
@@ -35,8 +35,8 @@ func TestUnreadableConfiguration(t *testing.T) {
 	if err == nil || lastLine(out, "^ms2: ") != want {
 		t.Errorf("got %v and %q, want %q", err, out, want)
 	}
-	s.run(filepath.Join(s.folder, "secrets.sh"))
-	if info, err := os.Stat(filepath.Join(s.folder, "config", "ms2.yaml")); err != nil || info.Mode().Perm() != 0o644 {
+	s.run(filepath.Join(s.directory, "secrets.sh"))
+	if info, err := os.Stat(filepath.Join(s.directory, "config", "ms2.yaml")); err != nil || info.Mode().Perm() != 0o644 {
 		t.Errorf("got %v, %v after secrets.sh, want mode 644", info.Mode(), err)
 	}
 }
@@ -60,7 +60,7 @@ func TestWrongPassword(t *testing.T) {
 	s := newStack(t)
 	s.up("mariadb")
 	s.docker(s.compose("down")...)
-	secret := filepath.Join(s.folder, "secrets", "database_password")
+	secret := filepath.Join(s.directory, "secrets", "database_password")
 	if err := os.Chmod(secret, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestWrongPassword(t *testing.T) {
 // is freed.
 func TestDiskFull(t *testing.T) {
 	s := newStack(t)
-	override := filepath.Join(s.folder, "small.yaml")
+	override := filepath.Join(s.directory, "small.yaml")
 	if err := os.WriteFile(override, []byte(`
 volumes:
   mariadb:

@@ -85,7 +85,7 @@ func TestReadme(t *testing.T) {
 	block, _, _ := strings.Cut("compose/secrets.sh\n"+rest, "```")
 	block = strings.ReplaceAll(block, "http://127.0.0.1:8080", s.ms1)
 	s.env = append(s.env, "COMPOSE_PROJECT_NAME="+s.project)
-	out := s.run("sh", "-ec", "cd "+filepath.Dir(s.folder)+"\n"+block)
+	out := s.run("sh", "-ec", "cd "+filepath.Dir(s.directory)+"\n"+block)
 	for _, text := range []string{"total time of the interaction", "messages generated", "interval elapsed", "p99_ms"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("the README's commands print no %q:\n%s", text, out)

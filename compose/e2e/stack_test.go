@@ -21,13 +21,13 @@ import (
 // stack is a Compose project in a copy of the directory compose. A test may
 // change its files without effect on those of the user.
 type stack struct {
-	t        *testing.T
-	folder   string // the copy
-	override string // a Compose file that changes something, or none
-	project  string
-	env      []string
-	ms1      string // http://host:port
-	jaeger   string
+	t         *testing.T
+	directory string // the copy
+	override  string // a Compose file that changes something, or none
+	project   string
+	env       []string
+	ms1       string // http://host:port
+	jaeger    string
 }
 
 // newStack creates the copy and its secrets, and starts nothing. The cleanup of
@@ -37,8 +37,8 @@ func newStack(t *testing.T) *stack {
 	if os.Getenv("TRICYCLE_TEST_COMPOSE") == "" {
 		t.Skip("TRICYCLE_TEST_COMPOSE: must be 1, with a Docker engine, Compose and the images")
 	}
-	s := &stack{t: t, folder: filepath.Join(t.TempDir(), "compose")}
-	if err := copyFolder("..", s.folder); err != nil {
+	s := &stack{t: t, directory: filepath.Join(t.TempDir(), "compose")}
+	if err := copyDirectory("..", s.directory); err != nil {
 		t.Fatal(err)
 	}
 	s.project = fmt.Sprintf("tricycle-e2e-%d-%d", os.Getpid(), time.Now().UnixNano())
@@ -48,7 +48,7 @@ func newStack(t *testing.T) *stack {
 		*url = "http://" + address
 		s.env = append(s.env, "TRICYCLE_"+name+"_PORT="+address[strings.Index(address, ":")+1:])
 	}
-	s.run(filepath.Join(s.folder, "secrets.sh"))
+	s.run(filepath.Join(s.directory, "secrets.sh"))
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := s.try("docker", s.compose("logs", "--no-color", "--tail", "12")...)
@@ -65,18 +65,18 @@ func newStack(t *testing.T) *stack {
 // answers.
 func (s *stack) proxy() {
 	s.t.Helper()
-	folder := s.t.TempDir()
+	directory := s.t.TempDir()
 	const nobody = "http://127.0.0.1:9"
 	text := fmt.Sprintf(`{"proxies": {"default": {"httpProxy": %[1]q, "httpsProxy": %[1]q, "noProxy": "localhost,127.0.0.1"}}}`, nobody)
-	if err := os.WriteFile(filepath.Join(folder, "config.json"), []byte(text), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(directory, "config.json"), []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
-	s.env = append(s.env, "DOCKER_CONFIG="+folder)
+	s.env = append(s.env, "DOCKER_CONFIG="+directory)
 }
 
-// copyFolder copies files through links: under Bazel the directory consists of
+// copyDirectory copies files through links: under Bazel the directory consists of
 // them. The modes are those of a clone under umask 077, which secrets.sh widens.
-func copyFolder(from, to string) error {
+func copyDirectory(from, to string) error {
 	return filepath.Walk(from, func(path string, _ os.FileInfo, err error) error {
 		if err != nil {
 			return err
@@ -106,7 +106,7 @@ func copyFolder(from, to string) error {
 
 // compose returns the arguments of docker for a command of Compose.
 func (s *stack) compose(args ...string) []string {
-	files := []string{"compose", "-p", s.project, "-f", filepath.Join(s.folder, "compose.yaml")}
+	files := []string{"compose", "-p", s.project, "-f", filepath.Join(s.directory, "compose.yaml")}
 	if s.override != "" {
 		files = append(files, "-f", s.override)
 	}

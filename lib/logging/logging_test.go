@@ -230,8 +230,8 @@ func TestNewRefuses(t *testing.T) {
 }
 
 func TestRotation(t *testing.T) {
-	folder := t.TempDir()
-	c := logging.Config{Level: "info", File: filepath.Join(folder, "ms9.log"), MaxSizeMegabytes: 1, MaxFiles: 2}
+	directory := t.TempDir()
+	c := logging.Config{Level: "info", File: filepath.Join(directory, "ms9.log"), MaxSizeMegabytes: 1, MaxFiles: 2}
 	log, _, closeLog := open(t, c)
 	numbers := slices.Repeat([]int{12345}, 16_666)
 	const written = 55 // 5.5 MB: the file and at least four before it
@@ -240,7 +240,7 @@ func TestRotation(t *testing.T) {
 	}
 	closeLog() // waits for the goroutine that removes old files
 
-	left, err := filepath.Glob(filepath.Join(folder, "*.log"))
+	left, err := filepath.Glob(filepath.Join(directory, "*.log"))
 	if err != nil || len(left) != 1+c.MaxFiles {
 		t.Fatalf("got %q, %v, want the file and %d before it", left, err, c.MaxFiles)
 	}
@@ -344,9 +344,9 @@ func TestRepeatedEventsAreCounted(t *testing.T) {
 }
 
 func TestEachProgramHasItsOwnFile(t *testing.T) {
-	folder := t.TempDir()
+	directory := t.TempDir()
 	c := logging.Defaults()
-	c.File = filepath.Join(folder, "ms9.log")
+	c.File = filepath.Join(directory, "ms9.log")
 	one, _, closeOne := open(t, c)
 	two, _, closeTwo := open(t, c)
 	one.Info().Msg("one")
@@ -358,7 +358,7 @@ func TestEachProgramHasItsOwnFile(t *testing.T) {
 	closeThree()
 	for name, want := range map[string][]string{"ms9.log": {"one", "three"}, "ms9.2.log": {"two"}} {
 		var found []string
-		for _, e := range lines(t, filepath.Join(folder, name)) {
+		for _, e := range lines(t, filepath.Join(directory, name)) {
 			found = append(found, e["message"].(string))
 		}
 		if !slices.Equal(found, want) {

@@ -51,8 +51,8 @@ func TestDirectory(t *testing.T) {
 }
 
 func TestFile(t *testing.T) {
-	folder := t.TempDir()
-	path := filepath.Join(folder, "file")
+	directory := t.TempDir()
+	path := filepath.Join(directory, "file")
 	if err := private.Restrict(path); err != nil {
 		t.Errorf("no file: %v", err)
 	}
@@ -68,7 +68,7 @@ func TestFile(t *testing.T) {
 	if err := private.File(path); err != nil || mode(t, path) != 0o600 {
 		t.Errorf("got %v, mode %o, want mode 600", err, mode(t, path))
 	}
-	link, target := filepath.Join(folder, "link"), filepath.Join(folder, "target")
+	link, target := filepath.Join(directory, "link"), filepath.Join(directory, "target")
 	if err := os.Symlink(target, link); err != nil {
 		t.Fatal(err)
 	}

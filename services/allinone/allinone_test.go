@@ -322,12 +322,12 @@ func mkdir(t *testing.T, path ...string) {
 }
 
 func ruinBroker(c *Config) {
-	folder := filepath.Join(c.Data, "broker")
-	_ = os.MkdirAll(folder, 0o755)
-	_ = os.WriteFile(filepath.Join(folder, "meta.json"), []byte("{"), 0o600)
+	directory := filepath.Join(c.Data, "broker")
+	_ = os.MkdirAll(directory, 0o755)
+	_ = os.WriteFile(filepath.Join(directory, "meta.json"), []byte("{"), 0o600)
 }
 
-func TestASecondProgramOnTheSameFolderIsRefused(t *testing.T) {
+func TestASecondProgramOnTheSameDirectoryIsRefused(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
 	url, _ := serve(t, c)
@@ -456,12 +456,12 @@ func TestRealBrokerAndDatabase(t *testing.T) {
 
 func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	t.Parallel()
-	folder, c := filepath.Join(t.TempDir(), "broker"), Defaults().Kafka
+	directory, c := filepath.Join(t.TempDir(), "broker"), Defaults().Kafka
 	c.RetentionMegabytes, c.Partitions = 1, 1
 	const records = 4000
 	value := bytes.Repeat([]byte("x"), 4096) // 16 MB in all
 	open := func() *kfake.Cluster {
-		b, err := openBroker(folder, c, t.Output())
+		b, err := openBroker(directory, c, t.Output())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -470,7 +470,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	}
 	b := open()
 	produce(t, b, c.Topic, records, value)
-	if size := sizeOf(t, folder); size < 16_000_000 {
+	if size := sizeOf(t, directory); size < 16_000_000 {
 		t.Fatalf("the log has %d bytes, want all records on the disk before the retention is applied", size)
 	}
 	b.Close()
@@ -480,16 +480,16 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); serveBroker(ctx, b) }()
 	servicetest.Eventually(t, time.Minute, "the log is within the retention and one file more", func() bool {
-		return sizeOf(t, folder) < 1<<20+segmentBytes+1<<20
+		return sizeOf(t, directory) < 1<<20+segmentBytes+1<<20
 	})
 	killed := filepath.Join(t.TempDir(), "killed") // a copy, as after a kill
-	if err := os.CopyFS(killed, os.DirFS(folder)); err != nil {
+	if err := os.CopyFS(killed, os.DirFS(directory)); err != nil {
 		t.Fatal(err)
 	}
 	cancel()
 	<-done
-	for how, left := range map[string]string{"stopped": folder, "killed": killed} {
-		folder = left
+	for how, left := range map[string]string{"stopped": directory, "killed": killed} {
+		directory = left
 		if got := open().PartitionInfo(c.Topic, 0).HighWatermark; got != records {
 			t.Errorf("after it was %s the next record gets offset %d, want %d", how, got, records)
 		}
@@ -512,9 +512,9 @@ func produce(t *testing.T, b *kfake.Cluster, topic string, n int, value []byte) 
 	}
 }
 
-func sizeOf(t *testing.T, folder string) (bytes int64) {
+func sizeOf(t *testing.T, directory string) (bytes int64) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(folder, "partitions", "*", "*.dat"))
+	files, err := filepath.Glob(filepath.Join(directory, "partitions", "*", "*.dat"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -567,9 +567,9 @@ func TestEverythingInTheDataDirectoryIsTheOwners(t *testing.T) {
 	if err := Run(t.Context(), c, &servicetest.Console{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, folder := range []string{"", "broker"} {
-		if info, err := os.Stat(filepath.Join(c.Data, folder)); err != nil || info.Mode().Perm() != 0o700 {
-			t.Errorf("%s: %v, %v, want mode 700", folder, info, err)
+	for _, directory := range []string{"", "broker"} {
+		if info, err := os.Stat(filepath.Join(c.Data, directory)); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v, want mode 700", directory, info, err)
 		}
 	}
 	entries, err := os.ReadDir(c.Data)

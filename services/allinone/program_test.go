@@ -21,11 +21,11 @@ import (
 // TestProgram is about the real program, in processes of its own.
 func TestProgram(t *testing.T) {
 	t.Parallel()
-	folder, err := servicetest.Build(t.TempDir(), "./cmd/allinone")
+	directory, err := servicetest.Build(t.TempDir(), "./cmd/allinone")
 	if err != nil {
 		t.Fatal(err)
 	}
-	program := filepath.Join(folder, "allinone")
+	program := filepath.Join(directory, "allinone")
 	for name, test := range map[string]func(*testing.T, string){
 		"killed in the middle of a session": killed,
 		"interrupted by a person":           interrupted,

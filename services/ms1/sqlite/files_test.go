@@ -17,13 +17,13 @@ import (
 )
 
 // running is a store whose file is DIR/data/tricycle.db.
-func running(t *testing.T, log zerolog.Logger) (s *Store, folder string) {
+func running(t *testing.T, log zerolog.Logger) (s *Store, directory string) {
 	t.Helper()
-	folder = filepath.Join(t.TempDir(), "data")
-	if err := os.Mkdir(folder, 0o755); err != nil {
+	directory = filepath.Join(t.TempDir(), "data")
+	if err := os.Mkdir(directory, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(filepath.Join(folder, "tricycle.db"), log)
+	s, err := Open(filepath.Join(directory, "tricycle.db"), log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,7 +42,7 @@ func running(t *testing.T, log zerolog.Logger) (s *Store, folder string) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("not ready")
 	}
-	return s, folder
+	return s, directory
 }
 
 func row(session int64, n int) message.Message {
@@ -52,37 +52,37 @@ func row(session int64, n int) message.Message {
 
 func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct{ lose, restore func(folder string) error }{
-		"the database is deleted": {func(folder string) error { return os.Remove(filepath.Join(folder, "tricycle.db")) }, nil},
-		"its log is deleted":      {func(folder string) error { return os.Remove(filepath.Join(folder, "tricycle.db-wal")) }, nil},
-		"its index is replaced": {func(folder string) error {
-			path := filepath.Join(folder, "tricycle.db-shm")
+	for name, c := range map[string]struct{ lose, restore func(directory string) error }{
+		"the database is deleted": {func(directory string) error { return os.Remove(filepath.Join(directory, "tricycle.db")) }, nil},
+		"its log is deleted":      {func(directory string) error { return os.Remove(filepath.Join(directory, "tricycle.db-wal")) }, nil},
+		"its index is replaced": {func(directory string) error {
+			path := filepath.Join(directory, "tricycle.db-shm")
 			return os.Rename(path+".new", path)
 		}, nil},
 		"the directory is deleted": {os.RemoveAll, nil},
 		"the directory is renamed": {
-			func(folder string) error { return os.Rename(folder, folder+".away") },
-			func(folder string) error { return os.Rename(folder+".away", folder) },
+			func(directory string) error { return os.Rename(directory, directory+".away") },
+			func(directory string) error { return os.Rename(directory+".away", directory) },
 		},
 		"the directory is another one": {
-			func(folder string) error {
-				if err := os.Rename(folder, folder+".away"); err != nil {
+			func(directory string) error {
+				if err := os.Rename(directory, directory+".away"); err != nil {
 					return err
 				}
-				return os.CopyFS(folder, os.DirFS(folder+".away"))
+				return os.CopyFS(directory, os.DirFS(directory+".away"))
 			},
-			func(folder string) error {
-				if err := os.RemoveAll(folder); err != nil {
+			func(directory string) error {
+				if err := os.RemoveAll(directory); err != nil {
 					return err
 				}
-				return os.Rename(folder+".away", folder)
+				return os.Rename(directory+".away", directory)
 			},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s, folder := running(t, zerolog.Nop())
-			if err := os.WriteFile(filepath.Join(folder, "tricycle.db-shm.new"), nil, 0o600); err != nil {
+			s, directory := running(t, zerolog.Nop())
+			if err := os.WriteFile(filepath.Join(directory, "tricycle.db-shm.new"), nil, 0o600); err != nil {
 				t.Fatal(err)
 			}
 			id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
@@ -92,7 +92,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := c.lose(folder); err != nil {
+			if err := c.lose(directory); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
@@ -108,7 +108,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			if c.restore == nil {
 				return
 			}
-			if err := c.restore(folder); err != nil {
+			if err := c.restore(directory); err != nil {
 				t.Fatal(err)
 			}
 			if err := s.Insert(t.Context(), id, []message.Message{row(id, 1)}); err != nil {
@@ -123,16 +123,16 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 
 func TestFilesAreTheOwnersAlone(t *testing.T) {
 	t.Parallel()
-	s, folder := running(t, zerolog.Nop())
+	s, directory := running(t, zerolog.Nop())
 	for _, suffix := range append(suffixes, ".lock") {
 		if info, err := os.Lstat(s.path + suffix); err != nil || info.Mode() != 0o600 {
 			t.Errorf("%s: %v, %v, expected mode 600", suffix, info.Mode(), err)
 		}
 	}
 	for _, suffix := range append(suffixes, ".lock") {
-		path := filepath.Join(folder, "another.db")
+		path := filepath.Join(directory, "another.db")
 		_ = os.Remove(path + suffix) // of the turn before
-		if err := os.Symlink(filepath.Join(folder, "target"), path+suffix); err != nil {
+		if err := os.Symlink(filepath.Join(directory, "target"), path+suffix); err != nil {
 			t.Fatal(err)
 		}
 		linked, err := Open(path, zerolog.Nop())
