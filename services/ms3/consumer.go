@@ -133,9 +133,11 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 		now := message.StampOf(time.Now())
 		c.waiting.Store(false)
 		if err != nil {
-			// Kafka creates the topic of the offsets when the first member asks.
-			creating := errors.Is(err, kafka.GroupCoordinatorNotAvailable) && time.Since(began) < 10*time.Second
-			if ctx.Err() == nil && !creating {
+			// Kafka creates the topic of the offsets when the first member asks, and
+			// moves the group to its coordinator before it answers.
+			var reply kafka.Error
+			joining := errors.As(err, &reply) && reply.Temporary() && time.Since(began) < 10*time.Second
+			if ctx.Err() == nil && !joining {
 				c.kafkaLog.Warn().Err(err).Msg("fetch failed")
 			}
 			retry.Pause(ctx, commitInterval)
