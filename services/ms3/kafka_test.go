@@ -122,9 +122,21 @@ func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 	source.spread(records)
 	source.commits(400)
 	// Below the offsets that were read of the old one, nothing would ever be fetched.
-	servicetest.Eventually(t, time.Minute, "the topic is gone", func() bool {
+	servicetest.Eventually(t, time.Minute, "the topic is deleted", func() bool {
 		resp, err := source.Client().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{k.Topic}})
 		return err == nil && errors.Is(resp.Errors[k.Topic], kafka.UnknownTopicOrPartition)
+	})
+	// The leader may accept records for the deleted topic a little longer.
+	servicetest.Eventually(t, time.Minute, "the new topic is empty", func() bool {
+		for number := range 4 {
+			resp, err := source.Client().ListOffsets(t.Context(), &kafka.ListOffsetsRequest{
+				Topics: map[string][]kafka.OffsetRequest{k.Topic: {kafka.LastOffsetOf(number)}},
+			})
+			if err != nil || resp.Topics[k.Topic][0].Error != nil || resp.Topics[k.Topic][0].LastOffset != 0 {
+				return false
+			}
+		}
+		return true
 	})
 	_, records = messages(8)
 	source.spread(records)
