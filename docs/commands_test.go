@@ -22,6 +22,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/docs/generate"
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
+	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
@@ -165,10 +166,20 @@ func (c *checker) exists(name string) error {
 	return nil
 }
 
-// variable checks that a test or the compose file reads an environment
-// variable.
+// variable checks that a program, a test or the compose file reads an
+// environment variable.
 func (c *checker) variable(name string) error {
 	found := false
+	for _, program := range generate.Programs {
+		keys, err := generate.Keys(c.root, program)
+		if err != nil {
+			return err
+		}
+		found = found || slices.ContainsFunc(keys, func(k generate.Key) bool { return config.Variable(k.Name) == name })
+	}
+	if found {
+		return nil
+	}
 	err := fs.WalkDir(c.tree, ".", func(file string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
@@ -655,6 +666,7 @@ func TestRules(t *testing.T) {
 		"bash .ci/fully":                                ".ci/fully does not exist",
 		"TRICYCLE_TEST_KAFKA=x go test ./lib/topic":     "",
 		"TRICYCLE_TEST_KAKFA=x go test ./lib/topic":     "nothing reads the variable",
+		"TRICYCLE_KAFKA_BROKERS=x go test ./lib/topic":  "",
 		"oci/reproduce.sh":                              "",
 		"oci/reproduces.sh":                             "oci/reproduces.sh does not exist",
 		"rm -rf tricycle-data":                          "no rule for this program",

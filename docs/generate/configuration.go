@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/services/allinone"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
@@ -180,9 +181,13 @@ func flags(src *source, program string) (all []Flag, err error) {
 }
 
 func configurationPage(src *source, pages map[string]string) error {
-	p := newPage("Configuration", "A program reads the YAML files that its flag `-config` names; a later file overrides an earlier one. "+
-		"A missing key has its\ndefault. An unknown key, another type or a value out of range is an error with file, line and key. "+
-		"The ranges come from the\nerrors of the program. The shipped files are in [compose/config](../../compose/config).")
+	p := newPage("Configuration", "A program reads the YAML files that its flag `-config` names, then the environment, then its flags; "+
+		"the last one counts. A\nmissing key has its default. An unknown key, another type or a value out of range is an error with file, "+
+		"line and key. The\nranges come from the errors of the program. The shipped files are in [compose/config](../../compose/config).\n\n"+
+		"The variable of a key is `"+config.Variable("")+"` and its path in upper case: `"+config.Variable("interaction.in_flight")+"` for\n"+
+		"`interaction.in_flight`. A list has commas (`"+config.Variable("kafka.brokers")+"=a:9092,b:9092`); an empty variable is an empty string\n"+
+		"or list. A `"+config.Variable("")+"…` variable without a key is an error too, except those of [compose.yaml](../../compose/compose.yaml)\n"+
+		"and `"+config.Variable("test")+"_…` of the tests. `-print-config` prints the configuration with the source of each value.")
 	for _, program := range Programs {
 		all, err := keys(src, program)
 		if err != nil {
@@ -191,9 +196,9 @@ func configurationPage(src *source, pages map[string]string) error {
 		p.linef("## %s\n", program)
 		var rows [][]string
 		for _, k := range all {
-			rows = append(rows, []string{code(k.Name), k.Type, unitOf(k.Name), code(k.Default), k.Range, k.Meaning})
+			rows = append(rows, []string{code(k.Name), code(config.Variable(k.Name)), k.Type, unitOf(k.Name), code(k.Default), k.Range, k.Meaning})
 		}
-		p.table([]string{"key", "type", "unit", "default", "range", "meaning"}, rows)
+		p.table([]string{"key", "variable", "type", "unit", "default", "range", "meaning"}, rows)
 		known, err := flags(src, program)
 		if err != nil {
 			return err

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"gopkg.in/yaml.v3"
+
+	"github.com/tricycle-relay/tricycle/lib/config"
 )
 
 // tree returns the directory of the repository. Bazel gives a test only its
@@ -93,6 +95,25 @@ func TestWriteRemovesWhatIsNoLongerGenerated(t *testing.T) {
 		return filepath.Base(name) == "written.md"
 	}) || slices.ContainsFunc(names, func(name string) bool { return filepath.Base(name) == "old.md" }) {
 		t.Errorf("got %v, %v, want written.md and not old.md", names, err)
+	}
+}
+
+// TestVariables: no two keys of a program have one variable, such as a.b_c and
+// a_b.c would.
+func TestVariables(t *testing.T) {
+	for _, program := range Programs {
+		all, err := Keys(tree(t), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys := map[string]string{}
+		for _, key := range all {
+			name := config.Variable(key.Name)
+			if other := keys[name]; other != "" {
+				t.Errorf("%s: %s sets %s and %s", program, name, other, key.Name)
+			}
+			keys[name] = key.Name
+		}
 	}
 }
 

@@ -1,12 +1,13 @@
-// Package config reads the YAML configuration of a program strictly. An unknown
-// or repeated key, a value of another type or a value out of range is an error
-// with file, line and key.
+// Package config reads the configuration of a program strictly, from YAML files
+// and environment variables. An unknown or repeated key, a value of another type
+// or a value out of range is an error that names its place and the key.
 //
 // A program describes its configuration as a struct whose fields have yaml tags.
-// It fills the struct with the defaults, [Load] overwrites them from the files,
-// and the Validate method of the struct checks the ranges. Units are part of the
-// keys (interval_seconds), never of the values. The files contain no secrets,
-// only the names of files that hold them.
+// It fills the struct with the defaults, [Read] overwrites them from the files
+// and then from the environment, and the Validate method of the struct checks
+// the ranges. Units are part of the keys (interval_seconds), never of the
+// values. The configuration contains no secrets, only the names of files that
+// hold them.
 package config
 
 import (
@@ -35,32 +36,50 @@ type Validator interface {
 	Validate() error
 }
 
-// Load is [Read] and [Check].
+// Sources maps the path of a key, such as interaction.in_flight, to the place of
+// its value: "file NAME", "variable NAME" or "flag -NAME". A key that is not in
+// it has its default.
+type Sources map[string]string
+
+// Load is [Read] of files alone, and [Sources.Check].
 func Load(into Validator, paths ...string) error {
-	if err := Read(into, paths...); err != nil {
+	s, err := Read(into, nil, paths...)
+	if err != nil {
 		return err
 	}
-	return Check(into)
+	return s.Check(into)
 }
 
-// Read reads YAML files into the struct that into points to. A later file
-// overrides an earlier one. Keys that no file has keep their values. A list is
-// replaced as a whole.
-func Read(into any, paths ...string) error {
+// Read reads YAML files and then an environment, as [os.Environ] returns it,
+// into the struct that into points to. A later file overrides an earlier one. A
+// key that is in none of them keeps its value. A list is replaced as a whole.
+func Read(into any, environment []string, paths ...string) (Sources, error) {
+	s := Sources{}
 	for _, path := range paths {
-		if err := readFile(into, path); err != nil {
-			return fmt.Errorf("read configuration: %w", err)
+		if err := s.readFile(into, path); err != nil {
+			return nil, fmt.Errorf("read configuration: %w", err)
 		}
 	}
-	return nil
+	if err := s.readEnvironment(into, environment); err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	return s, nil
 }
 
-// Check returns the errors of c.
-func Check(c Validator) error {
-	if err := c.Validate(); err != nil {
-		return fmt.Errorf("check configuration: %w", err)
+// Check returns the errors of c. The error of a key ends with its source.
+func (s Sources) Check(c Validator) error {
+	err := c.Validate()
+	if err == nil {
+		return nil
 	}
-	return nil
+	lines := strings.Split(err.Error(), "\n")
+	for i, line := range lines {
+		key, _, _ := strings.Cut(line, ": ")
+		if source := s[key]; source != "" {
+			lines[i] += " (" + source + ")"
+		}
+	}
+	return fmt.Errorf("check configuration: %s", strings.Join(lines, "\n"))
 }
 
 // read returns the content of a file. If this user may not read it, the error
@@ -82,7 +101,7 @@ func read(path string) ([]byte, error) {
 	return data, err
 }
 
-func readFile(into any, path string) error {
+func (s Sources) readFile(into any, path string) error {
 	data, err := read(path)
 	if err != nil {
 		return err
@@ -97,19 +116,20 @@ func readFile(into any, path string) error {
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return fmt.Errorf("%s: expected one YAML document, found more", path)
 	}
-	if err := fill(reflect.ValueOf(into).Elem(), doc.Content[0], ""); err != nil {
+	if err := s.fill(reflect.ValueOf(into).Elem(), doc.Content[0], "", "file "+path); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
 }
 
-// fill sets the struct v, whose key has the path key, from the mapping n. It
-// does the same as KnownFields of yaml, whose errors name Go types.
-func fill(v reflect.Value, n *yaml.Node, key string) error {
+// fill sets the struct v, whose key has the path key, from the mapping n of the
+// source. It does the same as KnownFields of yaml, whose errors name Go types.
+func (s Sources) fill(v reflect.Value, n *yaml.Node, key, source string) error {
 	if n.Kind == yaml.AliasNode {
 		n = n.Alias
 	}
 	if v.Kind() != reflect.Struct {
+		s[key] = source
 		return scalar(v, n, key)
 	}
 	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" {
@@ -134,14 +154,24 @@ func fill(v reflect.Value, n *yaml.Node, key string) error {
 			return fmt.Errorf("line %d: %s: expected the key once, found it twice", name.Line, path)
 		}
 		seen[name.Value] = true
-		if err := fill(fields[at], value, path); err != nil {
+		if err := s.fill(fields[at], value, path, source); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// scalar sets a number, string, boolean or list of strings.
+// at returns the place of a value for an error. A value of the environment has
+// no line.
+func at(n *yaml.Node, key string) string {
+	if n.Line == 0 {
+		return key
+	}
+	return fmt.Sprintf("line %d: %s", n.Line, key)
+}
+
+// scalar sets a number, string, boolean or list of strings. An error begins with
+// the line, if there is one, and the key.
 func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	var want, tag string
 	switch v.Kind() {
@@ -158,7 +188,7 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	default:
 		return fmt.Errorf("key %s: unsupported type %s", key, v.Type())
 	}
-	mismatch := fmt.Errorf("line %d: %s: expected %s, found %s", n.Line, key, want, found(n))
+	mismatch := fmt.Errorf("%s: expected %s, found %s", at(n, key), want, found(n))
 	if n.Tag != tag && (tag != "!!float" || n.Tag != "!!int") {
 		return mismatch
 	}
@@ -167,7 +197,7 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 			item = item.Alias
 		}
 		if item.Tag != "!!str" {
-			return fmt.Errorf("line %d: %s: expected %s, found %s in it", item.Line, key, want, found(item))
+			return fmt.Errorf("%s: expected %s, found %s in it", at(item, key), want, found(item))
 		}
 	}
 	if err := n.Decode(v.Addr().Interface()); err != nil {

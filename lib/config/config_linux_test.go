@@ -43,7 +43,7 @@ func TestReadWithoutPermission(t *testing.T) {
 	for path, closed := range map[string]string{"ms1.yaml": "ms1.yaml", "closed/ms1.yaml": "closed"} {
 		s := defaults()
 		_, secret := config.Secret("password_file", path)
-		for _, err := range []error{config.Read(&s, path), secret} {
+		for _, err := range []error{read(&s, path), secret} {
 			if !errors.Is(err, fs.ErrPermission) {
 				t.Fatalf("got %v, want a lack of permission", err)
 			}

@@ -57,6 +57,12 @@ func file(t *testing.T, text string) string {
 	return path
 }
 
+// read reads files alone.
+func read(into any, paths ...string) error {
+	_, err := config.Read(into, nil, paths...)
+	return err
+}
+
 func TestReadTakes(t *testing.T) {
 	for name, c := range map[string]struct {
 		texts []string
@@ -94,7 +100,7 @@ func TestReadTakes(t *testing.T) {
 			}
 			got, want := defaults(), defaults()
 			list := got.List
-			if err := config.Read(&got, paths...); err != nil {
+			if err := read(&got, paths...); err != nil {
 				t.Fatal(err)
 			}
 			c.want(&want)
@@ -169,7 +175,7 @@ func TestReadRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			path := file(t, c.text)
 			s := defaults()
-			err := config.Read(&s, path)
+			err := read(&s, path)
 			if err == nil {
 				t.Fatalf("took %+v, want %q", s, c.want)
 			}
@@ -186,7 +192,7 @@ func TestReadRefuses(t *testing.T) {
 		var odd struct {
 			When map[string]int `yaml:"when"`
 		}
-		err := config.Read(&odd, file(t, "when: {a: 1}"))
+		err := read(&odd, file(t, "when: {a: 1}"))
 		if err == nil || !strings.HasSuffix(err.Error(), "key when: unsupported type map[string]int") {
 			t.Errorf("got %v", err)
 		}
@@ -194,7 +200,7 @@ func TestReadRefuses(t *testing.T) {
 	t.Run("the file at fault among several", func(t *testing.T) {
 		good, bad := file(t, "count: 2"), file(t, "count: two")
 		s := defaults()
-		if err := config.Read(&s, good, bad); err == nil || !strings.Contains(err.Error(), bad) || strings.Contains(err.Error(), good+":") {
+		if err := read(&s, good, bad); err == nil || !strings.Contains(err.Error(), bad) || strings.Contains(err.Error(), good+":") {
 			t.Errorf("got %v, want only %s in it", err, bad)
 		}
 	})
@@ -204,13 +210,13 @@ func TestReadCannot(t *testing.T) {
 	s := defaults()
 	t.Run("a file that is not there", func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "none.yaml")
-		if err := config.Read(&s, path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
+		if err := read(&s, path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
 			t.Errorf("got %v, want one about %s", err, path)
 		}
 	})
 	t.Run("a directory", func(t *testing.T) {
 		path := t.TempDir()
-		if err := config.Read(&s, path); err == nil || !strings.Contains(err.Error(), path) {
+		if err := read(&s, path); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("got %v, want one about %s", err, path)
 		}
 	})
@@ -226,8 +232,9 @@ func TestLoad(t *testing.T) {
 		t.Errorf("got %v, want an error of reading", err)
 	}
 	s = defaults()
-	err := config.Load(&s, file(t, "count: 11\nsection: {ratio: .nan}"))
-	const want = "check configuration: count: must be between 1 and 10, got 11\nsection.ratio: must be between 0 and 1, got NaN"
+	first, second := file(t, "count: 11"), file(t, "section: {ratio: .nan}")
+	err := config.Load(&s, first, second)
+	want := "check configuration: count: must be between 1 and 10, got 11 (file " + first + ")\nsection.ratio: must be between 0 and 1, got NaN (file " + second + ")"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

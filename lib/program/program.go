@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"reflect"
 	"runtime"
 	"strings"
 	"syscall"
@@ -36,8 +37,9 @@ type Program[C any] struct {
 	Name    string
 	Purpose string // a line for -help
 	Config  C      // the defaults
-	// Flags adds flags beside -config, -version and -healthcheck. They are
-	// bound to the configuration and override its files. It may be nil.
+	// Flags adds flags beside -config, -print-config, -version and -healthcheck.
+	// They are bound to the configuration and override its files and the
+	// environment. It may be nil.
 	Flags func(flags *flag.FlagSet, c *C)
 	// Ready returns listen address and path of the readiness endpoint that
 	// -healthcheck asks.
@@ -72,8 +74,8 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	defer log.SetOutput(os.Stderr)
 
 	var files []string
-	version, healthcheck := false, false
-	parse := func(c *C, out io.Writer) error {
+	version, healthcheck, show := false, false, false
+	parse := func(c *C, s config.Sources, out io.Writer) error {
 		files = nil
 		flags := flag.NewFlagSet(p.Name, flag.ContinueOnError)
 		flags.SetOutput(out)
@@ -85,6 +87,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 			files = append(files, path)
 			return nil
 		})
+		flags.BoolVar(&show, "print-config", false, "print the configuration with the source of each value and exit")
 		flags.BoolVar(&version, "version", false, "print the version and exit")
 		flags.BoolVar(&healthcheck, "healthcheck", false, "ask the running program whether it is ready, exit 0 or 1")
 		if p.Flags != nil {
@@ -98,12 +101,20 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 			fmt.Fprintln(out, err)
 			return err
 		}
+		flags.Visit(func(f *flag.Flag) {
+			for key, field := range config.Keys(c) {
+				// A value of the package flag is a pointer to the variable.
+				if field.Addr().Pointer() == reflect.ValueOf(f.Value).Pointer() {
+					s[key] = "flag -" + f.Name
+				}
+			}
+		})
 		return nil
 	}
 
 	// Flags are parsed twice: for the names of the files, then to override them.
 	scratch := p.Config
-	switch err := parse(&scratch, stderr); {
+	switch err := parse(&scratch, config.Sources{}, stderr); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
@@ -114,12 +125,14 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 		return 0
 	}
 	c := p.Config
-	err := config.Read(&c, files...)
+	sources, err := config.Read(&c, os.Environ(), files...)
 	if err == nil {
-		err = errors.Join(parse(&c, io.Discard), config.Check(PC(&c)))
+		err = errors.Join(parse(&c, sources, io.Discard), sources.Check(PC(&c)))
 	}
 	switch {
 	case err != nil:
+	case show:
+		err = sources.Print(stdout, &c)
 	case healthcheck:
 		err = askReady(ctx, p.Ready, c)
 	default:

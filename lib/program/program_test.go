@@ -40,9 +40,15 @@ func (s *settings) Validate() error {
 	return errors.Join(config.HostPort("listen", s.Listen, 0), config.InRange("count", s.Count, 1, 10))
 }
 
-// run runs a command with the body of the test and returns the result.
+// run runs a command with the body of the test and returns the result. Arguments
+// in front of the flags are variables.
 func run(t *testing.T, do func(ctx context.Context, s settings, console io.Writer) error, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
+	for len(args) > 0 && strings.HasPrefix(args[0], "TRICYCLE_") {
+		name, value, _ := strings.Cut(args[0], "=")
+		t.Setenv(name, value)
+		args = args[1:]
+	}
 	var out, errs bytes.Buffer
 	status = program.Main(t.Context(), program.Program[settings]{
 		Name: "ms9", Purpose: "does nothing", Config: settings{Listen: "127.0.0.1:1", Count: 5},
@@ -89,6 +95,10 @@ func TestRuns(t *testing.T) {
 		"a flag with the default":        {[]string{"-config", one, "-count", "5"}, settings{"a:1", 5}},
 		"the last of repeated flags":     {[]string{"-count", "6", "-count", "4"}, settings{"127.0.0.1:1", 4}},
 		"flags that are switched off":    {[]string{"-version=false", "-healthcheck=false"}, settings{"127.0.0.1:1", 5}},
+		"the environment over a file":    {[]string{"TRICYCLE_COUNT=6", "-config", one}, settings{"a:1", 6}},
+		"a flag over the environment":    {[]string{"TRICYCLE_COUNT=6", "-count", "9"}, settings{"127.0.0.1:1", 9}},
+		"the environment alone":          {[]string{"TRICYCLE_LISTEN=b:2", "TRICYCLE_COUNT=6"}, settings{"b:2", 6}},
+		"the variables of the tests":     {[]string{"TRICYCLE_TEST_COUNT=6"}, settings{"127.0.0.1:1", 5}},
 		"an empty file leaves it all":    {[]string{"-config", file(t, "")}, settings{"127.0.0.1:1", 5}},
 		"two dashes and nothing after":   {[]string{"-count", "6", "--"}, settings{"127.0.0.1:1", 6}},
 	} {
@@ -101,6 +111,26 @@ func TestRuns(t *testing.T) {
 			}, c.args...)
 			if status != 0 || stdout != "hello" || stderr != "" || got != c.want {
 				t.Errorf("got status %d, %q, %q, %+v, want 0, hello and %+v", status, stdout, stderr, got, c.want)
+			}
+		})
+	}
+}
+
+func TestPrintConfig(t *testing.T) {
+	path := file(t, "count: 7\nlisten: a:1")
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"the defaults":            {nil, "listen: 127.0.0.1:1 # default\ncount: 5 # default\n"},
+		"a file and a variable":   {[]string{"TRICYCLE_COUNT=6", "-config", path}, "listen: a:1 # file " + path + "\ncount: 6 # variable TRICYCLE_COUNT\n"},
+		"a flag with the same":    {[]string{"-config", path, "-count", "7"}, "listen: a:1 # file " + path + "\ncount: 7 # flag -count\n"},
+		"beside the health check": {[]string{"-healthcheck"}, "listen: 127.0.0.1:1 # default\ncount: 5 # default\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status, stdout, stderr := run(t, never(t), append(c.args, "-print-config")...)
+			if status != 0 || stdout != c.want || stderr != "" {
+				t.Errorf("got status %d, %q, %q, want 0 and %q", status, stdout, stderr, c.want)
 			}
 		})
 	}
@@ -122,7 +152,7 @@ func TestHelp(t *testing.T) {
 	if status != 0 {
 		t.Errorf("got status %d, want 0", status)
 	}
-	for _, want := range []string{"ms9: does nothing\n", "-config FILE", "-version", "-healthcheck", "-count MANY", "(default 5)"} {
+	for _, want := range []string{"ms9: does nothing\n", "-config FILE", "-print-config", "-version", "-healthcheck", "-count MANY", "(default 5)"} {
 		if !strings.Contains(stderr, want) {
 			t.Errorf("got %q, want %q in it", stderr, want)
 		}
@@ -152,7 +182,7 @@ func TestWrongUsage(t *testing.T) {
 }
 
 func TestErrorsAreOneLine(t *testing.T) {
-	bad := file(t, "listen: a:1\ncount: two")
+	bad, odd := file(t, "listen: a:1\ncount: two"), file(t, "listen: a\ncount: 11")
 	for name, c := range map[string]struct {
 		args []string
 		err  error
@@ -160,9 +190,12 @@ func TestErrorsAreOneLine(t *testing.T) {
 	}{
 		"a file that is not there":      {[]string{"-config", "none.yaml"}, nil, "ms9: read configuration: open none.yaml: no such file or directory\n"},
 		"a file that is wrong":          {[]string{"-config", bad}, nil, "ms9: read configuration: " + bad + ": line 2: count: expected a whole number, found \"two\"\n"},
-		"values out of range":           {[]string{"-config", file(t, "listen: a\ncount: 11")}, nil, "ms9: check configuration: listen: must be host:port with a port from 0 to 65535, got \"a\"; count: must be between 1 and 10, got 11\n"},
-		"a flag out of range":           {[]string{"-count", "11"}, nil, "ms9: check configuration: count: must be between 1 and 10, got 11\n"},
-		"a wrong file and -healthcheck": {[]string{"-healthcheck", "-count", "0"}, nil, "ms9: check configuration: count: must be between 1 and 10, got 0\n"},
+		"values out of range":           {[]string{"-config", odd}, nil, "ms9: check configuration: listen: must be host:port with a port from 0 to 65535, got \"a\" (file " + odd + "); count: must be between 1 and 10, got 11 (file " + odd + ")\n"},
+		"a flag out of range":           {[]string{"-count", "11"}, nil, "ms9: check configuration: count: must be between 1 and 10, got 11 (flag -count)\n"},
+		"a wrong file and -healthcheck": {[]string{"-healthcheck", "-count", "0"}, nil, "ms9: check configuration: count: must be between 1 and 10, got 0 (flag -count)\n"},
+		"an unknown variable":           {[]string{"TRICYCLE_CUONT=7"}, nil, "ms9: read configuration: unknown variable TRICYCLE_CUONT, the nearest is TRICYCLE_COUNT\n"},
+		"a variable of another type":    {[]string{"TRICYCLE_COUNT=two"}, nil, "ms9: read configuration: TRICYCLE_COUNT: expected a whole number, found \"two\"\n"},
+		"a variable out of range":       {[]string{"TRICYCLE_COUNT=0", "-print-config"}, nil, "ms9: check configuration: count: must be between 1 and 10, got 0 (variable TRICYCLE_COUNT)\n"},
 		"the program's own":             {nil, errors.Join(errors.New("one"), errors.New("two")), "ms9: one; two\n"},
 	} {
 		t.Run(name, func(t *testing.T) {

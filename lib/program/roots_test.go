@@ -11,7 +11,7 @@ import (
 // TestRoots verifies a certificate in a process that finds no CA root in its
 // file system, as in the images. Go reads the roots once.
 func TestRoots(t *testing.T) {
-	const child = "TRICYCLE_ROOTS_CHILD"
+	const child = "TRICYCLE_TEST_ROOTS_CHILD"
 	if os.Getenv(child) == "" {
 		again := exec.Command(os.Args[0], "-test.run=^TestRoots$", "-test.v")
 		again.Env = append(os.Environ(), child+"=1", "SSL_CERT_FILE=/nonexistent", "SSL_CERT_DIR=/nonexistent")

@@ -2,12 +2,15 @@ package servicetest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -129,35 +132,80 @@ func Build(directory string, packages ...string) (string, error) {
 	return directory, nil
 }
 
-// NamesEveryKey fails the test unless the file has a value for every key of the
-// configuration, false for a boolean and no zero value for the others, and all
-// are in their ranges.
-func NamesEveryKey[C any, PC validator[C]](t testing.TB, file string) {
+// Variables sets every key of a program by its environment variable, to another
+// value than the default if the key has one. The test fails unless the program
+// runs with these values and -print-config names the variables.
+func Variables[C any, PC validator[C]](t *testing.T, p program.Program[C]) {
 	t.Helper()
-	var c C // no defaults: what the file does not name stays zero, or true
-	on(reflect.ValueOf(&c).Elem())
-	if err := config.Load(PC(&c), file); err != nil {
-		t.Error(err)
+	want, variables := p.Config, []string{}
+	for key, field := range config.Keys(&want) {
+		another(PC(&want), key, field)
+		text := fmt.Sprint(field.Interface())
+		if list, ok := field.Interface().([]string); ok {
+			text = strings.Join(list, ",")
+		}
+		variables = append(variables, config.Variable(key))
+		t.Setenv(config.Variable(key), text)
 	}
-	for _, key := range unnamed(reflect.ValueOf(c), "") {
-		t.Errorf("%s does not name %s", file, key)
+	expect := func(got C) {
+		t.Helper()
+		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
+			t.Errorf("got  %+v\nwant %+v", got, want)
+		}
+	}
+	p.Profiling = nil
+	p.Run = func(_ context.Context, c C, _ io.Writer) error { expect(c); return nil }
+	if c := Run[C, PC](t, p); c.Wait() != 0 {
+		t.Fatal(c.Err.String())
+	}
+
+	c := Run[C, PC](t, p, "-print-config")
+	if c.Wait() != 0 {
+		t.Fatal(c.Err.String())
+	}
+	printed := filepath.Join(t.TempDir(), "printed.yaml")
+	if err := os.WriteFile(printed, []byte(c.Out.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var again C
+	if err := config.Load(PC(&again), printed); err != nil {
+		t.Fatal(err)
+	}
+	expect(again)
+	for _, name := range variables {
+		if !strings.Contains(c.Out.String(), " # variable "+name+"\n") {
+			t.Errorf("got\n%s\nwant %s in it", c.Out.String(), name)
+		}
 	}
 }
 
-func unnamed(v reflect.Value, prefix string) (keys []string) {
-	for i := range v.NumField() {
-		f, field := v.Field(i), v.Type().Field(i)
-		key := prefix + field.Tag.Get("yaml")
-		switch {
-		case field.Anonymous:
-			keys = append(keys, unnamed(f, prefix)...)
-		case f.Kind() == reflect.Struct:
-			keys = append(keys, unnamed(f, key+".")...)
-		case f.IsZero() != (f.Kind() == reflect.Bool):
-			keys = append(keys, key)
+// another sets a key to a value in its range that is not the default, if there
+// is one.
+func another(c config.Validator, key string, field reflect.Value) {
+	var others []any
+	switch v := field.Interface().(type) {
+	case int:
+		others = []any{v + 1, v - 1}
+	case float64:
+		others = []any{v / 2}
+	case bool:
+		others = []any{!v}
+	case []string:
+		others = []any{[]string{"a:1", "b:2"}, []string{"a", "b"}}
+	case string:
+		others = []any{"x", "127.0.0.1:1", "ws://127.0.0.1:1", "http://127.0.0.1:1"}
+	}
+	others = append(others, field.Interface())
+	for i := 0; i < len(others); i++ {
+		field.Set(reflect.ValueOf(others[i]))
+		_, message, wrong := strings.Cut("\n"+fmt.Sprint(c.Validate()), "\n"+key+": ")
+		if !wrong {
+			return
+		}
+		if _, list, ok := strings.Cut(message, "one of "); ok && i == 0 {
+			others = slices.Insert(others, 1, any(strings.SplitN(list, ",", 2)[0]))
 		}
 	}
-	return keys
 }
 
 // Shipped returns the configuration that a program reads from the file of its
@@ -166,23 +214,19 @@ func unnamed(v reflect.Value, prefix string) (keys []string) {
 func Shipped[C any, PC validator[C]](t testing.TB, directory string, p program.Program[C]) C {
 	t.Helper()
 	file, c := filepath.Join(directory, p.Name+".yaml"), p.Config
-	NamesEveryKey[C, PC](t, file)
-	if err := config.Load(PC(&c), file, filepath.Join(directory, "loopback", p.Name+".yaml")); err != nil {
+	sources, err := config.Read(&c, nil, file)
+	if err == nil {
+		err = errors.Join(sources.Check(PC(&c)), config.Load(PC(&c), filepath.Join(directory, "loopback", p.Name+".yaml")))
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
-	return c
-}
-
-// on sets every boolean.
-func on(v reflect.Value) {
-	switch v.Kind() {
-	case reflect.Struct:
-		for i := range v.NumField() {
-			on(v.Field(i))
+	for key := range config.Keys(&c) {
+		if sources[key] == "" {
+			t.Errorf("%s does not name %s", file, key)
 		}
-	case reflect.Bool:
-		v.SetBool(true)
 	}
+	return c
 }
 
 // Life runs a service's command from its start until it is ready, and stops it.

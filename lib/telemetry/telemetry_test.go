@@ -337,7 +337,7 @@ func TestServicesSampleAlike(t *testing.T) {
 // TestNoProxy exports in a process of its own: Go reads the proxy variables
 // once.
 func TestNoProxy(t *testing.T) {
-	const child = "TRICYCLE_PROXY_CHILD"
+	const child = "TRICYCLE_TEST_PROXY_CHILD"
 	if os.Getenv(child) != "" {
 		c := telemetry.Defaults()
 		c.Endpoint = "http://collector.invalid:4318"

@@ -12,6 +12,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, command()) }
+
 func TestOnce(t *testing.T) {
 	t.Parallel()
 	c := servicetest.Run(t, command(), "-once", "-interval", "1", "-in-flight", "8", "-listen", "127.0.0.1:0", "-data", filepath.Join(t.TempDir(), "data"))

@@ -22,6 +22,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const shipped = "../../../../compose/config/"
 
+func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, command()) }
+
 func TestShippedConfiguration(t *testing.T) {
 	loopback := servicetest.Shipped(t, shipped, command())
 	if loopback.Listen != "127.0.0.1:8080" || loopback.Database.Address != "127.0.0.1:3306" || loopback.MS2.URL != "ws://127.0.0.1:8081/ws" {

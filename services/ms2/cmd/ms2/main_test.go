@@ -13,6 +13,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const shipped = "../../../../compose/config/"
 
+func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, command()) }
+
 func TestShippedConfiguration(t *testing.T) {
 	loopback := servicetest.Shipped(t, shipped, command())
 	if loopback.Listen != "127.0.0.1:8081" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms2.log" {

@@ -37,6 +37,8 @@ func TestMain(m *testing.M) {
 
 const shipped = "../../../../compose/config/"
 
+func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, command()) }
+
 func TestShippedConfiguration(t *testing.T) {
 	loopback := servicetest.Shipped(t, shipped, command())
 	if loopback.Listen != "127.0.0.1:8082" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms3.log" {
