@@ -76,7 +76,7 @@
         pkgs:
         builtins.mapAttrs (program pkgs) {
           up = {
-            description = "generates the passwords, builds the images unless TRICYCLE_VERSION names a release, then runs docker compose up -d --wait ARGUMENT...";
+            description = "builds the images unless TRICYCLE_VERSION names a release, then runs docker compose up -d --wait ARGUMENT...";
             inputs = [
               (bazel pkgs)
               pkgs.coreutils
@@ -86,22 +86,21 @@
               if [ "''${TRICYCLE_VERSION:-0.0.0-dev}" = 0.0.0-dev ]; then
                 bazel run ''${TRICYCLE_REPOSITORY:+"--//oci:repository=$TRICYCLE_REPOSITORY"} //:load
               fi
-              compose/secrets.sh
-              exec docker compose -f compose/compose.yaml up -d --wait "$@"
+              exec docker compose up -d --wait "$@"
             '';
           };
           down = {
             description = "docker compose down ARGUMENT...; the data remain, -v destroys them";
             inputs = [ pkgs.docker-client ];
             text = ''
-              exec docker compose -f compose/compose.yaml down "$@"
+              exec docker compose down "$@"
             '';
           };
           inspect = {
             description = "the MariaDB client with these arguments, whether anything else runs or not";
             inputs = [ pkgs.docker-client ];
             text = ''
-              exec docker compose -f compose/compose.yaml run --rm inspect "$@"
+              exec docker compose run --rm inspect "$@"
             '';
           };
           test = {

@@ -134,7 +134,7 @@ containers() {
   while read -r image; do
     docker image inspect --format '{{index .RepoTags 0}}{{if index .Config.Labels "tricycle.standin"}}, a stand-in{{end}}' "$image" ||
       missing+=("$image")
-  done < <(docker compose -f compose/compose.yaml config --images)
+  done < <(docker compose config --images)
   if [ ${#missing[@]} = 0 ]; then export TRICYCLE_TEST_COMPOSE=1; else problem "missing images: ${missing[*]}"; fi
 }
 

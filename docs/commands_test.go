@@ -452,22 +452,36 @@ func (c *checker) docker(args []string) error {
 	if len(args) > 0 && args[0] == "login" {
 		return nil
 	}
-	if len(args) < 4 || args[0] != "compose" || args[1] != "-f" {
-		return errors.New("expected docker compose -f FILE COMMAND")
+	if len(args) < 2 || args[0] != "compose" {
+		return errors.New("expected docker compose COMMAND")
 	}
-	text, err := fs.ReadFile(c.tree, args[2])
-	if err != nil {
-		return fmt.Errorf("%s does not exist", args[2])
+	var files []string
+	for args = args[1:]; len(args) > 2 && args[0] == "-f"; args = args[2:] {
+		files = append(files, args[1])
 	}
+	if files == nil {
+		files = []string{"compose.yaml"}
+	}
+	compose := strings.Join(files, ", ")
 	var file struct {
+		Include  []string `yaml:"include"`
 		Services map[string]struct {
 			Profiles []string `yaml:"profiles"`
 		} `yaml:"services"`
 	}
-	if err := yaml.Unmarshal(text, &file); err != nil {
-		return err
+	for i := 0; i < len(files); i++ {
+		text, err := fs.ReadFile(c.tree, files[i])
+		if err != nil {
+			return fmt.Errorf("%s does not exist", files[i])
+		}
+		file.Include = nil
+		if err := yaml.Unmarshal(text, &file); err != nil { // which adds to the services
+			return err
+		}
+		for _, name := range file.Include {
+			files = append(files, path.Join(path.Dir(files[i]), name))
+		}
 	}
-	compose, args := args[2], args[3:]
 	service := func(name string) error {
 		if _, ok := file.Services[name]; !ok {
 			return fmt.Errorf("%s has no service %s", compose, name)
@@ -624,7 +638,9 @@ func (c *checker) sql(args []string) error {
 func TestRules(t *testing.T) {
 	real := tree(t)
 	made := fstest.MapFS{
+		"compose.yaml":         {Data: []byte("include: [compose/compose.yaml]")},
 		"compose/compose.yaml": {Data: []byte("services: {ms1: {}, mariadb: {}, look: {profiles: [inspect]}}")},
+		"compose/cluster.yaml": {Data: []byte("services: {kafka2: {}}")},
 		"flake.nix":            {Data: []byte("{ outputs = x: { apps = { up = 1; \"test\" = 2; }; }; }")},
 		"tools/some.sh":        {},
 	}
@@ -672,19 +688,21 @@ func TestRules(t *testing.T) {
 		"rm -rf tricycle-data":                          "no rule for this program",
 		"go test ./lib/message | (":                     "parse ",
 
-		"docker compose -f compose/compose.yaml up -d --wait":                 "",
-		"docker compose -f compose/compose.yaml logs ms1":                     "",
-		"docker compose -f compose/compose.yaml logs ms4":                     "no service ms4",
-		"docker compose -f compose/compose.yaml run --rm mariadb -e SELECT x": "",
-		"docker compose -f compose/compose.yaml upp":                          "unknown command upp",
-		"docker compose -f compose.yaml up":                                   "compose.yaml does not exist",
-		"docker run x":                                                        "expected docker compose",
-		"nix run .#up":                                                        "",
-		"nix run .#test":                                                      "",
-		"nix run .#down":                                                      "flake.nix has no down",
-		"nix develop":                                                         "",
-		"tools/some.sh":                                                       "",
-		"tools/somebody.sh":                                                   "tools/somebody.sh does not exist",
+		"docker compose up -d --wait": "",
+		"docker compose logs ms1":     "",
+		"docker compose logs ms4":     "no service ms4",
+		"docker compose logs kafka2":  "no service kafka2",
+		"docker compose -f compose.yaml -f compose/cluster.yaml logs kafka2 ms1": "",
+		"docker compose run --rm mariadb -e SELECT x":                            "",
+		"docker compose upp":                 "unknown command upp",
+		"docker compose -f composer.yaml up": "composer.yaml does not exist",
+		"docker run x":                       "expected docker compose",
+		"nix run .#up":                       "",
+		"nix run .#test":                     "",
+		"nix run .#down":                     "flake.nix has no down",
+		"nix develop":                        "",
+		"tools/some.sh":                      "",
+		"tools/somebody.sh":                  "tools/somebody.sh does not exist",
 	} {
 		c := checker{tree: real, root: root(t)}
 		if regexp.MustCompile(`^(docker|nix|tools)`).MatchString(command) {

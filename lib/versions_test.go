@@ -37,6 +37,7 @@ var versions = []struct {
 	{"Bazel", []place{
 		{".bazelversion", `^(\S+)`},
 		{".bazelrc", `Debian's (\d[\d.]*\d)`},
+		{"compose/compose.yaml", `\bbazel:([\d.]+)`},
 		{docs, `\bBazel (\d+\.[\d.]*\d)`},
 	}, ""},
 	{"nixpkgs", []place{

@@ -102,7 +102,7 @@ func (s *stack) hardened() {
 			if strings.Contains(m.Source, "docker.sock") || m.Type == "bind" && m.RW {
 				s.t.Errorf("%s has %s of the host at %s, and may write to it", service, m.Source, m.Destination)
 			}
-			if m.Type == "volume" && !slices.Contains([]string{"/var/lib/mysql", "/var/lib/kafka/data", "/var/log/tricycle"}, m.Destination) {
+			if m.Type == "volume" && !slices.Contains([]string{"/var/lib/mysql", "/var/lib/kafka/data", "/var/log/tricycle", "/run/secrets"}, m.Destination) {
 				s.t.Errorf("%s has a volume without a name at %s", service, m.Destination)
 			}
 		}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -9,35 +10,77 @@ import (
 	"time"
 )
 
-func TestMissingSecret(t *testing.T) {
+// TestPasswords: the passwords stay with the data, a directory replaces them,
+// and what is missing in it is named.
+func TestPasswords(t *testing.T) {
 	s := newStack(t)
-	secret := filepath.Join(s.directory, "secrets", "database_password")
-	if err := os.Remove(secret); err != nil {
+	password := func() string {
+		return s.docker(s.compose("exec", "-T", "mariadb", "cat", "/run/secrets/database_password")...)
+	}
+	s.up("mariadb")
+	first := password()
+	s.docker(s.compose("down")...)
+	s.up("mariadb")
+	if got := password(); got != first || len(got) < 48 {
+		t.Errorf("got password %q after down, want %q, of 48 letters", got, first)
+	}
+	s.docker(s.compose("down", "-v")...)
+	s.up("mariadb")
+	if got := password(); got == first {
+		t.Error("got the same password after down -v, want another")
+	}
+	s.docker(s.compose("down", "-v")...)
+
+	given := filepath.Join(t.TempDir(), "given")
+	if err := os.Mkdir(given, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.try("docker", s.compose("up", "-d", "mariadb")...)
-	if err == nil || !strings.Contains(out, secret) {
-		t.Errorf("up without a secret: %v, want an error that names %s:\n%s", err, secret, out)
+	s.env = append(s.env, "TRICYCLE_PASSWORDS="+given)
+	write := func(name string, mode os.FileMode) {
+		if err := errors.Join(os.WriteFile(filepath.Join(given, name), []byte("mine"), 0o600), os.Chmod(filepath.Join(given, name), mode)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	s.run(filepath.Join(s.directory, "secrets.sh")) // also for the cleanup of the test
+	refused := func(want string) {
+		t.Helper()
+		if out, err := s.try("docker", s.compose("run", "--rm", "-T", "passwords")...); err == nil || !strings.Contains(out, want) {
+			t.Errorf("got %v and %q, want %q", err, out, want)
+		}
+	}
+	write("database_password", 0o444)
+	refused("passwords: database_root_password: must be in the directory TRICYCLE_PASSWORDS")
+	write("database_root_password", 0o600)
+	refused("passwords: database_root_password: must be readable by user 999, got mode -rw-------")
+	write("database_root_password", 0o444)
 	s.up("mariadb")
+	if got := password() + s.sql("SELECT 1"); got != "mine1" {
+		t.Errorf("got %q, want the password mine and 1 from a client that uses it", got)
+	}
+}
+
+// TestMissingImages: the error names the commands that build the images.
+func TestMissingImages(t *testing.T) {
+	s := newStack(t)
+	s.env = append(s.env, "TRICYCLE_REPOSITORY=127.0.0.1:1/absent") // nobody listens there
+	out, err := s.try("docker", s.compose("up", "-d", "--wait", "--no-deps", "ms2")...)
+	for _, want := range []string{"bazel run //:load", "docker compose run --rm bazel"} {
+		if err == nil || !strings.Contains(out, want) {
+			t.Errorf("got %v and\n%s\nwant %q in it", err, out, want)
+		}
+	}
 }
 
 // TestUnreadableConfiguration: a pull under umask 077 has replaced the file.
 func TestUnreadableConfiguration(t *testing.T) {
 	s := newStack(t)
-	if err := os.Chmod(filepath.Join(s.directory, "config", "ms2.yaml"), 0o600); err != nil {
+	if err := os.Chmod(filepath.Join(s.directory, "compose/config/ms2.yaml"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	out, err := s.try("docker", s.compose("run", "--rm", "-T", "--no-deps", "ms2")...)
 	const want = "ms2: read configuration: open /etc/tricycle/ms2.yaml: permission denied: " +
-		"must be readable by user 65532, got mode -rw------- of /etc/tricycle/ms2.yaml (chmod it, or run compose/secrets.sh)"
+		"must be readable by user 65532, got mode -rw------- of /etc/tricycle/ms2.yaml (chmod a+rX)"
 	if err == nil || lastLine(out, "^ms2: ") != want {
 		t.Errorf("got %v and %q, want %q", err, out, want)
-	}
-	s.run(filepath.Join(s.directory, "secrets.sh"))
-	if info, err := os.Stat(filepath.Join(s.directory, "config", "ms2.yaml")); err != nil || info.Mode().Perm() != 0o644 {
-		t.Errorf("got %v, %v after secrets.sh, want mode 644", info.Mode(), err)
 	}
 }
 
@@ -60,13 +103,7 @@ func TestWrongPassword(t *testing.T) {
 	s := newStack(t)
 	s.up("mariadb")
 	s.docker(s.compose("down")...)
-	secret := filepath.Join(s.directory, "secrets", "database_password")
-	if err := os.Chmod(secret, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(secret, []byte("another"), 0o444); err != nil {
-		t.Fatal(err)
-	}
+	s.docker("volume", "rm", s.project+"_passwords") // other passwords are generated
 	if out, err := s.try("docker", s.compose("up", "-d", "--wait", "--wait-timeout", "90")...); err == nil {
 		t.Fatalf("all are healthy:\n%s", out)
 	}
@@ -84,15 +121,13 @@ func TestWrongPassword(t *testing.T) {
 // is freed.
 func TestDiskFull(t *testing.T) {
 	s := newStack(t)
-	override := filepath.Join(s.directory, "small.yaml")
-	if err := os.WriteFile(override, []byte(`
+	if err := os.WriteFile(filepath.Join(s.directory, "compose.override.yaml"), []byte(`
 volumes:
   mariadb:
     driver_opts: {type: tmpfs, device: tmpfs, o: "size=600m,uid=999,gid=999"}
 `), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	s.override = override
 	s.up()
 	id := s.load(40, faultInFlight)
 	s.docker(s.compose("exec", "-T", "mariadb", "sh", "-c", "dd if=/dev/zero of=/var/lib/mysql/filler bs=64k 2>/dev/null; ls /var/lib/mysql/filler")...)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -78,14 +77,15 @@ func TestReadme(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, _ := strings.Cut(string(readme), "compose/secrets.sh\n")
-	if !strings.HasSuffix(before, "```sh\nbazel run //:load\n") { // which is not for this test
-		t.Fatal("README.md has no block that loads the images and generates the passwords")
+	const load, up = "```sh\nbazel run //:load\n", "docker compose up -d --wait\n"
+	_, block, found := strings.Cut(string(readme), load+up)
+	if !found {
+		t.Fatalf("README.md must have a block that begins %q", load+up)
 	}
-	block, _, _ := strings.Cut("compose/secrets.sh\n"+rest, "```")
+	block, _, _ = strings.Cut(up+block, "```") // the images are there
 	block = strings.ReplaceAll(block, "http://127.0.0.1:8080", s.ms1)
 	s.env = append(s.env, "COMPOSE_PROJECT_NAME="+s.project)
-	out := s.run("sh", "-ec", "cd "+filepath.Dir(s.directory)+"\n"+block)
+	out := s.run("sh", "-ec", "cd "+s.directory+"\n"+block)
 	for _, text := range []string{"total time of the interaction", "messages generated", "interval elapsed", "p99_ms"} {
 		if !strings.Contains(out, text) {
 			t.Errorf("the README's commands print no %q:\n%s", text, out)

@@ -18,28 +18,29 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-// stack is a Compose project in a copy of the directory compose. A test may
-// change its files without effect on those of the user.
+// stack is a Compose project in a copy of compose.yaml and the directory compose.
+// A test may change its files without effect on those of the user.
 type stack struct {
 	t         *testing.T
 	directory string // the copy
-	override  string // a Compose file that changes something, or none
 	project   string
 	env       []string
 	ms1       string // http://host:port
 	jaeger    string
 }
 
-// newStack creates the copy and its secrets, and starts nothing. The cleanup of
+// newStack creates the copy, and starts nothing. The cleanup of
 // the test removes everything, including volumes.
 func newStack(t *testing.T) *stack {
 	t.Helper()
 	if os.Getenv("TRICYCLE_TEST_COMPOSE") == "" {
 		t.Skip("TRICYCLE_TEST_COMPOSE: must be 1, with a Docker engine, Compose and the images")
 	}
-	s := &stack{t: t, directory: filepath.Join(t.TempDir(), "compose")}
-	if err := copyDirectory("..", s.directory); err != nil {
-		t.Fatal(err)
+	s := &stack{t: t, directory: t.TempDir()}
+	for _, name := range []string{"compose.yaml", "compose"} {
+		if err := copyFiles(filepath.Join("../..", name), filepath.Join(s.directory, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	s.project = fmt.Sprintf("tricycle-e2e-%d-%d", os.Getpid(), time.Now().UnixNano())
 	s.env = os.Environ()
@@ -48,7 +49,6 @@ func newStack(t *testing.T) *stack {
 		*url = "http://" + address
 		s.env = append(s.env, "TRICYCLE_"+name+"_PORT="+address[strings.Index(address, ":")+1:])
 	}
-	s.run(filepath.Join(s.directory, "secrets.sh"))
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := s.try("docker", s.compose("logs", "--no-color", "--tail", "12")...)
@@ -74,9 +74,8 @@ func (s *stack) proxy() {
 	s.env = append(s.env, "DOCKER_CONFIG="+directory)
 }
 
-// copyDirectory copies files through links: under Bazel the directory consists of
-// them. The modes are those of a clone under umask 077, which secrets.sh widens.
-func copyDirectory(from, to string) error {
+// copyFiles copies files through links: under Bazel a directory consists of them.
+func copyFiles(from, to string) error {
 	return filepath.Walk(from, func(path string, _ os.FileInfo, err error) error {
 		if err != nil {
 			return err
@@ -91,26 +90,22 @@ func copyDirectory(from, to string) error {
 		}
 		target := filepath.Join(to, name)
 		if info.IsDir() {
-			if name == "secrets" || name == "e2e" {
+			if name == "e2e" {
 				return filepath.SkipDir
 			}
-			return os.MkdirAll(target, 0o700)
+			return os.MkdirAll(target, 0o755)
 		}
 		content, err := os.ReadFile(path)
 		if err != nil {
 			return err
 		}
-		return os.WriteFile(target, content, info.Mode().Perm()&0o700)
+		return os.WriteFile(target, content, info.Mode().Perm()|0o444)
 	})
 }
 
 // compose returns the arguments of docker for a command of Compose.
 func (s *stack) compose(args ...string) []string {
-	files := []string{"compose", "-p", s.project, "-f", filepath.Join(s.directory, "compose.yaml")}
-	if s.override != "" {
-		files = append(files, "-f", s.override)
-	}
-	return append(files, args...)
+	return append([]string{"compose", "-p", s.project, "--project-directory", s.directory}, args...)
 }
 
 // try runs a command and returns what it prints, stderr behind stdout.

@@ -6,7 +6,7 @@ set -euo pipefail
 
 die() { echo "inspect: $*" >&2; exit 1; }
 
-[ -r /run/secrets/database_password ] || die "secret database_password is missing: run compose/secrets.sh"
+[ -r /run/secrets/database_password ] || die "/run/secrets/database_password must be readable: start the services once"
 MYSQL_PWD=$(</run/secrets/database_password)
 export MYSQL_PWD
 socket=/run/mysqld/inspect.sock

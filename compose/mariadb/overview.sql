@@ -1,4 +1,4 @@
--- The overview that `docker compose -f compose/compose.yaml run --rm inspect` prints. Any client can run it.
+-- The overview that `docker compose run --rm inspect` prints. Any client can run it.
 -- It reads at most the 20,000 newest messages.
 
 -- Sessions: the figures of the summary, and the number of rows among the newest messages.

@@ -94,7 +94,7 @@ func read(path string) ([]byte, error) {
 			info, failed = os.Stat(at)
 		}
 		if failed == nil {
-			err = fmt.Errorf("%w: must be readable by user %d, got mode %s of %s (chmod it, or run compose/secrets.sh)",
+			err = fmt.Errorf("%w: must be readable by user %d, got mode %s of %s (chmod a+rX)",
 				err, os.Geteuid(), info.Mode(), at)
 		}
 	}
