@@ -30,10 +30,16 @@ type Check struct {
 // whenever one changes.
 //
 // /readyz?exclude=NAME leaves a check out; the parameter may be repeated.
+//
+// /metrics has the outcome of each check as well, and the exemplars for clients
+// that accept the OpenMetrics format.
 func Health(log zerolog.Logger, metrics prometheus.Gatherer, checks ...Check) Routes {
 	causes := causes{log: logging.Limit(log), last: map[string]string{}}
+	readiness := prometheus.NewRegistry()
+	readiness.MustRegister(collector(checks))
+	all := prometheus.Gatherers{metrics, readiness}
 	return Routes{
-		"/metrics": ReadOnly(promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}).ServeHTTP),
+		"/metrics": ReadOnly(promhttp.HandlerFor(all, promhttp.HandlerOpts{EnableOpenMetrics: true}).ServeHTTP),
 		"/healthz": ReadOnly(func(w http.ResponseWriter, _ *http.Request) {
 			JSON(w, http.StatusOK, map[string]string{"status": "alive"})
 		}),
@@ -52,6 +58,25 @@ func Health(log zerolog.Logger, metrics prometheus.Gatherer, checks ...Check) Ro
 			}
 			JSON(w, code, map[string]any{"status": status, "checks": States(results)})
 		}),
+	}
+}
+
+// collector runs the checks at each scrape.
+type collector []Check
+
+var dependencyReady = prometheus.NewDesc("tricycle_dependency_ready", "1 if the check of /readyz passes, otherwise 0.", []string{"dependency"}, nil)
+
+// Describe implements [prometheus.Collector].
+func (collector) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- dependencyReady }
+
+// Collect implements [prometheus.Collector].
+func (c collector) Collect(metrics chan<- prometheus.Metric) {
+	for name, err := range Probe(context.Background(), c) {
+		value := 1.0
+		if err != nil {
+			value = 0
+		}
+		metrics <- prometheus.MustNewConstMetric(dependencyReady, prometheus.GaugeValue, value, name)
 	}
 }
 

@@ -332,7 +332,7 @@ func (l *ledger) settle(e *entry, m message.Message, err error) (gone *entry) {
 		l.meters.stored.Inc()
 		hops := m.Hops()
 		l.hops.add(hops)
-		l.meters.observe(hops)
+		l.meters.observe(m, hops, e.span)
 		if !e.late {
 			e.span.End()
 			l.release()

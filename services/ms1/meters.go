@@ -1,7 +1,11 @@
 package ms1
 
 import (
+	"sync/atomic"
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 )
@@ -16,7 +20,12 @@ type meters struct {
 	givenUp    prometheus.Counter
 	requests   *prometheus.CounterVec
 	hops       *prometheus.HistogramVec
+	exemplary  atomic.Int64 // end of the last message that became an exemplar, in Unix microseconds
 }
+
+// exemplarMicroseconds is the least time between two exemplars, which cost more
+// than other observations.
+const exemplarMicroseconds = 100_000
 
 func newMeters(registry prometheus.Registerer, e *engine) *meters {
 	counter := func(name, help string) prometheus.Counter {
@@ -57,9 +66,25 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 	return m
 }
 
-func (m *meters) observe(h message.Hops) {
-	m.hops.WithLabelValues("ms1_to_ms2").Observe(h.ToMS2.Seconds())
-	m.hops.WithLabelValues("ms2_to_ms3").Observe(h.ToMS3.Seconds())
-	m.hops.WithLabelValues("ms3_to_ms1").Observe(h.ToMS1.Seconds())
-	m.hops.WithLabelValues("round").Observe(h.Round.Seconds())
+// observe counts the hops of a stored message. A message with a trace may
+// become an exemplar; span is nil if it has none.
+func (m *meters) observe(stored message.Message, hops message.Hops, span trace.Span) {
+	var exemplar prometheus.Labels
+	last := m.exemplary.Load()
+	if span != nil && span.SpanContext().IsSampled() && int64(stored.End) >= last+exemplarMicroseconds &&
+		m.exemplary.CompareAndSwap(last, int64(stored.End)) {
+		exemplar = prometheus.Labels{"trace_id": span.SpanContext().TraceID().String()}
+	}
+	observe := func(hop string, d time.Duration) {
+		o := m.hops.WithLabelValues(hop)
+		if exemplar == nil {
+			o.Observe(d.Seconds())
+		} else {
+			o.(prometheus.ExemplarObserver).ObserveWithExemplar(d.Seconds(), exemplar)
+		}
+	}
+	observe("ms1_to_ms2", hops.ToMS2)
+	observe("ms2_to_ms3", hops.ToMS3)
+	observe("ms3_to_ms1", hops.ToMS1)
+	observe("round", hops.Round)
 }
