@@ -65,6 +65,12 @@ serve() {
   esac
 }
 
+# prometheus: for the tests of dashboard and alerts.
+prometheus() {
+  begin 'Prometheus'
+  if .ci/install promtool prometheus; then export TRICYCLE_TEST_PROMETHEUS=1; else problem 'not installed'; fi
+}
+
 # A pattern of the accepted reasons for skipping a test on this machine.
 absent='does not run on linux/' # the images of the other architecture
 

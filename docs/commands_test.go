@@ -166,7 +166,7 @@ func (c *checker) exists(name string) error {
 	return nil
 }
 
-// variable checks that a program, a test or the compose file reads an
+// variable checks that a program, a test or a compose file reads an
 // environment variable.
 func (c *checker) variable(name string) error {
 	found := false
@@ -186,7 +186,7 @@ func (c *checker) variable(name string) error {
 			return err
 		case file == "docs": // it mentions all variables
 			return fs.SkipDir
-		case found || !strings.HasSuffix(file, ".go") && !strings.HasSuffix(file, "compose.yaml"):
+		case found || d.IsDir() || !strings.HasSuffix(file, ".go") && path.Dir(file) != "compose":
 			return nil
 		}
 		text, err := fs.ReadFile(c.tree, file)
