@@ -95,6 +95,14 @@ images() {
   fi
 }
 
+# browser: finds or installs Chromium and axe-core for the tests of the page.
+browser() {
+  begin 'browser'
+  command -v chromium || command -v google-chrome || .ci/install chromium chromium || true
+  TRICYCLE_TEST_BROWSER=$(command -v chromium || command -v google-chrome) && TRICYCLE_TEST_AXE=$(.ci/axe) || problem "not installed"
+  export TRICYCLE_TEST_BROWSER TRICYCLE_TEST_AXE
+}
+
 # tests NAME SKIPS [FLAG...]: tests all packages with coverage. A skip whose reason does not match the pattern SKIPS is a
 # problem.
 tests() {

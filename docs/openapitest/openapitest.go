@@ -61,6 +61,16 @@ func Request(service string, r *http.Request) error {
 	return err
 }
 
+// Schema returns an error if the value, decoded JSON, is not as the schema in the
+// description of the service.
+func Schema(service, name string, value any) error {
+	d, err := describe(service)
+	if err != nil {
+		return err
+	}
+	return d.doc.Components.Schemas[name].Value.VisitJSON(value, openapi3.EnableJSONSchema2020())
+}
+
 type transport struct {
 	t       testing.TB
 	service string
@@ -194,7 +204,8 @@ func describe(service string) (*description, error) {
 }
 
 // registerLines lets the descriptions have bodies of x-ndjson, as arrays. A
-// line that is not JSON is a string in it.
+// line that is not JSON is a string in it. Bodies of other media types are
+// strings.
 var registerLines = sync.OnceFunc(func() {
 	openapi3filter.RegisterBodyDecoder("application/x-ndjson", func(body io.Reader, _ http.Header, _ *openapi3.SchemaRef, _ openapi3filter.EncodingFn) (any, error) {
 		text, err := io.ReadAll(body)
@@ -208,6 +219,9 @@ var registerLines = sync.OnceFunc(func() {
 		}
 		return values, err
 	})
+	for _, media := range []string{"text/csv", "text/event-stream", "text/html", "text/css", "text/javascript", "image/svg+xml"} {
+		openapi3filter.RegisterBodyDecoder(media, openapi3filter.FileBodyDecoder)
+	}
 })
 
 // request compares a request with the description. It reads the body and restores

@@ -48,6 +48,7 @@ type Config struct {
 	Endpoint    string  `yaml:"endpoint"`     // URL of an OTLP/HTTP collector; empty: no spans
 	SampleRatio float64 `yaml:"sample_ratio"` // share of the messages that are traced
 	QueueSpans  int     `yaml:"queue_spans"`  // spans that may wait for the collector before others are dropped
+	UIURL       string  `yaml:"ui_url"`       // URL of Jaeger's user interface, for links on MS1's page; empty: no links
 }
 
 // Defaults returns the default configuration.
@@ -55,11 +56,14 @@ func Defaults() Config { return Config{SampleRatio: 1, QueueSpans: 8192} }
 
 // Validate returns an error for each key that is out of range.
 func (c Config) Validate() error {
-	var endpoint error
+	var endpoint, ui error
+	if c.UIURL != "" {
+		ui = config.URL("tracing.ui_url", c.UIURL, "http", "https")
+	}
 	if c.Endpoint != "" {
 		endpoint = config.URL("tracing.endpoint", c.Endpoint, "http", "https")
 	}
-	return errors.Join(endpoint,
+	return errors.Join(endpoint, ui,
 		config.InRange("tracing.sample_ratio", c.SampleRatio, 0, 1),
 		config.InRange("tracing.queue_spans", c.QueueSpans, 512, mostSpans))
 }

@@ -20,6 +20,7 @@ type Config struct {
 	AllowedHosts []string              `yaml:"allowed_hosts"` // names with a dot by which clients address MS1; IP addresses, localhost and names without a dot need no entry
 	Data         string                `yaml:"data"`          // directory of the embedded parts and the logs; it is created
 	Once         bool                  `yaml:"once"`          // run one session, then exit; a session of another client is waited for
+	Open         bool                  `yaml:"open"`          // open MS1's page in a browser; not with once
 	Interaction  ms1.InteractionConfig `yaml:"interaction"`
 	Workers      int                   `yaml:"workers"`  // concurrent requests of MS3 to MS1
 	GroupID      string                `yaml:"group_id"` // MS3's consumer group

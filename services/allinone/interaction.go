@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 const (
 	readyTimeout = 30 * time.Second // for -once; a real server may be slow
 	stopTimeout  = 5 * time.Second  // for the answer of /stop after the drain
+	openTimeout  = 10 * time.Second // for the command that opens a browser
 	// databasePatience is how long -once waits for a missing embedded database, or
 	// for a database that does not record the end of its session.
 	databasePatience = 10 * time.Second
@@ -45,10 +48,29 @@ func (t *trio) attend(ctx context.Context) error {
 	case t.config.Once:
 		return t.once(ctx, service, url)
 	}
-	t.screen.print("MS1 listens on %s\n\n  curl %[1]s/start\n  curl '%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[1]s/stop\n", url)
+	t.screen.print("MS1 listens on %s\n\nThe page: %[1]s/\n\n  curl %[1]s/start\n  curl '%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[1]s/stop\n", url)
 	t.say("The rows", t.rows(0))
+	if t.config.Open {
+		if err := openPage(ctx, url+"/"); err != nil {
+			t.screen.print("The page was not opened: %v", err)
+		}
+	}
 	<-ctx.Done()
 	return nil
+}
+
+// openers are the commands that open a URL in the user's browser.
+var openers = map[string][]string{"darwin": {"open"}, "windows": {"rundll32", "url.dll,FileProtocolHandler"}}
+
+// openPage opens the URL in the user's browser, whose output is discarded.
+func openPage(ctx context.Context, url string) error {
+	command, ok := openers[runtime.GOOS]
+	if !ok {
+		command = []string{"xdg-open"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	return exec.CommandContext(ctx, command[0], append(command[1:], url)...).Run()
 }
 
 // once runs one session over HTTP. If another client has started one, it waits
@@ -78,7 +100,7 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 	for missing := time.Duration(0); missing <= t.patience; {
 		now, err := service.Session(ctx, id)
 		if err == nil {
-			t.screen.progress(seen(now.Session), now.State == ms1.Idle)
+			t.screen.progress(seen(now.Session), now.InFlight, now.State == ms1.Idle)
 			if now.State == ms1.Idle {
 				return t.summarise(*now.Session)
 			}
@@ -109,7 +131,7 @@ func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string, i
 	if err != nil {
 		return err
 	}
-	t.screen.progress(seen(now.Session), true)
+	t.screen.progress(seen(now.Session), now.InFlight, true)
 	return t.summarise(*now.Session)
 }
 

@@ -47,10 +47,13 @@ func (s *screen) print(format string, args ...any) {
 }
 
 // progress shows the progress of a session, for the last time if last is set.
-func (s *screen) progress(now ms1.Summary, last bool) {
+func (s *screen) progress(now ms1.Summary, inFlight int, last bool) {
 	seconds := *now.TotalSeconds
-	line := fmt.Sprintf("%.1f/%d s  generated %d  stored %d  %.0f/s",
-		seconds, now.IntervalSeconds, *now.Generated, *now.Stored, float64(*now.Stored)/max(seconds, 0.001))
+	left := max(0, float64(now.IntervalSeconds)-seconds)
+	line := fmt.Sprintf("%.1f s left  %.0f/s  in flight %d  lost %d", left, float64(*now.Stored)/max(seconds, 0.001), inFlight, *now.Lost-int64(inFlight))
+	if h := now.Hops; h != nil {
+		line += fmt.Sprintf("  p50 %.2f p99 %.2f ms", h.Round.P50*1e3, h.Round.P99*1e3)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {

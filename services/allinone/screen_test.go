@@ -32,24 +32,25 @@ func terminal(t *testing.T, text string) []string {
 }
 
 func at(seconds float64, interval int, stored int64) ms1.Summary {
-	generated := stored + 1
-	return ms1.Summary{Session: ms1.Session{IntervalSeconds: interval, Generated: &generated, Stored: &stored}, TotalSeconds: &seconds}
+	generated, lost := stored+1, int64(1)
+	return ms1.Summary{Session: ms1.Session{IntervalSeconds: interval, Generated: &generated, Stored: &stored, Lost: &lost}, TotalSeconds: &seconds,
+		Hops: &ms1.Hops{Round: ms1.Hop{P50: 0.00039, P99: 0.00127}}}
 }
 
 func TestProgressOnATerminalOverwritesItself(t *testing.T) {
 	var out bytes.Buffer
 	s := &screen{out: &out, live: true}
 	s.print("GET /start")
-	s.progress(at(0.5, 2, 1_000_000), false)
-	s.progress(at(1, 2, 10), false) // a shorter line leaves nothing of a longer one
-	if got := terminal(t, out.String()); got[1] != "[#####     ] 1.0/2 s  generated 11  stored 10  10/s" {
+	s.progress(at(0.5, 2, 1_000_000), 1, false)
+	s.progress(at(1, 2, 10), 1, false) // a shorter line leaves nothing of a longer one
+	if got := terminal(t, out.String()); got[1] != "[#####     ] 1.0 s left  10/s  in flight 1  lost 0  p50 0.39 p99 1.27 ms" {
 		t.Errorf("in the middle the terminal shows %q", got)
 	}
 	s.print("something went wrong")
-	s.progress(at(1.5, 2, 15), false)
-	s.progress(at(3, 2, 20), true)
+	s.progress(at(1.5, 2, 15), 1, false)
+	s.progress(at(3, 2, 20), 1, true)
 	s.print("the end")
-	want := []string{"GET /start", "something went wrong", "[##########] 3.0/2 s  generated 21  stored 20  7/s", "the end", ""}
+	want := []string{"GET /start", "something went wrong", "[##########] 0.0 s left  7/s  in flight 1  lost 0  p50 0.39 p99 1.27 ms", "the end", ""}
 	if got := terminal(t, out.String()); !reflect.DeepEqual(got, want) {
 		t.Errorf("at the end the terminal shows\n%q\nwant\n%q", got, want)
 	}
@@ -58,7 +59,7 @@ func TestProgressOnATerminalOverwritesItself(t *testing.T) {
 func TestProgressOnATerminalNeverWraps(t *testing.T) {
 	var out bytes.Buffer
 	s := &screen{out: &out, live: true}
-	s.progress(at(86400, 86400, 1<<62), false)
+	s.progress(at(86400, 86400, 1<<62), 1, false)
 	terminal(t, out.String())
 }
 
@@ -66,10 +67,12 @@ func TestProgressElsewhereIsALineASecond(t *testing.T) {
 	var out bytes.Buffer
 	s := &screen{out: &out}
 	for range 100 {
-		s.progress(at(0, 1, 0), false)
+		s.progress(at(0, 1, 0), 1, false)
 	}
-	s.progress(at(1.25, 1, 5), true)
-	if got, want := out.String(), "0.0/1 s  generated 1  stored 0  0/s\n1.2/1 s  generated 6  stored 5  4/s\n"; got != want {
+	first := at(1.25, 1, 5)
+	first.Hops = nil
+	s.progress(first, 0, true)
+	if got, want := out.String(), "1.0 s left  0/s  in flight 1  lost 0  p50 0.39 p99 1.27 ms\n0.0 s left  4/s  in flight 0  lost 1\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

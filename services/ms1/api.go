@@ -9,7 +9,6 @@ import (
 	"maps"
 	"mime"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -27,15 +26,23 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-// handler returns the HTTP API. The checks are additional ones of /readyz.
+// handler returns the HTTP API. The checks are those of /readyz.
 func (s *Service) handler(checks []httpserver.Check) http.Handler {
-	routes := httpserver.Health(s.log, s.telemetry.Metrics, append(s.engine.checks(), checks...)...)
+	routes := httpserver.Health(s.log, s.telemetry.Metrics, checks...)
 	maps.Copy(routes, httpserver.Routes{
+		"/{$}":         httpserver.ReadOnly(func(w http.ResponseWriter, _ *http.Request) { s.pageFile(w, "index.html") }),
+		"/page/{file}": httpserver.ReadOnly(func(w http.ResponseWriter, r *http.Request) { s.pageFile(w, r.PathValue("file")) }),
+
 		"/start":         {http.MethodGet: s.traced("/start", s.start)},
 		"/stop":          {http.MethodGet: s.traced("/stop", s.stop)},
 		"/store":         {http.MethodPost: s.traced("/store", s.store)},
 		"/status":        httpserver.ReadOnly(s.status),
+		"/events":        httpserver.ReadOnly(s.listen),
+		"/sessions":      httpserver.ReadOnly(s.sessions),
 		"/sessions/{id}": httpserver.ReadOnly(s.session),
+
+		"/sessions/{id}/hops":     httpserver.ReadOnly(s.hops),
+		"/sessions/{id}/messages": httpserver.ReadOnly(s.messages),
 	})
 	return routes.Handler(append([]string{s.config.Listen}, s.config.AllowedHosts...)...)
 }
@@ -119,29 +126,11 @@ func (s *Service) start(w http.ResponseWriter, r *http.Request) {
 // startParameters reads the query of /start, which overrides the configuration
 // for one session.
 func startParameters(r *http.Request, c InteractionConfig) (intervalSeconds, inFlight int, err error) {
-	parameters := map[string]struct {
-		value *int
-		most  int
-	}{
-		"interval":  {&c.IntervalSeconds, MaxIntervalSeconds},
-		"in_flight": {&c.InFlight, MaxInFlight},
-	}
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return 0, 0, fmt.Errorf("query: %w", err)
-	}
-	for name, values := range query {
-		p, ok := parameters[name]
-		if !ok {
-			return 0, 0, fmt.Errorf("query: must have interval and in_flight only, got %q", name)
-		}
-		n, err := strconv.Atoi(values[0])
-		if len(values) > 1 || err != nil || n < 1 || n > p.most || strconv.Itoa(n) != values[0] {
-			return 0, 0, fmt.Errorf("%s: must be one whole number from 1 to %d, got %q", name, p.most, values)
-		}
-		*p.value = n
-	}
-	return c.IntervalSeconds, c.InFlight, nil
+	err = query(r, map[string]func(string) error{
+		"interval":  whole(&c.IntervalSeconds, MaxIntervalSeconds),
+		"in_flight": whole(&c.InFlight, MaxInFlight),
+	})
+	return c.IntervalSeconds, c.InFlight, err
 }
 
 func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
@@ -318,25 +307,17 @@ const maxNamed = 100
 
 func (s *Service) session(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	id, err := parseID(r.PathValue("id"))
-	var row Session
-	if err == nil {
-		row, err = s.engine.sessionRow(r.Context(), id)
-	}
+	row, err := s.pathSession(r)
 	var named []LostMessage
 	if err == nil && row.EndReason != nil {
-		named, err = s.engine.store.LostMessages(r.Context(), id, maxNamed)
+		named, err = s.engine.store.LostMessages(r.Context(), row.ID, maxNamed)
 	}
-	switch {
-	case err == nil:
-		httpserver.JSON(w, http.StatusOK, struct {
-			Session
-			LostMessages []LostMessage `json:"lost_messages"`
-		}{row, append([]LostMessage{}, named...)})
-	case errors.Is(err, ErrNoSession):
-		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no session %q", r.PathValue("id"))}.Write(w)
-	default:
-		s.refused.Warn().Err(err).Msg("session not read")
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "database: not ready"}.Write(w)
+	if err != nil {
+		s.unread(w, r, err)
+		return
 	}
+	httpserver.JSON(w, http.StatusOK, struct {
+		Session
+		LostMessages []LostMessage `json:"lost_messages"`
+	}{row, append([]LostMessage{}, named...)})
 }

@@ -47,6 +47,7 @@ func newAPI(t *testing.T, tracing ...telemetry.Config) *api {
 	config := Defaults()
 	config.Listen = "127.0.0.1:0"
 	config.Interaction.DrainSeconds = 1
+	config.Tracing = append(tracing, config.Tracing)[0]
 	s, err := New(config, a.store, a.transport, log, tel)
 	if err != nil {
 		t.Fatal(err)
@@ -228,10 +229,12 @@ func TestMethodsAndPaths(t *testing.T) {
 		{"GET", "/store", 405, "POST"},
 		{"PUT", "/store", 405, "POST"},
 		{"DELETE", "/sessions/1", 405, "GET, HEAD"},
-		{"GET", "/", 404, ""},
+		{"POST", "/", 405, "GET, HEAD"},
+		{"POST", "/sessions", 405, "GET, HEAD"},
+		{"GET", "/page", 404, ""},
 		{"GET", "//start", 404, ""},
 		{"GET", "/Start", 404, ""},
-		{"GET", "/sessions", 404, ""},
+		{"GET", "/session", 404, ""},
 		{"GET", "/sessions/1", 404, ""},
 		{"GET", "/sessions/0", 404, ""},
 		{"GET", "/sessions/-1", 404, ""},

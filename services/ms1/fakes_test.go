@@ -24,15 +24,16 @@ func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms1")) }
 // conformance suite; this one is for what they cannot be made to do at a
 // given moment.
 type memoryStore struct {
-	mu       sync.Mutex
-	sessions []Session
-	rows     map[message.Key]message.Message
-	fault    error // of every method but Run
-	batches  []int // size of each commit
-	looks    int   // reads for late messages
-	named    map[int64][]LostMessage
-	amends   int           // transactions for late messages
-	hold     chan struct{} // if not nil, Insert waits for it to be closed, or for its context
+	mu        sync.Mutex
+	sessions  []Session
+	rows      map[message.Key]message.Message
+	fault     error // of every method but Run
+	batches   []int // size of each commit
+	looks     int   // reads for late messages
+	named     map[int64][]LostMessage
+	amends    int           // transactions for late messages
+	pagesLeft int           // of messages before reads fail; 0: all
+	hold      chan struct{} // if not nil, Insert waits for it to be closed, or for its context
 }
 
 func newMemoryStore() *memoryStore {
@@ -197,6 +198,39 @@ func (s *memoryStore) LastSession(ctx context.Context) (Session, error) {
 		return Session{}, ErrNoSession
 	}
 	return s.Session(ctx, int64(n))
+}
+
+func (s *memoryStore) Sessions(_ context.Context, before int64, limit int) (page []Session, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, row := range slices.Backward(s.sessions) {
+		if (before == 0 || row.ID < before) && len(page) < limit {
+			page = append(page, row)
+		}
+	}
+	return page, s.fault
+}
+
+func (s *memoryStore) Messages(_ context.Context, id int64, which Selection) (page []message.Message, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pagesLeft > 0 {
+		if s.pagesLeft--; s.pagesLeft == 0 {
+			return nil, errors.New("connection refused")
+		}
+	}
+	for key, m := range s.rows {
+		if key.SessionID == id && (which.Slowest || m.Service1 > which.After) {
+			page = append(page, m)
+		}
+	}
+	slices.SortFunc(page, func(a, b message.Message) int {
+		if which.Slowest {
+			return cmp.Compare(b.Hops().Round, a.Hops().Round)
+		}
+		return cmp.Compare(a.Service1, b.Service1)
+	})
+	return page[:min(which.Limit, len(page))], s.fault
 }
 
 // fakeTransport hands every frame to a function, as MS2 would read it.

@@ -2,7 +2,9 @@ package ms1
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/DataDog/sketches-go/ddsketch"
 
@@ -68,6 +70,98 @@ func (m *hopMeter) hops() *Hops {
 		return nil
 	}
 	return &Hops{ToMS2: m.toMS2.hop(), ToMS3: m.toMS3.hop(), ToMS1: m.toMS1.hop(), Round: m.round.hop()}
+}
+
+// Bucket counts the messages whose hop took from From to less than To, in
+// seconds.
+type Bucket struct {
+	From  float64 `json:"from_seconds"`
+	To    float64 `json:"to_seconds"`
+	Count int64   `json:"count"`
+}
+
+// Distribution is a hop with its histogram: ten buckets per decade above a
+// microsecond, in their order, without empty ones. Negative times have none.
+type Distribution struct {
+	Hop
+	Buckets []Bucket `json:"buckets"`
+}
+
+// Distributions is what [Hops] sums up.
+type Distributions struct {
+	ToMS2 Distribution `json:"ms1_to_ms2"`
+	ToMS3 Distribution `json:"ms2_to_ms3"`
+	ToMS1 Distribution `json:"ms3_to_ms1"`
+	Round Distribution `json:"round"`
+}
+
+// distributions returns what was collected, or nil if that is nothing.
+func (m *hopMeter) distributions() *Distributions {
+	if m.round.sketch.IsEmpty() {
+		return nil
+	}
+	return &Distributions{ToMS2: m.toMS2.distribution(), ToMS3: m.toMS3.distribution(), ToMS1: m.toMS1.distribution(), Round: m.round.distribution()}
+}
+
+// copy returns what was collected until now.
+func (m *hopMeter) copy() *hopMeter {
+	return &hopMeter{toMS2: m.toMS2.copy(), toMS3: m.toMS3.copy(), toMS1: m.toMS1.copy(), round: m.round.copy()}
+}
+
+// since returns the hops that were collected after those of earlier, or nil if
+// there are none. Their maxima are within 1 %.
+func (m *hopMeter) since(earlier *hopMeter) *Hops {
+	if m.round.sketch.GetCount() == earlier.round.sketch.GetCount() {
+		return nil
+	}
+	return &Hops{ToMS2: m.toMS2.since(earlier.toMS2), ToMS3: m.toMS3.since(earlier.toMS3), ToMS1: m.toMS1.since(earlier.toMS1), Round: m.round.since(earlier.round)}
+}
+
+const bucketsPerDecade = 10
+
+func (s *timeSketch) distribution() Distribution {
+	counts := map[int]int64{}
+	s.sketch.ForEach(func(seconds, count float64) bool {
+		if seconds >= 0 {
+			counts[max(0, int(math.Floor(math.Log10(seconds*1e6)*bucketsPerDecade))+1)] += int64(count)
+		}
+		return false
+	})
+	edge := func(i int) float64 { return math.Round(1e3*math.Pow(10, float64(i)/bucketsPerDecade)) / 1e9 }
+	d := Distribution{Hop: s.hop(), Buckets: []Bucket{}}
+	for _, i := range slices.Sorted(maps.Keys(counts)) {
+		b := Bucket{From: edge(i - 1), To: edge(i), Count: counts[i]}
+		if i == 0 {
+			b.From = 0
+		}
+		d.Buckets = append(d.Buckets, b)
+	}
+	return d
+}
+
+func (s timeSketch) copy() timeSketch {
+	s.sketch = s.sketch.Copy()
+	return s
+}
+
+// since sums up the times that were added after those of earlier.
+func (s timeSketch) since(earlier timeSketch) Hop {
+	added := map[float64]float64{}
+	s.sketch.ForEach(func(seconds, count float64) bool { added[seconds] += count; return false })
+	earlier.sketch.ForEach(func(seconds, count float64) bool { added[seconds] -= count; return false })
+	total := s.sketch.GetCount() - earlier.sketch.GetCount()
+	maps.DeleteFunc(added, func(_, count float64) bool { return count <= 0 })
+	times := slices.Sorted(maps.Keys(added))
+	quantile := func(q float64) (seconds float64) {
+		rank := q * (total - 1)
+		for _, seconds = range times {
+			if rank -= added[seconds]; rank < 0 {
+				break
+			}
+		}
+		return math.Round(min(seconds, s.max)*1e6) / 1e6
+	}
+	return Hop{P50: quantile(0.50), P95: quantile(0.95), P99: quantile(0.99), Max: quantile(1), Negative: s.negative - earlier.negative}
 }
 
 type timeSketch struct {

@@ -455,6 +455,13 @@ func (l *ledger) lostMessages() (all []LostMessage) {
 	return all
 }
 
+// hopsUntilNow returns a copy of what the ledger has collected.
+func (l *ledger) hopsUntilNow() *hopMeter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.hops.copy()
+}
+
 // account is the figures of a ledger.
 type account struct {
 	generated, stored, resent, duplicates int64

@@ -38,6 +38,8 @@ type Service struct {
 	telemetry *telemetry.Telemetry
 	now       func() time.Time
 	engine    *engine
+	history   *history
+	events    *events
 	server    *httpserver.Server
 }
 
@@ -66,6 +68,8 @@ func Run(ctx context.Context, c Config, console io.Writer, open func(zerolog.Log
 func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.Telemetry, checks ...httpserver.Check) (*Service, error) {
 	s := &Service{config: c, log: log, refused: logging.Limit(log), telemetry: tel, now: time.Now}
 	s.engine = newEngine(c.Interaction, store, t, s.now, log, tel)
+	checks = append(s.engine.checks(), checks...)
+	s.history, s.events = newHistory(s.engine), newEvents(s.engine, s.now, checks)
 	server, err := httpserver.Listen(c.Listen, s.handler(checks), log)
 	if err != nil {
 		return nil, err
@@ -87,6 +91,7 @@ func (s *Service) Run(ctx context.Context) error {
 		lifecycle.Part{Name: "database", Run: s.engine.store.Run},
 		lifecycle.Part{Name: "connection to ms2", Run: func(ctx context.Context) error { return s.engine.transport.Run(ctx, s.engine.connected) }},
 		lifecycle.Part{Name: "http", Run: s.server.Run},
+		lifecycle.Part{Name: "events", Run: s.events.run}, // until the session has drained
 		lifecycle.Part{Name: "sessions", Run: s.engine.run},
 	)
 }

@@ -215,4 +215,19 @@ type Store interface {
 
 	// LastSession returns the row with the highest number, or ErrNoSession.
 	LastSession(ctx context.Context) (Session, error)
+
+	// Sessions returns the sessions with the highest numbers below before, or of
+	// all if that is 0: the newest first, at most limit.
+	Sessions(ctx context.Context, before int64, limit int) ([]Session, error)
+
+	// Messages returns messages of a session, none if there is no such session.
+	// It does not delay commits.
+	Messages(ctx context.Context, sessionID int64, s Selection) ([]message.Message, error)
+}
+
+// Selection selects messages of a session.
+type Selection struct {
+	Slowest bool          // those with the longest round, the longest first; else in the order of their keys
+	After   message.Stamp // those with a later first stamp, unless Slowest is set
+	Limit   int           // at most as many
 }

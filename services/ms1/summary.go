@@ -22,8 +22,9 @@ type Summary struct {
 
 // Status is the answer to GET /status.
 type Status struct {
-	State   State    `json:"state"`
-	Session *Summary `json:"session"` // the current or the last one; nil before the first
+	State    State    `json:"state"`
+	Session  *Summary `json:"session"`            // the current or the last one; nil before the first
+	InFlight int      `json:"messages_in_flight"` // generated, and neither stored nor given up
 }
 
 // summary returns the current figures. The caller holds the engine's mutex.
@@ -59,7 +60,10 @@ func (e *engine) status(ctx context.Context) Status {
 		e.mu.Unlock()
 		return Status{State: Idle}
 	}
-	state, sum, recorded := s.state, s.summary(), s.recorded
+	state, sum, recorded, busy := s.state, s.summary(), s.recorded, 0
+	if s.ledger != nil {
+		busy = s.ledger.account().busy
+	}
 	e.mu.Unlock()
 	if recorded {
 		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
@@ -68,7 +72,7 @@ func (e *engine) status(ctx context.Context) Status {
 			sum.Session = row // lost messages may have returned since
 		}
 	}
-	return Status{State: state, Session: &sum}
+	return Status{State: state, Session: &sum, InFlight: busy}
 }
 
 // statusOf returns the status of the session with this number.

@@ -124,12 +124,14 @@ func newStore(c Config, log zerolog.Logger, open func() *sql.DB) *Store {
 	s.Statements = sqlstore.Statements{
 		Stamp:    func(s message.Stamp) any { return s.Time() },
 		ForShare: " LOCK IN SHARE MODE", ForUpdate: " FOR UPDATE", KeepFirst: " ON DUPLICATE KEY UPDATE session_id = messages.session_id",
+		Round: "TIMESTAMPDIFF(MICROSECOND, service1_timestamp, end_timestamp)",
 		Retry: s.retry, Transact: transact,
 		Fresh: func(db *sql.DB) *sql.DB { // closes the idle connections, and waits for none in use
 			db.SetMaxIdleConns(0)
 			db.SetMaxIdleConns(maxOpen)
 			return db
 		},
+		Readers: func(db *sql.DB) *sql.DB { return db },
 	}
 	return s
 }

@@ -57,6 +57,7 @@ type Store struct {
 	log   zerolog.Logger
 	db    *sql.DB // one connection: writers queue here instead of at the file's lock
 	other *sql.DB // another connection, which does not write messages but counts them
+	reads *sql.DB // a third connection, for reads that take long
 	files []fs.FileInfo
 	ready chan struct{}
 	ended chan struct{}
@@ -79,7 +80,7 @@ func Open(path string, log zerolog.Logger) (*Store, error) {
 		path: path, log: log, ready: make(chan struct{}), ended: make(chan struct{}),
 		walLimit: 64 << 20, walEvery: 10 * time.Second,
 	}
-	for _, db := range []**sql.DB{&s.db, &s.other} {
+	for _, db := range []**sql.DB{&s.db, &s.other, &s.reads} {
 		*db, err = open(path,
 			"_txlock=immediate", "_pragma=busy_timeout(250)", "_pragma=journal_mode(WAL)",
 			"_pragma=synchronous(NORMAL)", "_pragma=foreign_keys(1)")
@@ -90,10 +91,18 @@ func Open(path string, log zerolog.Logger) (*Store, error) {
 	s.Statements = sqlstore.Statements{
 		Stamp:     func(s message.Stamp) any { return s.String() },
 		KeepFirst: " ON CONFLICT DO NOTHING",
+		Round:     micros("end_timestamp") + " - " + micros("service1_timestamp"),
 		Retry:     s.retry, Transact: transact,
-		Fresh: func(*sql.DB) *sql.DB { return s.other },
+		Fresh:   func(*sql.DB) *sql.DB { return s.other },
+		Readers: func(*sql.DB) *sql.DB { return s.reads },
 	}
 	return s, nil
+}
+
+// micros returns the expression for a column of stamps in microseconds since
+// 1970.
+func micros(column string) string {
+	return fmt.Sprintf("(unixepoch(substr(%s, 1, 19)) * 1000000 + substr(%[1]s, 21, 6))", column)
 }
 
 // open returns a pool of one connection, which is opened when it is needed.
@@ -117,6 +126,7 @@ func (s *Store) Run(ctx context.Context) error {
 	defer close(s.ended)
 	defer s.db.Close()
 	defer s.other.Close()
+	defer s.reads.Close()
 	unlock, err := Lock(ctx, s.path+".lock")
 	if err != nil {
 		return fmt.Errorf("lock database %s: %w", s.path, err)
@@ -132,7 +142,7 @@ func (s *Store) Run(ctx context.Context) error {
 	s.log.Info().Str("file", s.path).Msg("database is ready")
 	s.watchLog(ctx)
 	// A running statement has the only connection; the file is closed after it.
-	for _, db := range []*sql.DB{s.other, s.db} {
+	for _, db := range []*sql.DB{s.reads, s.other, s.db} {
 		conn, inUse := db.Conn(context.WithoutCancel(ctx))
 		if inUse == nil {
 			inUse = conn.Close()
@@ -156,7 +166,7 @@ func (s *Store) prepare(ctx context.Context) error {
 	if err := sqlstore.Migrate(ctx, goose.DialectSQLite3, s.db, migrations); err != nil {
 		return err
 	}
-	for _, db := range []*sql.DB{s.db, s.other} {
+	for _, db := range []*sql.DB{s.db, s.other, s.reads} {
 		if err := verify(ctx, db); err != nil {
 			return err
 		}

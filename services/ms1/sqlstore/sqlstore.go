@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"strings"
 	"time"
 
@@ -61,6 +62,7 @@ type Statements struct {
 	ForShare  string                  // clause of a SELECT that keeps its rows from changing
 	ForUpdate string                  // clause of a SELECT that locks its rows
 	KeepFirst string                  // clause of an INSERT that keeps existing rows
+	Round     string                  // expression for the microseconds from service1_timestamp to end_timestamp
 
 	// Retry calls try until it succeeds, fails permanently or ctx ends. Its
 	// error begins with the operation.
@@ -69,6 +71,8 @@ type Statements struct {
 	Transact func(ctx context.Context, db *sql.DB, f func(tx Conn) error) error
 	// Fresh returns connections that see only committed rows.
 	Fresh func(*sql.DB) *sql.DB
+	// Readers returns connections for reads that take long.
+	Readers func(*sql.DB) *sql.DB
 }
 
 const (
@@ -93,10 +97,14 @@ func (s stamp) Scan(value any) error {
 	return nil
 }
 
+func scanSession(row interface{ Scan(...any) error }, s *ms1.Session) error {
+	return row.Scan(&s.ID, stamp{&s.StartedAt}, stamp{&s.EndedAt}, &s.IntervalSeconds, &s.InFlight,
+		&s.Generated, &s.Stored, &s.Resent, &s.Duplicates, &s.Lost, &s.EndReason)
+}
+
 func readSession(ctx context.Context, c Conn, where string, args ...any) (ms1.Session, error) {
 	var s ms1.Session
-	err := c.QueryRowContext(ctx, selectSession+where, args...).Scan(&s.ID, stamp{&s.StartedAt}, stamp{&s.EndedAt}, &s.IntervalSeconds, &s.InFlight,
-		&s.Generated, &s.Stored, &s.Resent, &s.Duplicates, &s.Lost, &s.EndReason)
+	err := scanSession(c.QueryRowContext(ctx, selectSession+where, args...), &s)
 	if errors.Is(err, sql.ErrNoRows) {
 		return s, ms1.ErrNoSession
 	}
@@ -142,6 +150,38 @@ func (s Statements) Session(ctx context.Context, id int64) (ms1.Session, error) 
 // LastSession implements [ms1.Store].
 func (s Statements) LastSession(ctx context.Context) (ms1.Session, error) {
 	return s.read(ctx, "read last session", "ORDER BY id DESC LIMIT 1")
+}
+
+// Sessions implements [ms1.Store].
+func (s Statements) Sessions(ctx context.Context, before int64, limit int) (page []ms1.Session, err error) {
+	if before == 0 {
+		before = math.MaxInt64
+	}
+	err = s.Retry(ctx, "read sessions", func(ctx context.Context, db *sql.DB) (err error) {
+		page, err = readAll(ctx, s.Readers(db), func(rows *sql.Rows, row *ms1.Session) error { return scanSession(rows, row) },
+			selectSession+"WHERE id < ? ORDER BY id DESC LIMIT ?", before, limit)
+		return err
+	})
+	return page, err
+}
+
+// Messages implements [ms1.Store].
+func (s Statements) Messages(ctx context.Context, id int64, which ms1.Selection) (page []message.Message, err error) {
+	query, args := "WHERE session_id = ? AND service1_timestamp > ? ORDER BY service1_timestamp LIMIT ?", []any{id, s.Stamp(max(which.After, 1)), which.Limit}
+	if which.After == 0 {
+		query = strings.Replace(query, ">", ">=", 1) // than the earliest stamp
+	}
+	if which.Slowest {
+		query, args = "WHERE session_id = ? ORDER BY "+s.Round+" DESC, service1_timestamp LIMIT ?", []any{id, which.Limit}
+	}
+	err = s.Retry(ctx, fmt.Sprintf("read messages of session %d", id), func(ctx context.Context, db *sql.DB) (err error) {
+		page, err = readAll(ctx, s.Readers(db), func(rows *sql.Rows, m *message.Message) error {
+			m.SessionID = id
+			return rows.Scan(stamp{&m.Service1}, stamp{&m.Service2}, stamp{&m.Service3}, stamp{&m.End})
+		}, "SELECT service1_timestamp, service2_timestamp, service3_timestamp, end_timestamp FROM messages "+query, args...)
+		return err
+	})
+	return page, err
 }
 
 // LostMessages implements [ms1.Store].

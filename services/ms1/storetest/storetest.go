@@ -54,6 +54,9 @@ func Run(t *testing.T, fresh func(t *testing.T) Database) {
 		{"a late message a hundred times at once", lateInParallel},
 		{"deleting a session deletes its messages", cascade},
 		{"lost messages are named", lostMessages},
+		{"sessions in pages", sessionPages},
+		{"messages in pages", messagePages},
+		{"the slowest messages", slowest},
 		{"a database of the first version", firstVersion},
 		{"one program per database", oneProgram},
 		{"a context that has ended", endedContext},
@@ -629,6 +632,73 @@ func lostMessages(t *testing.T, d Database) {
 	want("many", 2*ms1.MaxInFlight, closing.Lost...)
 }
 
+func sessionPages(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	want := func(before int64, limit int, want ...int64) {
+		t.Helper()
+		page, err := s.Sessions(ctx, before, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := []int64{}
+		for _, row := range page {
+			found = append(found, row.ID)
+		}
+		if !slices.Equal(found, want) {
+			t.Errorf("%d before %d: got %v, want %v", limit, before, found, want)
+		}
+	}
+	want(0, 9)
+	a, b, c := begin(t, ctx, s), begin(t, ctx, s), begin(t, ctx, s)
+	ended, err := s.End(ctx, b, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Stopped})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(0, 9, c, b, a)
+	want(0, 2, c, b)
+	want(b, 2, a)
+	want(a, 2)
+	page, err := s.Sessions(ctx, c, 1)
+	if err != nil || len(page) != 1 || figures(page[0]) != figures(ended) || page[0].EndedAt != ended.EndedAt || page[0].StartedAt != t0 {
+		t.Errorf("got %+v, error %v, want %+v", page, err, ended)
+	}
+}
+
+func wantMessages(t *testing.T, ctx context.Context, s ms1.Store, id int64, which ms1.Selection, want ...message.Message) {
+	t.Helper()
+	if page, err := s.Messages(ctx, id, which); err != nil || !slices.Equal(page, want) {
+		t.Errorf("%+v: got %d messages %v, error %v, want %d %v", which, len(page), page, err, len(want), want)
+	}
+}
+
+func messagePages(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	const first, latest = message.Stamp(1), message.Stamp(253402300799999999)
+	all := append([]message.Message{{SessionID: id, Service1: first, Service2: latest, Service3: first, End: latest}}, messages(id, 0, 4)...)
+	insert(t, ctx, s, id, all...)
+	insert(t, ctx, s, other, messages(other, 0, 2)...)
+	wantMessages(t, ctx, s, id, ms1.Selection{Limit: 9}, all...)
+	wantMessages(t, ctx, s, id, ms1.Selection{Limit: 2}, all[:2]...)
+	wantMessages(t, ctx, s, id, ms1.Selection{After: first, Limit: 2}, all[1:3]...)
+	wantMessages(t, ctx, s, id, ms1.Selection{After: all[2].Service1, Limit: 9}, all[3:]...)
+	wantMessages(t, ctx, s, id, ms1.Selection{After: all[4].Service1, Limit: 9})
+	wantMessages(t, ctx, s, other+1, ms1.Selection{Limit: 9})
+}
+
+func slowest(t *testing.T, d Database) {
+	s, ctx := d.start(t)
+	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	all := messages(id, 0, 5)
+	for i, end := range []message.Stamp{1_000_000, 7, 999_999, -5, 7} { // across seconds, and negative
+		all[i].End = all[i].Service1 + end
+	}
+	insert(t, ctx, s, id, all...)
+	insert(t, ctx, s, other, messages(other, 0, 2)...)
+	wantMessages(t, ctx, s, id, ms1.Selection{Slowest: true, Limit: 9}, all[0], all[2], all[1], all[4], all[3])
+	wantMessages(t, ctx, s, id, ms1.Selection{Slowest: true, Limit: 2}, all[0], all[2])
+}
+
 func firstVersion(t *testing.T, d Database) {
 	s := d.Open(t)
 	stop := Start(t, s)
@@ -723,5 +793,7 @@ func each(ctx context.Context, s ms1.Store, id int64) map[string]error {
 	_, errs["StoreLate"] = ms1.StoreLate(ctx, s, Message(id, 0))
 	_, errs["Session"] = s.Session(ctx, id)
 	_, errs["LastSession"] = s.LastSession(ctx)
+	_, errs["Sessions"] = s.Sessions(ctx, 0, 1)
+	_, errs["Messages"] = s.Messages(ctx, id, ms1.Selection{Limit: 1})
 	return errs
 }

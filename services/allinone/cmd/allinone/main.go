@@ -24,6 +24,7 @@ func command() program.Program[allinone.Config] {
 			flags.StringVar(&c.Listen, "listen", c.Listen, "listen for MS1's requests on `ADDR`, host:port")
 			flags.StringVar(&c.Data, "data", c.Data, "keep database, broker and logs in the directory `DIR`")
 			flags.BoolVar(&c.Once, "once", c.Once, "run one session at once and exit: 0, or 1 if a message of it was lost")
+			flags.BoolVar(&c.Open, "open", c.Open, "open MS1's page in a browser; not with -once")
 			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "generate messages for `SECONDS` in a session")
 			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages in flight")
 		},

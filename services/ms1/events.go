@@ -1,0 +1,262 @@
+package ms1
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/message"
+)
+
+const (
+	// maxListeners is the number of listeners of /events.
+	maxListeners = 64
+	// eventEvery is the time between two events.
+	eventEvery = time.Second
+	// keptEvents is the number of events that are kept for listeners that come
+	// back.
+	keptEvents = 60
+	// maxBehind is the number of events that wait for a listener. One that is
+	// further behind is disconnected.
+	maxBehind = 8
+)
+
+// Event is the status at one moment, the data of an event of GET /events.
+type Event struct {
+	At message.Stamp `json:"at"`
+	Status
+	Recent *Recent           `json:"recent"` // nil in the first event of a session, and without one
+	Checks map[string]string `json:"checks"` // as in /readyz
+}
+
+// Recent is what has happened since the event before, with rates per second.
+type Recent struct {
+	Seconds  float64 `json:"seconds"`
+	Sent     float64 `json:"sent_per_second"`     // resends included
+	Returned float64 `json:"returned_per_second"` // repeats included
+	Stored   float64 `json:"stored_per_second"`
+	Hops     *Hops   `json:"hops"` // nil if nothing was stored
+}
+
+// sample is the figures of a session at one moment.
+type sample struct {
+	at      time.Time
+	ledger  *ledger
+	account account
+	hops    *hopMeter
+}
+
+// sent is an encoded event. Its id is the Unix time in seconds, so that ids also
+// increase across restarts.
+type sent struct {
+	id   int64
+	text []byte
+}
+
+// events sends the status to listeners.
+type events struct {
+	engine *engine
+	checks []httpserver.Check
+	now    func() time.Time
+	wake   chan struct{}
+
+	mu        sync.Mutex
+	listeners map[chan sent]struct{}
+	kept      []sent
+	leftAt    time.Time // when the last listener left
+	closed    bool
+
+	last sample // of run alone
+}
+
+func newEvents(e *engine, now func() time.Time, checks []httpserver.Check) *events {
+	return &events{engine: e, checks: checks, now: now, wake: make(chan struct{}, 1), listeners: map[chan sent]struct{}{}}
+}
+
+// run sends events until ctx is cancelled. Without a listener it goes on for as
+// long as it keeps events, then it waits for one.
+func (e *events) run(ctx context.Context) error {
+	tick := time.NewTicker(eventEvery)
+	defer tick.Stop()
+	defer e.close()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-e.wake:
+			tick.Reset(eventEvery)
+		}
+		if e.wanted() {
+			e.publish(e.event(ctx))
+		}
+	}
+}
+
+func (e *events) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.closed = true
+	for l := range e.listeners {
+		e.remove(l)
+	}
+}
+
+// remove disconnects a listener. The caller holds the mutex.
+func (e *events) remove(l chan sent) {
+	if _, ok := e.listeners[l]; !ok {
+		return
+	}
+	delete(e.listeners, l)
+	close(l)
+	e.leftAt = time.Now()
+}
+
+func (e *events) wanted() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.listeners) == 0 && time.Since(e.leftAt) > keptEvents*eventEvery {
+		e.kept = nil
+		return false
+	}
+	return true
+}
+
+func (e *events) publish(v Event) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		e.engine.log.Error().Err(err).Msg("event not encoded")
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	id := e.now().Unix()
+	if n := len(e.kept); n > 0 {
+		id = max(id, e.kept[n-1].id+1)
+	}
+	s := sent{id, fmt.Appendf(nil, "id: %d\ndata: %s\n\n", id, data)}
+	if e.kept = append(e.kept, s); len(e.kept) > keptEvents {
+		e.kept = e.kept[1:]
+	}
+	for l := range e.listeners {
+		select {
+		case l <- s:
+		default:
+			e.remove(l)
+		}
+	}
+}
+
+// event returns the status, and what has happened since the event before.
+func (e *events) event(ctx context.Context) Event {
+	e.engine.mu.Lock()
+	current := e.engine.current
+	e.engine.mu.Unlock()
+	v := Event{At: message.StampOf(e.now()), Status: e.engine.status(ctx), Checks: httpserver.States(httpserver.Probe(ctx, e.checks))}
+	now := sample{at: time.Now()}
+	if current != nil && current.ledger != nil {
+		now.ledger, now.account, now.hops = current.ledger, current.ledger.account(), current.ledger.hopsUntilNow()
+	}
+	if now.ledger != nil && now.ledger == e.last.ledger {
+		v.Recent = now.since(e.last)
+	}
+	e.last = now
+	return v
+}
+
+func (s sample) since(earlier sample) *Recent {
+	seconds := s.at.Sub(earlier.at).Seconds()
+	a, b := s.account, earlier.account
+	rate := func(n int64) float64 { return float64(n) / max(seconds, 0.001) }
+	return &Recent{
+		Seconds:  seconds,
+		Sent:     rate(a.generated + a.resent - b.generated - b.resent),
+		Returned: rate(a.stored + a.duplicates - b.stored - b.duplicates),
+		Stored:   rate(a.stored - b.stored),
+		Hops:     s.hops.since(earlier.hops),
+	}
+}
+
+// listen adds a listener. It returns the kept events after the one with the id,
+// and a channel of the later ones that is closed when the listener is too slow or
+// MS1 stops. Without an id (-1) only the newest event is returned, if it is fresh.
+// It returns false if there are too many listeners.
+func (e *events) listen(after int64) (missed []sent, later chan sent, ok bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || len(e.listeners) >= maxListeners {
+		return nil, nil, false
+	}
+	later = make(chan sent, maxBehind)
+	e.listeners[later] = struct{}{}
+	switch {
+	case len(e.kept) == 0:
+		notify(e.wake)
+	case after >= 0:
+		for _, s := range e.kept {
+			if s.id > after {
+				missed = append(missed, s)
+			}
+		}
+	default:
+		missed = e.kept[len(e.kept)-1:]
+	}
+	return missed, later, true
+}
+
+func (e *events) leave(l chan sent) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.remove(l)
+}
+
+// listen answers GET /events with Server-Sent Events.
+func (s *Service) listen(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	after, err := int64(-1), error(nil)
+	if text := r.Header.Get("Last-Event-ID"); text != "" {
+		if after, err = strconv.ParseInt(text, 10, 64); err != nil || after < 0 {
+			badRequest(w, fmt.Errorf("header Last-Event-ID: must be a whole number from 0, got %q", text))
+			return
+		}
+	}
+	missed, later, ok := s.events.listen(after)
+	if !ok {
+		w.Header().Set("Retry-After", "1")
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("at most %d listeners", maxListeners)}.Write(w)
+		return
+	}
+	defer s.events.leave(later)
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // a reverse proxy must pass events at once
+	if r.Method == http.MethodHead {
+		return
+	}
+	out := http.NewResponseController(w)
+	write := func(e sent) bool {
+		_ = out.SetWriteDeadline(time.Now().Add(httpserver.AnswerTimeout)) // an error comes back from the write
+		_, err := w.Write(e.text)
+		return err == nil && out.Flush() == nil
+	}
+	for _, e := range missed {
+		if !write(e) {
+			return
+		}
+	}
+	_ = out.Flush() // the head of the answer, without a missed event
+	for {
+		select {
+		case e, ok := <-later:
+			if !ok || !write(e) {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,385 @@
+package ms1
+
+import (
+	"bytes"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+const (
+	// maxReads is the number of pages that are read from the database at once, so
+	// that readers leave connections for commits.
+	maxReads = 2
+	// readTimeout bounds the read of a page: the slowest messages of a session
+	// are found among all.
+	readTimeout = 30 * time.Second
+	// distributeTimeout bounds the reads of a whole session.
+	distributeTimeout = 2 * time.Minute
+	// pageRows is the number of messages that are read or written at once.
+	pageRows = 1000
+	// pageSessions is the number of sessions in an answer.
+	pageSessions = 20
+	maxSessions  = 100
+	// someMessages is the number of messages in an answer of JSON.
+	someMessages = 100
+	// maxKnown is the number of sessions whose distributions are remembered.
+	maxKnown = 32
+)
+
+// history reads what is in the database.
+type history struct {
+	engine *engine
+	reads  chan struct{} // has a token for each read
+
+	mu    sync.Mutex
+	known map[knownSession]*Distributions
+}
+
+// knownSession is a session that has ended, until another late message is
+// stored.
+type knownSession struct{ id, stored int64 }
+
+func newHistory(e *engine) *history {
+	return &history{engine: e, reads: make(chan struct{}, maxReads), known: map[knownSession]*Distributions{}}
+}
+
+// query reads the query of a request with a function for each parameter that
+// it may have. Its error names the parameter.
+func query(r *http.Request, parameters map[string]func(value string) error) error {
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return fmt.Errorf("query: %w", err)
+	}
+	for name, value := range values {
+		parse, ok := parameters[name]
+		if !ok {
+			return fmt.Errorf("query: must not have %q", name)
+		}
+		if len(value) > 1 {
+			return fmt.Errorf("%s: must be given once, got %q", name, value)
+		}
+		if err := parse(value[0]); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// whole returns a parser of whole numbers from 1 to most.
+func whole[T int | int64](to *T, most T) func(string) error {
+	return func(value string) error {
+		n, err := strconv.ParseInt(value, 10, 64)
+		if err != nil || n < 1 || n > int64(most) || strconv.FormatInt(n, 10) != value {
+			return fmt.Errorf("must be a whole number from 1 to %d, got %q", most, value)
+		}
+		*to = T(n)
+		return nil
+	}
+}
+
+// oneOf returns a parser of the words.
+func oneOf(to *string, words ...string) func(string) error {
+	return func(value string) error {
+		if !slices.Contains(words, value) {
+			return fmt.Errorf("must be %s, got %q", strings.Join(words, " or "), value)
+		}
+		*to = value
+		return nil
+	}
+}
+
+// read returns a page of messages.
+func (h *history) read(ctx context.Context, id int64, s Selection) ([]message.Message, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	select {
+	case h.reads <- struct{}{}:
+		defer func() { <-h.reads }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for database: %w", ctx.Err())
+	}
+	return h.engine.store.Messages(ctx, id, s)
+}
+
+// unread answers a request whose data could not be read.
+func (s *Service) unread(w http.ResponseWriter, r *http.Request, err error) {
+	if errors.Is(err, ErrNoSession) {
+		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no session %q", r.PathValue("id"))}.Write(w)
+		return
+	}
+	s.refused.Warn().Err(err).Msg("session not read")
+	httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "database: not ready"}.Write(w)
+}
+
+// pathSession returns the session whose number is in the path.
+func (s *Service) pathSession(r *http.Request) (Session, error) {
+	id, err := parseID(r.PathValue("id"))
+	if err != nil {
+		return Session{}, err
+	}
+	return s.engine.sessionRow(r.Context(), id)
+}
+
+func badRequest(w http.ResponseWriter, err error) {
+	httpserver.Problem{Status: http.StatusBadRequest, Detail: err.Error()}.Write(w)
+}
+
+// sessions answers GET /sessions.
+func (s *Service) sessions(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	before, limit := int64(0), pageSessions
+	if err := query(r, map[string]func(string) error{"before": whole(&before, 1<<63-1), "limit": whole(&limit, maxSessions)}); err != nil {
+		badRequest(w, err)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), beginTimeout)
+	defer cancel()
+	rows, err := s.engine.store.Sessions(ctx, before, limit+1)
+	if err != nil {
+		s.unread(w, r, err)
+		return
+	}
+	answer := struct {
+		Sessions []Session `json:"sessions"`
+		Next     *int64    `json:"next"`
+	}{Sessions: append([]Session{}, rows[:min(limit, len(rows))]...)}
+	for i, row := range answer.Sessions {
+		if row.EndReason != nil {
+			continue
+		}
+		if now, err := s.engine.sessionRow(ctx, row.ID); err == nil {
+			answer.Sessions[i] = now
+		}
+	}
+	if len(rows) > limit {
+		answer.Next = &rows[limit-1].ID
+	}
+	httpserver.JSON(w, http.StatusOK, answer)
+}
+
+// hops answers GET /sessions/{id}/hops.
+func (s *Service) hops(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	row, err := s.pathSession(r)
+	var found *Distributions
+	if err == nil {
+		found, err = s.history.distributions(r.Context(), row)
+	}
+	if err != nil {
+		s.unread(w, r, err)
+		return
+	}
+	httpserver.JSON(w, http.StatusOK, map[string]any{"session_id": row.ID, "hops": found})
+}
+
+// distributions returns those of a session, nil if it has no rows. Of the
+// current or last session of this process they are in memory.
+func (h *history) distributions(ctx context.Context, row Session) (*Distributions, error) {
+	h.engine.mu.Lock()
+	current := h.engine.current
+	h.engine.mu.Unlock()
+	if current != nil && current.row.ID == row.ID && current.ledger != nil {
+		return current.ledger.hopsUntilNow().distributions(), nil
+	}
+	if row.Stored == nil { // another process has it open
+		return nil, nil
+	}
+	key := knownSession{row.ID, *row.Stored}
+	h.mu.Lock()
+	found, ok := h.known[key]
+	h.mu.Unlock()
+	if ok {
+		return found, nil
+	}
+	meter, err := newHopMeter()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, distributeTimeout)
+	defer cancel()
+	err = h.each(ctx, row.ID, 0, nil, func(m message.Message) { meter.add(m.Hops()) })
+	if err != nil {
+		return nil, err
+	}
+	found = meter.distributions()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.known) >= maxKnown {
+		clear(h.known)
+	}
+	h.known[key] = found
+	return found, nil
+}
+
+// each calls f with all messages of a session after a stamp in the order of
+// their keys, and paged after each page, unless that is nil.
+func (h *history) each(ctx context.Context, id int64, after message.Stamp, paged func() error, f func(message.Message)) error {
+	for {
+		page, err := h.read(ctx, id, Selection{After: after, Limit: pageRows})
+		if err != nil {
+			return err
+		}
+		for _, m := range page {
+			f(m)
+		}
+		if paged != nil {
+			err = paged()
+		}
+		if err != nil || len(page) < pageRows {
+			return err
+		}
+		after = page[len(page)-1].Service1
+	}
+}
+
+// The formats of messages in an answer, and their media types.
+const (
+	asJSON  = "json"
+	asCSV   = "csv"
+	asLines = "ndjson"
+)
+
+var mediaTypes = map[string]string{asJSON: "application/json", asCSV: "text/csv", asLines: httpserver.LinesType}
+
+// accepted returns the first format of the header Accept that is known.
+func accepted(r *http.Request) string {
+	for _, value := range r.Header.Values("Accept") {
+		for part := range strings.SplitSeq(value, ",") {
+			media, _, _ := mime.ParseMediaType(part) // an invalid one is unknown
+			for format, known := range mediaTypes {
+				if media == known {
+					return format
+				}
+			}
+		}
+	}
+	return asJSON
+}
+
+// line appends a message as JSON, with its trace id.
+func line(b []byte, m message.Message) []byte {
+	id, _ := telemetry.IDs(m.Key())
+	b = m.Append(b)
+	return append(append(append(b[:len(b)-1], `,"trace_id":"`...), id.String()...), `"}`...)
+}
+
+// columns is the header of CSV.
+var columns = []string{"session_id", "service1_timestamp", "service2_timestamp", "service3_timestamp", "end_timestamp", "trace_id"}
+
+func record(m message.Message) []string {
+	id, _ := telemetry.IDs(m.Key())
+	return []string{strconv.FormatInt(m.SessionID, 10), m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String(), id.String()}
+}
+
+// messages answers GET /sessions/{id}/messages. CSV and lines without a limit
+// are streamed page by page.
+func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Vary", "Accept")
+	order, format, which := "sent", accepted(r), Selection{}
+	err := query(r, map[string]func(string) error{
+		"order":  oneOf(&order, "sent", "slowest"),
+		"format": oneOf(&format, asJSON, asCSV, asLines),
+		"limit":  whole(&which.Limit, pageRows),
+		"after": func(value string) error {
+			t, err := time.Parse(message.Layout, value)
+			if which.After = message.StampOf(t); err != nil || which.After < 1 || which.After.String() != value {
+				return fmt.Errorf("must be a timestamp such as 2026-11-23T10:15:30.123456Z, got %q", value)
+			}
+			return nil
+		},
+	})
+	which.Slowest = order == "slowest"
+	if err == nil && which.Slowest && which.After != 0 {
+		err = errors.New("after: must not be given with order slowest")
+	}
+	if err != nil {
+		badRequest(w, err)
+		return
+	}
+	row, err := s.pathSession(r)
+	if err != nil {
+		s.unread(w, r, err)
+		return
+	}
+	all := format != asJSON && !which.Slowest && which.Limit == 0
+	if which.Limit == 0 {
+		which.Limit = someMessages
+	}
+	if all {
+		which.Limit = pageRows
+	}
+	page, err := s.history.read(r.Context(), row.ID, which)
+	if err != nil {
+		s.unread(w, r, err)
+		return
+	}
+	w.Header().Set("Content-Type", mediaTypes[format])
+	if format == asJSON {
+		writePage(w, page, which)
+		return
+	}
+	w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="session-%d.%s"`, row.ID, format))
+	out := rowWriter(w, format)
+	for _, m := range page {
+		out.write(m)
+	}
+	err = out.flush()
+	if err == nil && all && len(page) == pageRows && r.Method != http.MethodHead {
+		err = s.history.each(r.Context(), row.ID, page[len(page)-1].Service1, out.flush, out.write)
+	}
+	if err != nil { // the client must notice that it does not have all
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// writePage writes messages as JSON, with the value of after for the next page.
+func writePage(w http.ResponseWriter, page []message.Message, which Selection) {
+	messages := make([]json.RawMessage, len(page))
+	for i, m := range page {
+		messages[i] = line(nil, m)
+	}
+	var next *message.Stamp
+	if !which.Slowest && len(page) == which.Limit {
+		next = &page[len(page)-1].Service1
+	}
+	httpserver.JSON(w, http.StatusOK, map[string]any{"messages": messages, "next": next})
+}
+
+// rows writes messages. A client has [httpserver.AnswerTimeout] for each flush.
+type rows struct {
+	write func(message.Message)
+	flush func() error
+}
+
+func rowWriter(w http.ResponseWriter, format string) rows {
+	var text bytes.Buffer
+	deadline := http.NewResponseController(w)
+	flush := func() error {
+		_ = deadline.SetWriteDeadline(time.Now().Add(httpserver.AnswerTimeout)) // an error comes back from the write
+		_, err := text.WriteTo(w)
+		return err
+	}
+	if format == asLines {
+		return rows{func(m message.Message) { text.Write(append(line(text.AvailableBuffer(), m), '\n')) }, flush}
+	}
+	table := csv.NewWriter(&text)
+	put := func(record []string) { _ = table.Write(record) } // a buffer never fails
+	put(columns)
+	return rows{func(m message.Message) { put(record(m)) }, func() error { table.Flush(); return flush() }}
+}

@@ -1,0 +1,431 @@
+package ms1
+
+import (
+	"bufio"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
+	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
+)
+
+// past adds a session of another process with n messages, each slower than the
+// one before.
+func (a *api) past(n int) (id int64, all []message.Message) {
+	a.store.mu.Lock()
+	defer a.store.mu.Unlock()
+	id = int64(len(a.store.sessions) + 1)
+	const start = message.Stamp(1_795_601_730_123_456)
+	stored, lost, reason := int64(n), int64(0), IntervalElapsed
+	a.store.sessions = append(a.store.sessions, Session{ID: id, StartedAt: start, EndedAt: start + 1e6, IntervalSeconds: 1, InFlight: 1,
+		Generated: &stored, Stored: &stored, Resent: &lost, Duplicates: &lost, Lost: &lost, EndReason: &reason})
+	for i := range n {
+		s := start + message.Stamp(i)
+		m := message.Message{SessionID: id, Service1: s, Service2: s + 100, Service3: s + 90, End: s + 1100 + message.Stamp(i)}
+		a.store.rows[m.Key()] = m
+		all = append(all, m)
+	}
+	return id, all
+}
+
+func TestSessionsInPages(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	a.want(a.do("GET", "/sessions", ""), 200, `{"sessions":[],"next":null}`)
+	for range 3 {
+		a.past(0)
+	}
+	a.want(a.do("GET", "/start", ""), 202, `"session_id":4`)
+	a.sent(1)
+	a.want(a.do("GET", "/sessions?limit=2", ""), 200, `"id":4`, `"generated":1`, `"id":3`, `"next":3`) // of the running one as well
+	last := a.do("GET", "/sessions?before=3&limit=2", "")
+	a.want(last, 200, `"id":2`, `"id":1`, `"next":null`)
+	for _, query := range []string{"limit=0", "limit=101", "limit=2&limit=2", "before=0", "before=x", "page=1", "limit=%zz"} {
+		a.want(a.do("GET", "/sessions?"+query, ""), 400)
+		a.want(a.do("HEAD", "/sessions?"+query, ""), 400)
+	}
+	a.store.fail(errors.New("connection refused"))
+	a.want(a.do("GET", "/sessions", ""), 503, "database: not ready")
+	a.want(a.do("HEAD", "/sessions", ""), 503)
+	a.store.fail(nil)
+}
+
+func TestMessagesInEachFormat(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	id, all := a.past(2*pageRows + 5)
+	path := fmt.Sprintf("/sessions/%d/messages", id)
+	for _, c := range []struct {
+		query, accept string
+		media         string
+		want          []message.Message
+	}{
+		{"", "", "application/json", all[:someMessages]},
+		{"", "text/html, */*", "application/json", all[:someMessages]},
+		{"?limit=3", "", "application/json", all[:3]},
+		{"?after=" + all[2].Service1.String(), "", "application/json", all[3 : 3+someMessages]},
+		{"?order=slowest&limit=2", "", "application/json", []message.Message{all[len(all)-1], all[len(all)-2]}},
+		{"?format=ndjson", "", "application/x-ndjson", all},
+		{"?format=csv", "application/json", "text/csv", all},
+		{"", "text/html, text/csv;q=0.9", "text/csv", all},
+		{"", "application/x-ndjson", "application/x-ndjson", all},
+		{"?limit=7&format=ndjson", "", "application/x-ndjson", all[:7]},
+		{"?order=slowest&format=csv&limit=1", "", "text/csv", all[len(all)-1:]},
+		{"?format=csv&after=" + all[len(all)-1].Service1.String(), "", "text/csv", nil},
+		{"?format=ndjson&after=" + all[pageRows-1].Service1.String(), "", "application/x-ndjson", all[pageRows:]},
+	} {
+		t.Run(c.query+" "+c.accept, func(t *testing.T) {
+			got := a.do("GET", path+c.query, "", "Accept", c.accept)
+			a.want(got, 200)
+			if media := got.Header.Get("Content-Type"); media != c.media {
+				t.Fatalf("got %s, want %s", media, c.media)
+			}
+			found := messagesIn(t, got)
+			if len(found) != len(c.want) {
+				t.Fatalf("got %d messages, want %d", len(found), len(c.want))
+			}
+			for i, m := range c.want {
+				trace, _ := telemetry.IDs(m.Key())
+				want := []string{fmt.Sprint(m.SessionID), m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String(), trace.String()}
+				if strings.Join(found[i], " ") != strings.Join(want, " ") {
+					t.Fatalf("message %d: got %v, want %v", i, found[i], want)
+				}
+			}
+		})
+	}
+	a.want(a.do("HEAD", path+"?format=csv", ""), 200)
+	a.want(a.do("GET", path+"?limit=1", ""), 200, `"next":"`+all[0].Service1.String())
+	a.want(a.do("GET", path+"?limit=1000&after="+all[len(all)-1].Service1.String(), ""), 200, `{"messages":[],"next":null}`)
+	for _, query := range []string{"order=last", "format=xml", "limit=1001", "after=now", "after=2026-11-23T10:15:30,123456Z", "order=slowest&after=" + all[0].Service1.String()} {
+		a.want(a.do("GET", path+"?"+query, ""), 400)
+		a.want(a.do("HEAD", path+"?"+query, ""), 400)
+	}
+	a.want(a.do("GET", "/sessions/99/messages", ""), 404)
+	a.want(a.do("GET", "/sessions/x/messages", ""), 404)
+	a.store.fail(errors.New("connection refused"))
+	a.want(a.do("GET", path, ""), 503, "database: not ready")
+}
+
+// messagesIn returns the members of the messages in an answer.
+func messagesIn(t *testing.T, got answer) (all [][]string) {
+	t.Helper()
+	members := func(text []byte) []string {
+		var m map[string]any
+		d := json.NewDecoder(strings.NewReader(string(text)))
+		d.UseNumber()
+		if err := d.Decode(&m); err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		var values []string
+		for _, name := range columns {
+			values = append(values, fmt.Sprint(m[name]))
+		}
+		return values
+	}
+	switch got.Header.Get("Content-Type") {
+	case "text/csv":
+		records, err := csv.NewReader(strings.NewReader(got.text)).ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return records[1:]
+	case "application/x-ndjson":
+		for line := range strings.Lines(got.text) {
+			all = append(all, members([]byte(line)))
+		}
+	default:
+		var page struct{ Messages []json.RawMessage }
+		if err := json.Unmarshal([]byte(got.text), &page); err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range page.Messages {
+			all = append(all, members(m))
+		}
+	}
+	return all
+}
+
+// An answer that breaks off must not look complete.
+func TestADatabaseThatFailsDuringADownload(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	id, _ := a.past(3 * pageRows)
+	a.store.mu.Lock()
+	a.store.pagesLeft = 2
+	a.store.mu.Unlock()
+	resp, err := http.Get(fmt.Sprintf("%s/sessions/%d/messages?format=csv", a.url, id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if text, err := io.ReadAll(resp.Body); err == nil || len(text) == 0 {
+		t.Errorf("got %d bytes and error %v, want some and an error", len(text), err)
+	}
+}
+
+func TestHops(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	id, _ := a.past(10)
+	empty, _ := a.past(0)
+	path := fmt.Sprintf("/sessions/%d/hops", id)
+	got := a.do("GET", path, "")
+	a.want(got, 200, `"negative":10`)
+	var answer struct{ Hops Distributions }
+	if err := json.Unmarshal([]byte(got.text), &answer); err != nil {
+		t.Fatal(err)
+	}
+	round := answer.Hops.Round
+	if len(round.Buckets) != 1 || round.Buckets[0].Count != 10 || round.Buckets[0].From > 0.0011 || round.Buckets[0].To < 0.001109 {
+		t.Errorf("got the buckets %+v, want ten messages from 1,100 to 1,109 µs", round.Buckets)
+	}
+	if b := answer.Hops.ToMS3.Buckets; len(b) != 0 {
+		t.Errorf("got the buckets %+v of negative times, want none", b)
+	}
+	a.want(a.do("GET", fmt.Sprintf("/sessions/%d/hops", empty), ""), 200, `"hops":null`)
+	a.want(a.do("GET", "/sessions/99/hops", ""), 404)
+	a.want(a.do("HEAD", "/sessions/99/hops", ""), 404)
+
+	a.want(a.do("GET", "/start", ""), 202)
+	a.want(a.do("GET", "/sessions/3/hops", ""), 200, `"hops":null`)
+	a.want(a.do("POST", "/store", back(a.sent(1))), 200)
+	a.want(a.do("GET", "/sessions/3/hops", ""), 200, `"count":1`)
+
+	a.store.fail(errors.New("connection refused"))
+	a.want(a.do("GET", path, ""), 503)
+	a.store.fail(nil)
+}
+
+func TestBuckets(t *testing.T) {
+	for _, c := range []struct {
+		seconds  float64
+		from, to float64
+	}{
+		{0, 0, 1e-6}, {1.1e-6, 1e-6, 1.259e-6}, {0.0011, 0.001, 0.001258925}, {2.1, 1.995262315, 2.511886432},
+	} {
+		m, err := newHopMeter()
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.round.add(c.seconds)
+		b := m.round.distribution().Buckets
+		if len(b) != 1 || b[0].Count != 1 || b[0].From != c.from || fmt.Sprintf("%.5g", b[0].To) != fmt.Sprintf("%.5g", c.to) {
+			t.Errorf("%v s: got %+v, want one from %v to %v", c.seconds, b, c.from, c.to)
+		}
+	}
+}
+
+func TestHopsSince(t *testing.T) {
+	m, err := newHopMeter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(n int, micros int) {
+		for range n {
+			s := message.Stamp(1_795_601_730_123_456)
+			m.add(message.Message{SessionID: 1, Service1: s, Service2: s - 1, Service3: s, End: s + message.Stamp(micros)}.Hops())
+		}
+	}
+	add(1000, 100)
+	earlier := m.copy()
+	if got := m.since(earlier); got != nil {
+		t.Errorf("got %+v, want nothing", got)
+	}
+	add(98, 2_000)
+	add(2, 50_000)
+	got := m.since(earlier).Round
+	near := func(got, want float64) bool { return got > 0.98*want && got < 1.02*want }
+	if !near(got.P50, 0.002) || !near(got.P95, 0.002) || !near(got.P99, 0.05) || !near(got.Max, 0.05) || got.Negative != 0 {
+		t.Errorf("got %+v, want p50 2 ms, p99 50 ms", got)
+	}
+	if hop := m.since(earlier).ToMS2; hop.Negative != 100 || hop.P50 >= 0 {
+		t.Errorf("got %+v, want 100 negative", hop)
+	}
+}
+
+// listener reads /events.
+type listener struct {
+	t    *testing.T
+	resp *http.Response
+	text *bufio.Reader
+}
+
+func (a *api) listen(lastID string) *listener {
+	a.t.Helper()
+	req, err := http.NewRequestWithContext(a.t.Context(), "GET", a.url+"/events", nil)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if lastID != "" {
+		req.Header.Set("Last-Event-ID", lastID)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	a.t.Cleanup(func() { resp.Body.Close() })
+	return &listener{a.t, resp, bufio.NewReader(resp.Body)}
+}
+
+// next returns the next event and its id, and compares it with the description.
+func (l *listener) next() (id string, e map[string]any) {
+	l.t.Helper()
+	var text string
+	for !strings.HasSuffix(text, "\n\n") {
+		line, err := l.text.ReadString('\n')
+		if err != nil {
+			l.t.Fatalf("%q: %v", text, err)
+		}
+		text += line
+	}
+	body := l.resp.Body
+	l.resp.Body = io.NopCloser(strings.NewReader(text))
+	openapitest.Exchange(l.t, "ms1", l.resp.Request, l.resp)
+	l.resp.Body = body
+	head, data, _ := strings.Cut(text, "\ndata: ")
+	if err := json.Unmarshal([]byte(data), &e); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := openapitest.Schema("ms1", "Event", e); err != nil {
+		l.t.Errorf("%s: %v", data, err)
+	}
+	return strings.TrimPrefix(head, "id: "), e
+}
+
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	l := a.listen("")
+	first, e := l.next()
+	if e["state"] != "idle" || e["session"] != nil || e["recent"] != nil || fmt.Sprint(e["checks"]) != "map[database:ok ms2:ok]" {
+		t.Errorf("got %v, want an idle MS1", e)
+	}
+	a.want(a.do("GET", "/start?in_flight=2", ""), 202)
+	a.want(a.do("POST", "/store", back(a.sent(2))), 200)
+	for e["state"] != "running" || e["recent"] == nil {
+		_, e = l.next()
+	}
+	if e["messages_in_flight"] != 2.0 {
+		t.Errorf("got %v, want two messages in flight", e)
+	}
+	id, _ := l.next()
+
+	// One that comes back misses nothing.
+	l.resp.Body.Close()
+	again := a.listen(first)
+	missed, _ := again.next()
+	for missed != id {
+		if missed <= first {
+			t.Fatalf("got event %s after %s", missed, first)
+		}
+		missed, _ = again.next()
+	}
+	if newest, _ := a.listen("").next(); newest < id {
+		t.Errorf("got event %s, want the newest, after %s", newest, id)
+	}
+
+	a.want(a.do("GET", "/events", "", "Last-Event-ID", "x"), 400)
+	a.want(a.do("HEAD", "/events", "", "Last-Event-ID", "x"), 400)
+	a.want(a.do("HEAD", "/events", ""), 200)
+
+	// Listeners see the drain and delay no shutdown.
+	stopped := make(chan error, 1)
+	go func() { stopped <- a.stop() }()
+	for e["state"] != "draining" {
+		_, e = again.next()
+	}
+	if _, err := io.Copy(io.Discard, again.text); err != nil {
+		t.Errorf("got error %v, want the end of the events", err)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTooManyListeners(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	var all []*listener
+	for range maxListeners {
+		l := a.listen("")
+		l.next()
+		all = append(all, l)
+	}
+	got := a.do("GET", "/events", "")
+	a.want(got, 503, "at most 64")
+	for _, l := range all {
+		l.resp.Body.Close()
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if a.listen("").resp.StatusCode == http.StatusOK {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("no listener is accepted after the others have left")
+		}
+	}
+}
+
+// A listener that does not read is disconnected, and the others are not delayed.
+func TestASlowListenerIsDisconnected(t *testing.T) {
+	e := newEvents(nil, time.Now, nil)
+	_, slow, _ := e.listen(-1)
+	_, quick, _ := e.listen(-1)
+	for i := range maxBehind + 1 {
+		e.publish(Event{})
+		if _, ok := <-quick; !ok {
+			t.Fatalf("the quick one is disconnected after %d events", i)
+		}
+	}
+	for range maxBehind {
+		if _, ok := <-slow; !ok {
+			t.Fatal("an event that was sent in time is missing")
+		}
+	}
+	if _, ok := <-slow; ok {
+		t.Error("the slow one is still connected")
+	}
+	e.leave(slow)
+	missed, _, _ := e.listen(0)
+	if len(missed) != maxBehind+1 {
+		t.Errorf("got %d kept events, want %d", len(missed), maxBehind+1)
+	}
+	for i := 1; i < len(missed); i++ {
+		if missed[i].id <= missed[i-1].id {
+			t.Errorf("got id %d after %d", missed[i].id, missed[i-1].id)
+		}
+	}
+}
+
+func TestPage(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t, telemetry.Config{UIURL: `http://jaeger.example/"ui"`, SampleRatio: 1, QueueSpans: 8192})
+	a.want(a.do("GET", "/", ""), 200, "<!doctype html>", `<meta name="traces" content="http://jaeger.example/&#34;ui&#34;">`)
+	a.want(a.do("HEAD", "/", ""), 200)
+	files, err := pageFiles.ReadDir("page")
+	if err != nil {
+		t.Fatal(err)
+	}
+	size, lines := 0, 0
+	for _, f := range files {
+		got := a.do("GET", "/page/"+f.Name(), "")
+		a.want(got, 200)
+		size += len(got.text)
+		lines += strings.Count(got.text, "\n")
+	}
+	if size > 60<<10 || lines > 1200 {
+		t.Errorf("got %d bytes in %d lines, want at most 60 KiB in 1,200", size, lines)
+	}
+	for _, path := range []string{"/page/other.js", "/page/..%2fapi.go"} {
+		a.want(a.do("GET", path, ""), 404)
+		a.want(a.do("HEAD", path, ""), 404)
+	}
+}
