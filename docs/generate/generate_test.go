@@ -131,15 +131,17 @@ func TestKeysAreThoseOfTheFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		var shipped, described []string
-		for key, value := range file {
-			section, ok := value.(map[string]any)
-			if !ok {
-				shipped = append(shipped, key)
-			}
-			for inner := range section {
-				shipped = append(shipped, key+"."+inner)
+		var walk func(section map[string]any, prefix string)
+		walk = func(section map[string]any, prefix string) {
+			for key, value := range section {
+				if inner, ok := value.(map[string]any); ok {
+					walk(inner, prefix+key+".")
+				} else {
+					shipped = append(shipped, prefix+key)
+				}
 			}
 		}
+		walk(file, "")
 		all, err := Keys(root, program)
 		if err != nil {
 			t.Fatal(err)

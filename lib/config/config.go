@@ -297,19 +297,31 @@ func URL(key, value string, schemes ...string) error {
 	return fmt.Errorf("%s: must be a URL such as %s://host:port, got %q", key, schemes[0], redacted(value))
 }
 
-// Secret returns the content of the file without the line ends after it, and ""
-// for an empty path.
+// File returns the content of the file that a key names.
+func File(key, path string) ([]byte, error) {
+	data, err := read(path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return data, nil
+}
+
+// Secret returns the one line of the file that a key names, and "" for an empty
+// path.
 func Secret(key, path string) (string, error) {
 	if path == "" {
 		return "", nil
 	}
-	data, err := read(path)
+	data, err := File(key, path)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w", key, err)
+		return "", err
 	}
 	secret := strings.TrimRight(string(data), "\r\n")
 	if secret == "" {
 		return "", fmt.Errorf("%s: must name a file with a secret, got %s, which is empty", key, path)
+	}
+	if strings.ContainsAny(secret, "\r\n") {
+		return "", fmt.Errorf("%s: must name a file with one line, got %s, which has more", key, path)
 	}
 	return secret, nil
 }

@@ -346,7 +346,6 @@ func TestSecret(t *testing.T) {
 		"a line end":            {"hunter2\n", "hunter2"},
 		"a Windows line end":    {"hunter2\r\n", "hunter2"},
 		"blanks are part":       {" hunter 2 \n", " hunter 2 "},
-		"a line end in front":   {"\nhunter2", "\nhunter2"},
 		"not UTF-8":             {"\xff\x00\n", "\xff\x00"},
 		"an empty file":         {"", ""},
 		"a line end, no more":   {"\n", ""},
@@ -365,6 +364,11 @@ func TestSecret(t *testing.T) {
 			}
 		})
 	}
+	t.Run("more than one line", func(t *testing.T) {
+		path := file(t, "hunter2\nhunter3\n")
+		_, err := config.Secret("password_file", path)
+		expect(t, err, "password_file: must name a file with one line, got "+path+", which has more")
+	})
 	t.Run("no file named", func(t *testing.T) {
 		if got, err := config.Secret("password_file", ""); got != "" || err != nil {
 			t.Errorf("got %q, %v, want nothing", got, err)

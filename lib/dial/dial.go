@@ -27,6 +27,9 @@ type Dialer struct {
 	// LookupHost returns the addresses of a host;
 	// [net.DefaultResolver.LookupHost] if it is nil.
 	LookupHost func(ctx context.Context, host string) ([]string, error)
+	// Handshake makes a connection to the host a secure one, within the 3 s of
+	// the address. An error is a failure of the address. Nil for plain TCP.
+	Handshake func(ctx context.Context, conn net.Conn, host string) (net.Conn, error)
 
 	mu     sync.Mutex
 	failed map[string]time.Time // last failure, by IP address and port
@@ -39,11 +42,8 @@ type Dialer struct {
 // after a second, before the peer has sent a byte. [Dialer.Avoid] reports other
 // failures.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	c, err := d.dial(ctx, network, address)
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
+	c, _, err := d.dial(ctx, network, address)
+	return c, err
 }
 
 // Until returns a function that dials as [Dialer.DialContext] does and closes
@@ -56,33 +56,53 @@ func (d *Dialer) Until(owner context.Context) func(ctx context.Context, network,
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(owner, cancel)()
-		c, err := d.dial(ctx, network, address)
+		secure, c, err := d.dial(ctx, network, address)
 		if err != nil {
 			return nil, err
 		}
 		c.forget = context.AfterFunc(owner, func() { _ = c.close() })
-		return c, nil
+		return secure, nil
 	}
 }
 
-func (d *Dialer) dial(ctx context.Context, network, address string) (*conn, error) {
+// dial returns a connection for the caller, and the TCP connection below it.
+func (d *Dialer) dial(ctx context.Context, network, address string) (net.Conn, *conn, error) {
 	candidates, err := d.candidates(ctx, address)
 	for i, candidate := range candidates {
 		limit := timeout
 		if deadline, ok := ctx.Deadline(); ok { // leave time for the others
 			limit = min(limit, time.Until(deadline)/time.Duration(len(candidates)-i))
 		}
-		c, cause := (&net.Dialer{Timeout: max(limit, 1)}).DialContext(ctx, network, candidate)
+		limited, cancel := context.WithTimeout(ctx, max(limit, 1))
+		secure, c, cause := d.try(limited, network, candidate)
+		cancel()
 		if cause == nil {
-			return &conn{Conn: c, dialer: d, address: candidate, opened: time.Now(), forget: func() bool { return true }}, nil
+			return secure, c, nil
 		}
 		err = join(err, cause)
 		if ctx.Err() != nil { // not a failure of the address
 			break
 		}
-		d.Avoid(candidate)
+		d.Avoid(candidate.address)
 	}
-	return nil, err
+	return nil, nil, err
+}
+
+func (d *Dialer) try(ctx context.Context, network string, to candidate) (net.Conn, *conn, error) {
+	tcp, err := (&net.Dialer{}).DialContext(ctx, network, to.address)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := &conn{Conn: tcp, dialer: d, address: to.address, opened: time.Now(), forget: func() bool { return true }}
+	if d.Handshake == nil {
+		return c, c, nil
+	}
+	secure, err := d.Handshake(ctx, c, to.host)
+	if err != nil {
+		_ = tcp.Close()
+		return nil, nil, err
+	}
+	return secure, c, nil
 }
 
 // join returns both errors as one on one line.
@@ -93,9 +113,12 @@ func join(err, next error) error {
 	return fmt.Errorf("%w, %w", err, next)
 }
 
-// candidates returns IP addresses with ports in the order of attempts, and the
-// errors of the hosts that cannot be resolved.
-func (d *Dialer) candidates(ctx context.Context, address string) (found []string, err error) {
+// candidate is an IP address with port, and the name of its host.
+type candidate struct{ address, host string }
+
+// candidates returns addresses in the order of attempts, and the errors of the
+// hosts that cannot be resolved.
+func (d *Dialer) candidates(ctx context.Context, address string) (found []candidate, err error) {
 	lookup := d.LookupHost
 	if lookup == nil {
 		lookup = net.DefaultResolver.LookupHost
@@ -106,7 +129,7 @@ func (d *Dialer) candidates(ctx context.Context, address string) (found []string
 			var ips []string
 			if ips, cause = lookup(ctx, host); cause == nil {
 				for _, ip := range ips {
-					found = append(found, net.JoinHostPort(ip, port))
+					found = append(found, candidate{net.JoinHostPort(ip, port), host})
 				}
 				continue
 			}
@@ -115,7 +138,7 @@ func (d *Dialer) candidates(ctx context.Context, address string) (found []string
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	slices.SortStableFunc(found, func(a, b string) int { return d.failed[a].Compare(d.failed[b]) })
+	slices.SortStableFunc(found, func(a, b candidate) int { return d.failed[a.address].Compare(d.failed[b.address]) })
 	return found, err
 }
 

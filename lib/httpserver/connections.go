@@ -3,6 +3,7 @@ package httpserver
 import (
 	"bytes"
 	"container/list"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"strconv"
@@ -100,6 +101,9 @@ func (c *connections) remove(conn net.Conn) {
 
 // state is [http.Server.ConnState].
 func (c *connections) state(conn net.Conn, state http.ConnState) {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e, ok := c.open[conn]
@@ -112,6 +116,7 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 		c.open[conn] = c.waiting.PushBack(conn)
 		c.changed.Broadcast()
 	case http.StateActive:
+		conn.(*connection).rearm() // a TLS handshake has written
 		if e != nil {
 			c.waiting.Remove(e)
 			c.open[conn] = nil

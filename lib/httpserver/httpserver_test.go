@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
@@ -277,7 +278,7 @@ const answerTimeout = time.Second
 // answer.
 func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
 	t.Helper()
-	s, err := httpserver.Listen("127.0.0.1:0", h, log)
+	s, err := httpserver.Listen("127.0.0.1:0", credentials.Pair{}, h, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -382,17 +383,17 @@ func TestStops(t *testing.T) {
 
 func TestListenRefuses(t *testing.T) {
 	t.Parallel()
-	first, err := httpserver.Listen("127.0.0.1:0", nil, zerolog.Nop())
+	first, err := httpserver.Listen("127.0.0.1:0", credentials.Pair{}, nil, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := httpserver.Listen(first.Address(), nil, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), first.Address()) {
+	if _, err := httpserver.Listen(first.Address(), credentials.Pair{}, nil, zerolog.Nop()); err == nil || !strings.Contains(err.Error(), first.Address()) {
 		t.Errorf("got %v, want an error that %s is taken", err, first.Address())
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
-	second, err := httpserver.Listen(first.Address(), nil, zerolog.Nop())
+	second, err := httpserver.Listen(first.Address(), credentials.Pair{}, nil, zerolog.Nop())
 	if err != nil {
 		t.Fatalf("after Close: %v", err)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 )
@@ -119,17 +120,26 @@ type Server struct {
 }
 
 // Listen opens a TCP listener on address ("host:port", port 0 for a free one)
-// for a server of the handler. Nothing is served before [Server.Run]. The
-// server has at most [MaxConnections] connections; at the limit it closes the
+// for a server of the handler, with TLS if the pair names a certificate. Nothing
+// is served before [Server.Run]. The server has at most [MaxConnections] connections; at the limit it closes the
 // one that has been idle longest. A client that takes longer than
 // [AnswerTimeout] to read an answer is cut off.
-func Listen(address string, handler http.Handler, logger zerolog.Logger) (*Server, error) {
+func Listen(address string, p credentials.Pair, handler http.Handler, logger zerolog.Logger) (*Server, error) {
+	limitedLog := logging.Limit(logger)
+	secure, err := p.Server("tls", func(err error) { limitedLog.Error().Err(err).Msg("changed certificate not used") })
+	if err != nil {
+		return nil, err
+	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, err
 	}
-	limited := newConnections(l, MaxConnections, logging.Limit(logger))
+	limited := newConnections(l, MaxConnections, limitedLog)
+	protocols := new(http.Protocols) // without HTTP/2, which has no WebSocket handshake
+	protocols.SetHTTP1(true)
 	return &Server{listener: limited, server: &http.Server{
+		TLSConfig:         secure,
+		Protocols:         protocols,
 		Handler:           handler,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
@@ -150,7 +160,13 @@ func (s *Server) Close() error { return s.listener.Close() }
 // requests before it cuts them off.
 func (s *Server) Run(ctx context.Context) error {
 	failed := make(chan error, 1)
-	go func() { failed <- s.server.Serve(s.listener) }()
+	go func() {
+		if s.server.TLSConfig != nil {
+			failed <- s.server.ServeTLS(s.listener, "", "")
+			return
+		}
+		failed <- s.server.Serve(s.listener)
+	}()
 	select {
 	case err := <-failed:
 		return err

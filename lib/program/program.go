@@ -5,6 +5,7 @@ package program
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"flag"
 	"fmt"
@@ -44,6 +45,8 @@ type Program[C any] struct {
 	// Ready returns listen address and path of the readiness endpoint that
 	// -healthcheck asks.
 	Ready func(c C) (address, path string)
+	// TLS reports whether that endpoint is https. It may be nil, for http.
+	TLS func(c C) bool
 	// Profiling returns the section 'profiling'. It may be nil.
 	Profiling func(c C) Profiling
 	// Run runs until ctx is cancelled, as it is by SIGINT and SIGTERM.
@@ -134,7 +137,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	case show:
 		err = sources.Print(stdout, &c)
 	case healthcheck:
-		err = askReady(ctx, p.Ready, c)
+		err = p.askReady(ctx, c)
 	default:
 		err = p.run(ctx, c, stdout)
 	}
@@ -158,8 +161,8 @@ func (p Program[C]) run(ctx context.Context, c C, console io.Writer) error {
 	return p.Run(ctx, c, console)
 }
 
-func askReady[C any](ctx context.Context, ready func(C) (address, path string), c C) error {
-	address, path := ready(c)
+func (p Program[C]) askReady(ctx context.Context, c C) error {
+	address, path := p.Ready(c)
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return err
@@ -169,12 +172,17 @@ func askReady[C any](ctx context.Context, ready func(C) (address, path string), 
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+path, nil)
+	scheme := "http"
+	if p.TLS != nil && p.TLS(c) {
+		scheme = "https"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+path, nil)
 	if err != nil {
 		return err
 	}
-	// Without a proxy: this is the same machine.
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	// Without a proxy or verification: this is the same machine, the certificate
+	// is for the name that clients use, and the request has no secret.
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
 	resp, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("check readiness: %w", err)

@@ -86,6 +86,61 @@ func Kafka(t testing.TB, advertised string, properties ...string) *Server {
 // of which n-1 must be in sync for a write with acks=all.
 func Brokers(t testing.TB, n int) []*Server {
 	t.Helper()
+	return brokers(t, n, func(int) []string { return nil })
+}
+
+// Security is how clients reach brokers that trust nobody.
+type Security struct {
+	CAFile                   string // of the brokers' certificate
+	CertificateFile, KeyFile string // for localhost
+	Password                 string // of the superuser 'broker' with the mechanism PLAIN
+}
+
+// SecureBrokers starts brokers as [Brokers] does that take connections with TLS
+// and SASL (PLAIN, SCRAM) only, and allow nothing without an ACL except to the
+// superuser. Their name is localhost.
+func SecureBrokers(t testing.TB, n int, s Security) []*Server {
+	t.Helper()
+	var keystore []byte
+	for _, file := range []string{s.KeyFile, s.CertificateFile} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		keystore = append(keystore, text...)
+	}
+	file := filepath.Join(t.TempDir(), "keystore.pem")
+	if err := os.WriteFile(file, keystore, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const jaas = ".sasl.jaas.config=org.apache.kafka.common.security."
+	started := brokers(t, n, func(port int) []string {
+		return []string{
+			fmt.Sprintf("listeners=SASL_SSL://127.0.0.1:%d,CONTROLLER://127.0.0.1:%d", port, port+1),
+			fmt.Sprintf("advertised.listeners=SASL_SSL://localhost:%d", port),
+			"listener.security.protocol.map=SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT",
+			"inter.broker.listener.name=SASL_SSL",
+			"sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+			"sasl.mechanism.inter.broker.protocol=PLAIN",
+			"listener.name.sasl_ssl.plain" + jaas + fmt.Sprintf("plain.PlainLoginModule required username=\"broker\" password=%q user_broker=%[1]q;", s.Password),
+			"listener.name.sasl_ssl.scram-sha-256" + jaas + "scram.ScramLoginModule required;",
+			"listener.name.sasl_ssl.scram-sha-512" + jaas + "scram.ScramLoginModule required;",
+			"ssl.keystore.type=PEM", "ssl.keystore.location=" + file,
+			"ssl.truststore.type=PEM", "ssl.truststore.location=" + s.CAFile,
+			"authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+			"super.users=User:broker;User:ANONYMOUS", // the latter are the controllers
+		}
+	})
+	for _, b := range started {
+		_, port, _ := strings.Cut(b.Address, ":")
+		b.Address = "localhost:" + port
+	}
+	return started
+}
+
+// brokers starts a cluster with additional properties for the broker at a port.
+func brokers(t testing.TB, n int, properties func(port int) []string) []*Server {
+	t.Helper()
 	first := freePort(t, 2*n)
 	var voters []string
 	for i := range n {
@@ -95,13 +150,13 @@ func Brokers(t testing.TB, n int) []*Server {
 	failed := make([]error, n)
 	var starting sync.WaitGroup
 	for i := range brokers {
-		b := newServer(t, "kafka", "properties", []string{
+		b := newServer(t, "kafka", "properties", append([]string{
 			fmt.Sprintf("node.id=%d", i+1),
 			"controller.quorum.voters=" + strings.Join(voters, ","),
 			fmt.Sprintf("offsets.topic.replication.factor=%d", n),
 			fmt.Sprintf("default.replication.factor=%d", n),
 			fmt.Sprintf("min.insync.replicas=%d", max(1, n-1)),
-		}, strconv.Itoa(first+2*i))
+		}, properties(first+2*i)...), strconv.Itoa(first+2*i))
 		brokers[i] = b
 		// Together: no broker is up before a majority of the controllers is.
 		starting.Go(func() { b.Address, failed[i] = b.try("start", b.args...) })

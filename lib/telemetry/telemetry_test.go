@@ -28,6 +28,7 @@ import (
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -688,4 +689,33 @@ func TestEnvironmentRefuses(t *testing.T) {
 			t.Error("got no error, want one")
 		}
 	})
+}
+
+// A collector behind TLS and a token needs only the standard variables.
+func TestCollectorWithTLSAndToken(t *testing.T) {
+	clean(t)
+	ca := credentialstest.New(t)
+	r := &receiver{resource: map[string]string{}, answer: func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Header.Get("Authorization") != "Bearer secret" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return false
+		}
+		return true
+	}}
+	r.Server = httptest.NewUnstartedServer(r)
+	r.TLS = ca.Server("127.0.0.1")
+	r.StartTLS()
+	t.Cleanup(r.Close)
+	t.Setenv("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Bearer%20secret")
+	t.Setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", ca.File)
+	c := telemetry.Defaults()
+	c.Endpoint = r.URL
+	tel := start(t, c, zerolog.Nop())
+	end(tel, 3)
+	if _, err := shutdown(t, tel, 10*time.Second); err != nil {
+		t.Error(err)
+	}
+	if got := r.got(); got != 3 {
+		t.Errorf("got %d spans, want 3; %d requests were refused", got, r.turnedAway())
+	}
 }

@@ -1,6 +1,7 @@
 package topic
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,10 @@ type Cluster struct {
 // NewCluster returns a client with the client id. It connects in [Cluster.Run].
 func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
 	c := &Cluster{config: config, client: clientID, log: log, err: errNotYet, warned: map[string]bool{}}
+	c.dialer.Handshake = func(_ context.Context, conn net.Conn, _ string) (net.Conn, error) { return &plainConn{Conn: conn}, nil }
+	if config.TLS.Enabled {
+		c.dialer.Handshake = config.TLS.Handshake("kafka.tls", config.TLS.ServerName)
+	}
 	c.open()
 	return c
 }
@@ -72,7 +77,7 @@ func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
 // be reached. When ctx is cancelled, it closes the connections and returns nil.
 func (c *Cluster) Run(ctx context.Context) error {
 	var noLeader time.Time // since when a partition has none; zero if all have one
-	warned, reported := false, 0
+	warned, mistake, reported := false, "", 0
 	for interval := time.Duration(0); retry.Pause(ctx, interval); {
 		partitions, bad, err := c.check(ctx)
 		if ctx.Err() != nil {
@@ -90,6 +95,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 				err = fmt.Errorf("get the offsets of %s, partition %d: %w", c.config.Topic, number, cause)
 			}
 		}
+		err = c.config.explain(err)
 		c.mu.Lock()
 		if c.err = err; err == nil {
 			c.partitions, c.bad = partitions, bad
@@ -102,10 +108,11 @@ func (c *Cluster) Run(ctx context.Context) error {
 			if electing && hasNoLeader(err) {
 				continue
 			}
-			if !warned {
+			known := mistakeIn(err)
+			if !warned || known != "" && known != mistake {
 				c.log.Warn().Err(err).Strs("brokers", c.config.Brokers).Msg("kafka unavailable")
 			}
-			warned = true
+			warned, mistake = true, cmp.Or(known, mistake)
 			if errors.Is(err, errSetting) {
 				interval = checkInterval
 			} else {
@@ -115,7 +122,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		}
 		if was != nil {
 			c.log.Info().Strs("brokers", c.config.Brokers).Int("partitions", partitions).Msg("kafka available")
-			warned = false
+			warned, mistake = false, ""
 		}
 		if n := len(bad); n != reported && (n == 0 || !electing) {
 			if n == 0 {
@@ -226,7 +233,9 @@ func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error,
 		}
 	}
 	if len(missing) > 0 {
-		return 0, nil, c.create(ctx, missing)
+		if err := c.create(ctx, missing); err != nil {
+			return 0, nil, err
+		}
 	}
 	if err := metadata.Topics[0].Error; err != nil {
 		return 0, nil, fmt.Errorf("get topic %s: %w", c.config.Topic, err)
@@ -256,8 +265,9 @@ func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error,
 	return len(metadata.Topics[0].Partitions), bad, nil
 }
 
-// create creates topics. It always returns an error: new topics have no leaders
-// yet.
+// create creates topics. It returns an error, because new topics have no leaders
+// yet, unless the broker forbids to create the one of dead letters: messages do
+// not need it.
 func (c *Cluster) create(ctx context.Context, missing []kafka.TopicConfig) error {
 	resp, err := c.Client().CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: missing})
 	if err != nil {
@@ -265,9 +275,18 @@ func (c *Cluster) create(ctx context.Context, missing []kafka.TopicConfig) error
 	}
 	created := true
 	for name, err := range resp.Errors {
-		if errors.Is(err, kafka.TopicAlreadyExists) { // another service was faster
+		switch {
+		case errors.Is(err, kafka.TopicAlreadyExists): // another service was faster
 			created = false
-		} else if err != nil {
+		case denied(err) && name == c.config.Topic:
+			return fmt.Errorf("kafka.topic: must exist or be created by a user who may, got no topic %s: %w", name, err)
+		case denied(err) && len(missing) == 1:
+			if !c.warned[name] {
+				c.warned[name] = true
+				c.log.Warn().Err(err).Str("topic", name).Msg("dead-letter topic missing, creation forbidden")
+			}
+			return nil
+		case err != nil && !denied(err): // the denied one is requested again, alone
 			return fmt.Errorf("create topic %s: %w", name, err)
 		}
 	}
@@ -276,6 +295,11 @@ func (c *Cluster) create(ctx context.Context, missing []kafka.TopicConfig) error
 	}
 	c.examined = time.Time{}
 	return fmt.Errorf("topics just created: %w", kafka.LeaderNotAvailable)
+}
+
+// denied reports whether the broker forbids what was asked.
+func denied(err error) bool {
+	return errors.Is(err, kafka.TopicAuthorizationFailed) || errors.Is(err, kafka.ClusterAuthorizationFailed)
 }
 
 // examine checks the settings of the topics. It returns an error if they admit
@@ -320,7 +344,7 @@ func (c *Cluster) examine(ctx context.Context, client *kafka.Client) error {
 func (c *Cluster) open() {
 	ctx, cancel := context.WithCancel(context.Background())
 	transport := &kafka.Transport{
-		Dial: c.Dial(ctx), DialTimeout: requestTimeout, MetadataTTL: checkInterval, ClientID: c.client, Context: ctx,
+		Dial: c.Dial(ctx), DialTimeout: requestTimeout, MetadataTTL: checkInterval, ClientID: c.client, Context: ctx, SASL: c.Login(),
 		MetadataTopics: []string{c.config.Topic, c.config.DeadLetterTopic},
 	}
 	c.kafka = &kafka.Client{Addr: kafka.TCP(Bootstrap), Timeout: requestTimeout, Transport: transport}
@@ -335,6 +359,31 @@ func (c *Cluster) reopen() {
 	defer c.mu.Unlock()
 	c.cut()
 	c.open()
+}
+
+// plainConn is a connection without TLS. It detects a broker that expects TLS,
+// which answers with a TLS alert, the size of a huge response, or closes the
+// connection.
+type plainConn struct {
+	net.Conn
+	answered bool // used by the one reader of the connection
+}
+
+// Read implements [net.Conn].
+func (c *plainConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.answered {
+		return n, err
+	}
+	c.answered = n > 0
+	switch {
+	case n >= 2 && p[0] == 21 && p[1] == 3:
+		return 0, fmt.Errorf("kafka.tls.enabled: must be true for %s, got false", c.RemoteAddr())
+	case n == 0 && Torn(err):
+		// Without %w: kafka-go replaces an io.EOF by another error.
+		return 0, fmt.Errorf("no answer from %s with kafka.tls.enabled false: %s", c.RemoteAddr(), err.Error())
+	}
+	return n, err
 }
 
 // Bootstrap is the address for which [Cluster.Dial] dials the configured brokers,

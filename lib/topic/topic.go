@@ -16,6 +16,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 )
 
 // The headers that a dead letter has beside those of the record.
@@ -53,6 +54,22 @@ type Config struct {
 	ReplicationFactor  int      `yaml:"replication_factor"`  // copies of each partition
 	RetentionHours     int      `yaml:"retention_hours"`     // older records are deleted
 	RetentionMegabytes int      `yaml:"retention_megabytes"` // of each partition; the oldest records beyond that are deleted
+	TLS                TLS      `yaml:"tls"`
+	SASL               SASL     `yaml:"sasl"`
+}
+
+// TLS is the section 'kafka.tls'. Its files are read for each new connection.
+type TLS struct {
+	Enabled                  bool `yaml:"enabled"` // TLS on every connection to the brokers
+	credentials.Certificates `yaml:",inline"`
+	ServerName               string `yaml:"server_name"` // expected in the brokers' certificates; empty: the host that is dialed
+}
+
+// SASL is the section 'kafka.sasl'.
+type SASL struct {
+	Mechanism    string `yaml:"mechanism"`     // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty: no authentication
+	User         string `yaml:"user"`          // name of the Kafka user
+	PasswordFile string `yaml:"password_file"` // holds the user's password on one line; read for each new connection
 }
 
 // Defaults returns the default configuration.
@@ -82,10 +99,43 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("kafka.dead_letter_topic: must differ from kafka.topic, got %q", c.Topic))
 	}
 	return errors.Join(append(errs,
+		c.TLS.validate(), c.SASL.validate(),
 		config.InRange("kafka.partitions", c.Partitions, 1, 1000),
 		config.InRange("kafka.replication_factor", c.ReplicationFactor, 1, 100),
 		config.InRange("kafka.retention_hours", c.RetentionHours, 1, 87_600),
 		config.InRange("kafka.retention_megabytes", c.RetentionMegabytes, 1, 1<<20))...)
+}
+
+func (t TLS) validate() error {
+	if !t.Enabled && t != (TLS{}) {
+		return errors.New("kafka.tls.enabled: must be true with other keys of kafka.tls, got false")
+	}
+	return t.Certificates.Validate("kafka.tls")
+}
+
+func (s SASL) validate() error {
+	if s == (SASL{}) {
+		return nil
+	}
+	var user, file error
+	if s.User == "" {
+		user = errors.New("kafka.sasl.user: must be the name of a Kafka user, got nothing")
+	}
+	if s.PasswordFile == "" {
+		file = errors.New("kafka.sasl.password_file: must name a file with the password, got nothing")
+	}
+	if _, err := mechanism(s.Mechanism, "", ""); err != nil {
+		return errors.Join(err, user, file)
+	}
+	return errors.Join(user, file)
+}
+
+// CheckFiles reads the files of certificates and passwords, and returns an error
+// for one that cannot be used.
+func (c Config) CheckFiles() error {
+	_, err := c.TLS.Client("kafka.tls")
+	_, secret := config.Secret("kafka.sasl.password_file", c.SASL.PasswordFile)
+	return errors.Join(err, secret)
 }
 
 // topics returns the descriptions of both topics for their creation.

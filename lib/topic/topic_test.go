@@ -298,7 +298,7 @@ func TestClusterIsNotReadyWhileABrokerRefuses(t *testing.T) {
 		err  *kerr.Error
 		want string
 	}{
-		"creating the topics": {kmsg.CreateTopics, kerr.TopicAuthorizationFailed, "create topic"},
+		"creating the topics": {kmsg.CreateTopics, kerr.TopicAuthorizationFailed, "kafka.topic: must exist or be created"},
 		"a leader is missing": {kmsg.ListOffsets, kerr.LeaderNotAvailable, "get the offsets"},
 		"the topic is secret": {kmsg.Metadata, kerr.TopicAuthorizationFailed, "get topic"},
 	} {

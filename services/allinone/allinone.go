@@ -28,6 +28,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/private"
@@ -54,6 +55,7 @@ type trio struct {
 	screen   *screen
 	console  io.Writer // of the services' logs
 	client   *http.Client
+	token    *credentials.Token
 	patience time.Duration // with a missing database
 
 	embedded *sqlite.Store // set before ms1 is known; nil with a real database
@@ -100,8 +102,8 @@ func run(ctx context.Context, c Config, console io.Writer, patience time.Duratio
 
 	t := &trio{
 		config: c, screen: newScreen(console), console: console, patience: patience,
-		client: &http.Client{Transport: &http.Transport{}},
-		kafka:  make(known[topic.Config], 1), ms1: make(known[*ms1.Service], 1),
+		client: &http.Client{Transport: &http.Transport{}}, token: credentials.NewToken("token_file", c.TokenFile),
+		kafka: make(known[topic.Config], 1), ms1: make(known[*ms1.Service], 1),
 		ms2: make(known[string], 1), ms3: make(known[string], 1),
 	}
 	defer t.client.CloseIdleConnections()
@@ -139,7 +141,7 @@ func (t *trio) runMS2(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	c := ms2.Config{Listen: anyPort, Kafka: kafka, Tracing: t.config.Tracing, Logging: t.config.log("ms2")}
+	c := ms2.Config{Listen: anyPort, TokenFile: t.config.TokenFile, Kafka: kafka, Tracing: t.config.Tracing, Logging: t.config.log("ms2")}
 	return ms2.Run(ctx, c, t.console, func(s *ms2.Service) { t.ms2.set(s.Address()) })
 }
 
@@ -150,7 +152,7 @@ func (t *trio) runMS3(ctx context.Context) error {
 	}
 	kafka, _ := t.kafka.wait(ctx) // known, or MS1 would not be
 	c := ms3.Config{
-		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store", BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
+		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store", Access: t.config.access(), BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
 		Workers: t.config.Workers, GroupID: t.config.GroupID, Tracing: t.config.Tracing, Logging: t.config.log("ms3"),
 	}
 	return ms3.Run(ctx, c, t.console, func(s *ms3.Service) { t.ms3.set(s.Address()) })
@@ -240,6 +242,9 @@ func (t *trio) untilReady(ctx context.Context, address, query string) error {
 func (t *trio) get(ctx context.Context, url string, answer any) (status int, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
+		return 0, err
+	}
+	if err := t.token.Set(req.Header); err != nil {
 		return 0, err
 	}
 	resp, err := t.client.Do(req)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -133,6 +134,19 @@ func checkRows(t *testing.T, db *sql.DB, sessionID, want int64) {
 	if got := number(t, db, `SELECT COUNT(*) FROM messages WHERE session_id = ?
 		AND service1_timestamp <= service2_timestamp AND service2_timestamp <= service3_timestamp AND service3_timestamp <= end_timestamp`, sessionID); got != want {
 		t.Errorf("session %d: %d rows with their stamps in order, want %d", sessionID, got, want)
+	}
+}
+
+func TestOnceWithAToken(t *testing.T) {
+	t.Parallel()
+	c := usual(t)
+	c.Once, c.TokenFile = true, filepath.Join(c.Data, "token")
+	if err := errors.Join(os.MkdirAll(c.Data, 0o700), os.WriteFile(c.TokenFile, []byte("secret\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	said := &servicetest.Console{}
+	if err := Run(t.Context(), c, said); err != nil || !said.Has(", lost 0") {
+		t.Errorf("%v\n%s", err, said)
 	}
 }
 

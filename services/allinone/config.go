@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -21,6 +22,7 @@ type Config struct {
 	Data         string                `yaml:"data"`          // directory of the embedded parts and the logs; it is created
 	Once         bool                  `yaml:"once"`          // run one session, then exit; a session of another client is waited for
 	Open         bool                  `yaml:"open"`          // open MS1's page in a browser; not with once
+	TokenFile    string                `yaml:"token_file"`    // holds the bearer token that /start, /stop and /store want, on one line; read again when it changes; empty: none
 	Interaction  ms1.InteractionConfig `yaml:"interaction"`
 	Workers      int                   `yaml:"workers"`  // concurrent requests of MS3 to MS1
 	GroupID      string                `yaml:"group_id"` // MS3's consumer group
@@ -78,10 +80,13 @@ func (c *Config) Validate() error {
 // ms1 returns the configuration of MS1, given the address of MS2.
 func (c *Config) ms1(ms2 string) ms1.Config {
 	return ms1.Config{
-		Listen: c.Listen, AllowedHosts: c.AllowedHosts, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws"},
-		Tracing: c.Tracing, Logging: c.log("ms1"), Profiling: c.Profiling,
+		Listen: c.Listen, AllowedHosts: c.AllowedHosts, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws", Access: c.access()},
+		TokenFile: c.TokenFile, Tracing: c.Tracing, Logging: c.log("ms1"), Profiling: c.Profiling,
 	}
 }
+
+// access returns how the services reach each other.
+func (c *Config) access() credentials.Access { return credentials.Access{TokenFile: c.TokenFile} }
 
 // log returns the section 'logging' of a service.
 func (c *Config) log(service string) logging.Config {

@@ -4,6 +4,7 @@
 package chain
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -57,6 +58,7 @@ type chain struct {
 	db       storetest.Server
 	kafka    topic.Config
 	address  map[string]string
+	front    map[string]string // where the test reaches a service, if not at its address
 	overlays map[string]settings
 	running  map[string]*servicetest.Process
 	initial  bool // each program is process 1 of its own
@@ -103,7 +105,7 @@ func (c *chain) up() {
 
 // at is a service as its clients see it.
 func (c *chain) at(name string) *servicetest.Service {
-	return servicetest.At(c.t, name, "http://"+c.address[name])
+	return servicetest.At(c.t, name, "http://"+cmp.Or(c.front[name], c.address[name]))
 }
 
 func (c *chain) ready(name string) {

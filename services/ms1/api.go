@@ -21,21 +21,26 @@ import (
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-// handler returns the HTTP API. The checks are those of /readyz.
-func (s *Service) handler(checks []httpserver.Check) http.Handler {
+// handler returns the HTTP API. The routes that act want the token. The checks are
+// those of /readyz.
+func (s *Service) handler(token *credentials.Token, checks []httpserver.Check) http.Handler {
+	guarded := func(route string, next http.HandlerFunc) http.HandlerFunc {
+		return httpserver.WithToken(token, s.log, s.traced(route, next))
+	}
 	routes := httpserver.Health(s.log, s.telemetry.Metrics, checks...)
 	maps.Copy(routes, httpserver.Routes{
 		"/{$}":         httpserver.ReadOnly(func(w http.ResponseWriter, _ *http.Request) { s.pageFile(w, "index.html") }),
 		"/page/{file}": httpserver.ReadOnly(func(w http.ResponseWriter, r *http.Request) { s.pageFile(w, r.PathValue("file")) }),
 
-		"/start":         {http.MethodGet: s.traced("/start", s.start)},
-		"/stop":          {http.MethodGet: s.traced("/stop", s.stop)},
-		"/store":         {http.MethodPost: s.traced("/store", s.store)},
+		"/start":         {http.MethodGet: guarded("/start", s.start)},
+		"/stop":          {http.MethodGet: guarded("/stop", s.stop)},
+		"/store":         {http.MethodPost: guarded("/store", s.store)},
 		"/status":        httpserver.ReadOnly(s.status),
 		"/events":        httpserver.ReadOnly(s.listen),
 		"/sessions":      httpserver.ReadOnly(s.sessions),
@@ -51,9 +56,13 @@ func (s *Service) handler(checks []httpserver.Check) http.Handler {
 // a new one.
 func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		scheme := "http"
+		if r.TLS != nil {
+			scheme = "https"
+		}
 		ctx := telemetry.Propagator.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
 		ctx, span := s.telemetry.Tracer.Start(ctx, r.Method+" "+route, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(
-			semconv.HTTPRequestMethodKey.String(r.Method), semconv.HTTPRoute(route), semconv.URLPath(r.URL.Path), semconv.URLScheme("http")))
+			semconv.HTTPRequestMethodKey.String(r.Method), semconv.HTTPRoute(route), semconv.URLPath(r.URL.Path), semconv.URLScheme(scheme)))
 		defer span.End()
 		status := &statusWriter{ResponseWriter: w, code: http.StatusOK}
 		next(status, r.WithContext(ctx))

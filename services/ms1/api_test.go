@@ -11,6 +11,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -38,6 +40,11 @@ type api struct {
 
 func newAPI(t *testing.T, tracing ...telemetry.Config) *api {
 	t.Helper()
+	return newAPIWith(t, func(*Config) {}, tracing...)
+}
+
+func newAPIWith(t *testing.T, change func(*Config), tracing ...telemetry.Config) *api {
+	t.Helper()
 	a := &api{t: t, http: openapitest.Client(t, "ms1"), store: newMemoryStore(), transport: &fakeTransport{}, console: &servicetest.Console{}}
 	log := zerolog.New(a.console)
 	tel, err := telemetry.New(t.Context(), append(tracing, telemetry.Defaults())[0], "ms1", "test", log)
@@ -48,6 +55,7 @@ func newAPI(t *testing.T, tracing ...telemetry.Config) *api {
 	config.Listen = "127.0.0.1:0"
 	config.Interaction.DrainSeconds = 1
 	config.Tracing = append(tracing, config.Tracing)[0]
+	change(&config)
 	s, err := New(config, a.store, a.transport, log, tel)
 	if err != nil {
 		t.Fatal(err)
@@ -428,5 +436,44 @@ func TestPortTaken(t *testing.T) {
 	_, err = New(config, a.store, a.transport, zerolog.Nop(), tel)
 	if err == nil || !strings.Contains(err.Error(), "address already in use") {
 		t.Errorf("got %v, want the address and that it is in use", err)
+	}
+}
+
+// Routes that act want the token; those that only read need none.
+func TestToken(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := newAPIWith(t, func(c *Config) { c.TokenFile = file })
+	const token = "Bearer secret"
+	a.want(a.do("GET", "/start", ""), 401, "Authorization: must be Bearer")
+	a.want(a.do("GET", "/stop", "", "Authorization", "Bearer other"), 401)
+	a.want(a.do("POST", "/store", "{}"), 401)
+	a.want(a.do("POST", "/store", "{}", "Authorization", token), 400)
+	a.want(a.do("GET", "/stop", "", "Authorization", token), 409)
+	a.want(a.do("GET", "/start", "", "Authorization", token), 202)
+	a.want(a.do("GET", "/status", ""), 200, `"state":"running"`)
+}
+
+func TestFilesThatCannotBeUsed(t *testing.T) {
+	t.Parallel()
+	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*Config){
+		"token_file: open absent: ":           func(c *Config) { c.TokenFile = "absent" },
+		"ms2.token_file: open absent: ":       func(c *Config) { c.MS2.TokenFile = "absent" },
+		"ms2.ca_file: open absent: ":          func(c *Config) { c.MS2.CAFile = "absent" },
+		"tls.certificate_file: open absent: ": func(c *Config) { c.TLS.CertificateFile, c.TLS.KeyFile = "absent", "absent" },
+	} {
+		config := Defaults()
+		config.Listen = "127.0.0.1:0"
+		change(&config)
+		if _, err := New(config, newMemoryStore(), &fakeTransport{}, zerolog.Nop(), tel); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 }

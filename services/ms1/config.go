@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -15,6 +16,8 @@ import (
 type Config struct {
 	Listen       string            `yaml:"listen"`        // host:port of the HTTP API
 	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	TLS          credentials.Pair  `yaml:"tls"`
+	TokenFile    string            `yaml:"token_file"` // holds the bearer token that /start, /stop and /store want, on one line; read again when it changes; empty: none
 	Interaction  InteractionConfig `yaml:"interaction"`
 	MS2          MS2Config         `yaml:"ms2"`
 	Tracing      telemetry.Config  `yaml:"tracing"`
@@ -33,7 +36,8 @@ type InteractionConfig struct {
 
 // MS2Config is the section 'ms2'.
 type MS2Config struct {
-	URL string `yaml:"url"` // of MS2's WebSocket
+	URL                string `yaml:"url"` // of MS2's WebSocket
+	credentials.Access `yaml:",inline"`
 }
 
 // Limits of an interaction's parameters, in the configuration and in the query
@@ -69,7 +73,7 @@ func Defaults() Config {
 func (c Config) Validate() error {
 	return errors.Join(
 		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
-		c.Interaction.Validate(),
+		c.TLS.Validate("tls"), c.Interaction.Validate(),
 		config.URL("ms2.url", c.MS2.URL, "ws", "wss"),
 		c.Tracing.Validate(),
 		c.Logging.Validate(),

@@ -22,6 +22,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
@@ -52,7 +53,7 @@ func Run(ctx context.Context, c Config, console io.Writer, open func(zerolog.Log
 		if err != nil {
 			return nil, err
 		}
-		s, err := New(c, store, websocket.New(c.MS2.URL, log), log, tel, checks...)
+		s, err := New(c, store, websocket.New(c.MS2.URL, c.MS2.Access, log), log, tel, checks...)
 		if err != nil {
 			stopped, stop := context.WithCancel(ctx)
 			stop()
@@ -66,11 +67,16 @@ func Run(ctx context.Context, c Config, console io.Writer, open func(zerolog.Log
 // listens on its address already. It must be run or closed. The checks are for
 // /readyz alone, in addition to those of /start.
 func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.Telemetry, checks ...httpserver.Check) (*Service, error) {
+	token := credentials.NewToken("token_file", c.TokenFile)
+	_, err := token.Value()
+	if err := errors.Join(err, c.MS2.CheckFiles("ms2")); err != nil {
+		return nil, err
+	}
 	s := &Service{config: c, log: log, refused: logging.Limit(log), telemetry: tel, now: time.Now}
 	s.engine = newEngine(c.Interaction, store, t, s.now, log, tel)
 	checks = append(s.engine.checks(), checks...)
 	s.history, s.events = newHistory(s.engine), newEvents(s.engine, s.now, checks)
-	server, err := httpserver.Listen(c.Listen, s.handler(checks), log)
+	server, err := httpserver.Listen(c.Listen, c.TLS, s.handler(token, checks), log)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,8 @@ package ms2
 import (
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -82,6 +84,22 @@ func TestHandshake(t *testing.T) {
 				t.Errorf("got %s, want a problem", resp.Header.Get("Content-Type"))
 			}
 		})
+	}
+}
+
+func TestHandshakeWithAToken(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := start(t, topictest.Config(t), func(c *Config) { c.TokenFile = file }).ready()
+	for token, want := range map[string]int{"secret": 101, "other": 401} {
+		status, body := r.Do(http.MethodGet, "/ws", http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"},
+			"Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}, "Authorization": {"Bearer " + token}})
+		if status != want {
+			t.Errorf("%s: got %d %s, want %d", token, status, body, want)
+		}
 	}
 }
 

@@ -17,6 +17,7 @@ package ms2
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -30,6 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
@@ -91,8 +93,14 @@ func Run(ctx context.Context, c Config, console io.Writer, listening func(*Servi
 	}, listening)
 }
 
-// New returns the service. It listens, and serves in [Service.Run].
+// New returns the service. It listens, and serves in [Service.Run]. It fails if
+// it cannot listen or use a file of its configuration.
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
+	token := credentials.NewToken("token_file", c.TokenFile)
+	_, err := token.Value()
+	if err := errors.Join(err, c.Kafka.CheckFiles()); err != nil {
+		return nil, err
+	}
 	s := &Service{
 		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, ping: pingInterval,
 		cluster: topic.NewCluster(c.Kafka, "tricycle-ms2", log),
@@ -110,9 +118,8 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 		},
 	}
 	routes := httpserver.Health(log, t.Metrics, httpserver.Check{Name: "kafka", Probe: s.ready})
-	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: s.serveWebSocket}
-	var err error
-	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
+	routes["/ws"] = map[string]http.HandlerFunc{http.MethodGet: httpserver.WithToken(token, log, s.serveWebSocket)}
+	if s.server, err = httpserver.Listen(c.Listen, c.TLS, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
 		return nil, fmt.Errorf("listen for MS1: %w", err)
 	}
 	return s, nil

@@ -15,6 +15,7 @@ import (
 
 	"go.opentelemetry.io/otel/propagation"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/dial"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -28,9 +29,11 @@ const (
 
 // storeClient posts messages to MS1's /store over kept-alive connections.
 type storeClient struct {
-	url    string
-	health string
-	http   *http.Client
+	url       string
+	health    string
+	tokenFile string
+	token     *credentials.Token
+	http      *http.Client
 
 	wrong atomic.Pointer[wrongAnswer]
 }
@@ -40,12 +43,17 @@ func newStoreClient(c Config) (*storeClient, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ms1.url: %w", err)
 	}
+	if err := c.MS1.CheckFiles("ms1"); err != nil {
+		return nil, err
+	}
+	d := &dial.Dialer{Handshake: c.MS1.Handshake("ms1", c.MS1.URL)} // dials every address of MS1's name
 	health := url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/healthz"}
-	return &storeClient{url: c.MS1.URL, health: health.String(), http: &http.Client{
+	return &storeClient{url: c.MS1.URL, health: health.String(), tokenFile: c.MS1.TokenFile, token: c.MS1.Token("ms1"), http: &http.Client{
 		Timeout: storeTimeout,
 		Transport: &http.Transport{
-			DialContext:         new(dial.Dialer).DialContext, // every address of MS1's name
-			DisableCompression:  true,                         // MS1 does not compress
+			DialContext:         d.DialContext,
+			DialTLSContext:      d.DialContext,
+			DisableCompression:  true, // MS1 does not compress
 			MaxIdleConnsPerHost: c.Workers,
 			IdleConnTimeout:     90 * time.Second,
 		},
@@ -95,6 +103,9 @@ func (c *storeClient) post(ctx context.Context, bodies ...[]byte) ([]answer, err
 		return nil, err
 	}
 	req.Header.Set("Content-Type", media)
+	if err := c.token.Set(req.Header); err != nil {
+		return nil, err
+	}
 	telemetry.Propagator.Inject(ctx, propagation.HeaderCarrier(req.Header))
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -179,6 +190,11 @@ func parseAnswer(status int, contentType string, text []byte) answer {
 	return a
 }
 
+// unauthorized returns the error of a 401.
+func (c *storeClient) unauthorized() error {
+	return fmt.Errorf("ms1.token_file: must name a file with MS1's token, got %q and status 401 from %s", c.tokenFile, c.url)
+}
+
 // wrongAnswer is the last answer that showed a wrong configuration.
 type wrongAnswer struct {
 	at time.Time
@@ -189,6 +205,9 @@ type wrongAnswer struct {
 // server's.
 func (c *storeClient) ready(ctx context.Context) error {
 	if w := c.wrong.Load(); w != nil && time.Since(w.at) < wrongTime {
+		if w.status == http.StatusUnauthorized {
+			return c.unauthorized()
+		}
 		return fmt.Errorf("ms1.url: must be the address of MS1's /store, got status %d from %s", w.status, c.url)
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.health, nil)

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -28,8 +29,9 @@ type Config struct {
 
 // MS1 configures the requests to MS1.
 type MS1 struct {
-	URL           string `yaml:"url"`            // of MS1's /store
-	BatchMessages int    `yaml:"batch_messages"` // at most in one request, where several wait; 1: each has its own request
+	URL                string `yaml:"url"` // of MS1's /store
+	credentials.Access `yaml:",inline"`
+	BatchMessages      int `yaml:"batch_messages"` // at most in one request, where several wait; 1: each has its own request
 }
 
 // Defaults returns the default configuration.

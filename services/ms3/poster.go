@@ -2,6 +2,7 @@ package ms3
 
 import (
 	"context"
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
@@ -136,6 +137,8 @@ func (p *poster) log(err error, answers []answer, i int) {
 	case err != nil && p.work.Err() == nil:
 		c.ms1Log.Warn().Err(err).Msg("MS1 does not answer")
 	case err != nil:
+	case answers[i].status == http.StatusUnauthorized:
+		c.configLog.Warn().Err(c.client.unauthorized()).Msg("MS1 refuses the token")
 	case answers[i].wrong():
 		c.configLog.Warn().Int("status", answers[i].status).Str("detail", answers[i].detail).Str("url", c.config.MS1.URL).
 			Msg("answer at ms1.url not from MS1")

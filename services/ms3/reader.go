@@ -22,7 +22,7 @@ func (c *consumer) newReader(ctx context.Context) *kafka.Reader {
 		Brokers:               []string{topic.Bootstrap},
 		Topic:                 c.config.Kafka.Topic,
 		GroupID:               c.config.GroupID,
-		Dialer:                &kafka.Dialer{ClientID: c.members.clientID, Timeout: 10 * time.Second, DialFunc: patient(c.cluster.Dial(ctx))},
+		Dialer:                &kafka.Dialer{ClientID: c.members.clientID, Timeout: 10 * time.Second, DialFunc: patient(c.cluster.Dial(ctx)), SASLMechanism: c.cluster.Login()},
 		MinBytes:              1,
 		MaxBytes:              1 << 20,
 		MaxWait:               500 * time.Millisecond, // Close takes as long

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/program"
@@ -50,8 +51,11 @@ func Run(ctx context.Context, c Config, console io.Writer, listening func(*Servi
 }
 
 // New returns the service, which listens but does not serve before
-// [Service.Run]. It fails if it cannot listen.
+// [Service.Run]. It fails if it cannot listen or use a file of its configuration.
 func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error) {
+	if err := c.Kafka.CheckFiles(); err != nil {
+		return nil, err
+	}
 	client, err := newStoreClient(c)
 	if err != nil {
 		return nil, err
@@ -62,7 +66,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 		httpserver.Check{Name: "kafka", Probe: s.consumer.ready},
 		httpserver.Check{Name: "ms1", Probe: client.ready},
 	)
-	if s.server, err = httpserver.Listen(c.Listen, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
+	if s.server, err = httpserver.Listen(c.Listen, credentials.Pair{}, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
 		return nil, fmt.Errorf("listen for health checks: %w", err)
 	}
 	return s, nil

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,6 +17,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
@@ -250,5 +253,50 @@ func TestReadiness(t *testing.T) {
 	}
 	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "ms1.url: must be") {
 		t.Errorf("got %v after a stranger's 200, want an error that names ms1.url", err)
+	}
+}
+
+// A 401 is a wrong configuration: nothing is consumed until the token is right.
+func TestTokenThatMS1Refuses(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte("wrong\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			return
+		}
+		if r.Header.Get("Authorization") != "Bearer right" {
+			httpserver.Problem{Status: http.StatusUnauthorized}.Write(w)
+			return
+		}
+		httpserver.JSON(w, http.StatusOK, map[string]string{"outcome": "stored"})
+	}))
+	defer server.Close()
+	s, err := newStoreClient(Config{MS1: MS1{URL: server.URL + "/store", Access: credentials.Access{TokenFile: file}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.http.CloseIdleConnections()
+	for _, bodies := range [][][]byte{{nil}, {nil, nil}} {
+		answers, err := s.post(t.Context(), bodies...)
+		if err != nil || !answers[0].wrong() || answers[0].final() || answers[0].status != http.StatusUnauthorized {
+			t.Errorf("got %+v, %v, want a 401 that is not final", answers, err)
+		}
+	}
+	want := `ms1.token_file: must name a file with MS1's token, got "` + file + `" and status 401 from ` + server.URL + "/store"
+	if err := s.ready(t.Context()); err == nil || err.Error() != want {
+		t.Errorf("got %v, want %q", err, want)
+	}
+	if err := os.WriteFile(file, []byte("right\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	servicetest.Eventually(t, 20*time.Second, "the right token is read", func() bool {
+		answers, err := s.post(t.Context(), nil)
+		return err == nil && answers[0].stored && s.ready(t.Context()) == nil
+	})
+	if _, err := newStoreClient(Config{MS1: MS1{URL: server.URL, Access: credentials.Access{TokenFile: "absent"}}}); err == nil || !strings.HasPrefix(err.Error(), "ms1.token_file: open absent: ") {
+		t.Errorf("got %v, want key and file", err)
 	}
 }

@@ -16,12 +16,13 @@ type Config struct {
 	Address      string `yaml:"address"`       // host:port of the server
 	Name         string `yaml:"name"`          // the database; it must exist
 	User         string `yaml:"user"`          // needs all rights on the database, and none beside them
-	PasswordFile string `yaml:"password_file"` // holds the user's password on one line; empty: no password
+	PasswordFile string `yaml:"password_file"` // holds the user's password on one line, read for each new connection; empty: no password
+	TLS          TLS    `yaml:"tls"`
 }
 
 // Defaults returns the default configuration.
 func Defaults() Config {
-	return Config{Address: "127.0.0.1:3306", Name: "tricycle", User: "tricycle"}
+	return Config{Address: "127.0.0.1:3306", Name: "tricycle", User: "tricycle", TLS: TLS{Mode: tlsOff}}
 }
 
 // Validate names the keys that are out of range.
@@ -33,5 +34,5 @@ func (c Config) Validate() error {
 	if c.User == "" {
 		user = errors.New("database.user: must be the name of a database user, got nothing")
 	}
-	return errors.Join(config.HostPort("database.address", c.Address, 1), name, user)
+	return errors.Join(config.HostPort("database.address", c.Address, 1), name, user, c.TLS.validate())
 }

@@ -75,14 +75,15 @@ func (e unfitError) Unwrap() error { return e.error }
 // connector opens the connections of one pool, all to the same server.
 type connector struct {
 	driver.Connector
-	mu     sync.Mutex
-	server string // identity of the first connection's server
-	remote string // address of the newest connection
+	explain func(error) error // of a failure to connect
+	mu      sync.Mutex
+	server  string // identity of the first connection's server
+	remote  string // address of the newest connection
 }
 
-// newConnector returns a connector that dials by d.
-func newConnector(c *mysql.Config, d *dial.Dialer) (*connector, error) {
-	n := &connector{}
+// newConnector returns a connector that dials by d and explains its failures.
+func newConnector(c *mysql.Config, d *dial.Dialer, explain func(error) error) (*connector, error) {
+	n := &connector{explain: explain}
 	c = c.Clone()
 	c.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := d.DialContext(ctx, network, address)
@@ -104,7 +105,7 @@ func (n *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	defer cancel()
 	conn, err := n.Connector.Connect(ctx)
 	if err != nil {
-		return nil, err
+		return nil, n.explain(err)
 	}
 	if err := n.prepare(ctx, conn); err != nil {
 		return nil, errors.Join(err, conn.Close())

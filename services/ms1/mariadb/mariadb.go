@@ -72,15 +72,27 @@ type pool struct {
 }
 
 // Open returns a store for the database of the configuration, which must be
-// valid. It reads the password and connects in Run.
+// valid. It connects in Run. It fails if a file of the configuration cannot be
+// used.
 func Open(c Config, log zerolog.Logger) (*Store, error) {
-	password, err := config.Secret("database.password_file", c.PasswordFile)
+	host, _, err := net.SplitHostPort(c.Address)
 	if err != nil {
+		return nil, fmt.Errorf("database.address: %w", err)
+	}
+	// The files are read for each connection.
+	prepare := func(m *mysql.Config) (err error) {
+		if m.Passwd, err = config.Secret("database.password_file", c.PasswordFile); err != nil {
+			return err
+		}
+		return c.TLS.apply(m, host)
+	}
+	if err := prepare(mysql.NewConfig()); err != nil {
 		return nil, err
 	}
 	m := mysql.NewConfig()
 	m.Net, m.Addr, m.DBName = "tcp", c.Address, c.Name
-	m.User, m.Passwd = c.User, password
+	m.User = c.User
+	_ = m.Apply(mysql.BeforeConnect(func(_ context.Context, m *mysql.Config) error { return prepare(m) })) // never fails
 	m.ParseTime, m.Loc = true, time.UTC
 	m.InterpolateParams = true // one trip to the server for a statement instead of three
 	m.ClientFoundRows = true   // an INSERT counts existing rows as well
@@ -95,7 +107,7 @@ func Open(c Config, log zerolog.Logger) (*Store, error) {
 	now := &connector{}
 	var store *Store
 	store = newStore(c, log, func() *sql.DB {
-		now, _ = newConnector(m, &store.dialer) // m was tried above
+		now, _ = newConnector(m, &store.dialer, c.explain) // m was tried above
 		db := sql.OpenDB(now)
 		db.SetMaxOpenConns(maxOpen)
 		db.SetMaxIdleConns(maxOpen)

@@ -9,12 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/dial"
 	"github.com/tricycle-relay/tricycle/lib/retry"
 )
@@ -40,6 +42,7 @@ var ErrNotConnected = errors.New("not connected")
 // Client keeps a connection to MS2.
 type Client struct {
 	url     string
+	access  credentials.Access
 	log     zerolog.Logger
 	silence time.Duration // a connection without a frame for so long is dead
 	dialer  dial.Dialer
@@ -50,9 +53,12 @@ type Client struct {
 	trouble    error           // why there is none
 }
 
-// New returns a client of the WebSocket at url (ws: or wss:). It connects in Run.
-func New(url string, log zerolog.Logger) *Client {
-	return &Client{url: url, log: log, silence: longestSilence, trouble: ErrNotConnected}
+// New returns a client of the WebSocket at url (ws: or wss:). It connects in Run,
+// and reads the files of its access for each connection.
+func New(url string, access credentials.Access, log zerolog.Logger) *Client {
+	c := &Client{url: url, access: access, log: log, silence: longestSilence, trouble: ErrNotConnected}
+	c.dialer.Handshake = access.Handshake("ms2", url)
+	return c
 }
 
 // Ready returns nil while there is a connection, else why there is none.
@@ -117,20 +123,25 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 	}()
 	// The dialer heeds ctx while it connects, not in the handshake.
 	handshaken := func() bool { return true }
-	dialer := websocket.Dialer{
-		HandshakeTimeout: handshakeTimeout,
-		NetDialContext: func(dialing context.Context, network, address string) (net.Conn, error) {
-			conn, err := l.dialer.DialContext(dialing, network, address)
-			if err == nil {
-				remote = conn.RemoteAddr().String()
-				handshaken = context.AfterFunc(ctx, func() { _ = conn.Close() })
-			}
-			return conn, err
-		},
+	dial := func(dialing context.Context, network, address string) (net.Conn, error) {
+		conn, err := l.dialer.DialContext(dialing, network, address)
+		if err == nil {
+			remote = conn.RemoteAddr().String()
+			handshaken = context.AfterFunc(ctx, func() { _ = conn.Close() })
+		}
+		return conn, err
 	}
-	conn, resp, err := dialer.DialContext(ctx, l.url, nil) //nolint:bodyclose // gorilla has read it and leaves nothing open
+	header := http.Header{}
+	if err := l.access.Token("ms2").Set(header); err != nil {
+		return err
+	}
+	dialer := websocket.Dialer{HandshakeTimeout: handshakeTimeout, NetDialContext: dial, NetDialTLSContext: dial}
+	conn, resp, err := dialer.DialContext(ctx, l.url, header) //nolint:bodyclose // gorilla has read it and leaves nothing open
 	handshaken()
 	if err != nil {
+		if resp != nil && resp.StatusCode == http.StatusUnauthorized {
+			return fmt.Errorf("ms2.token_file: must name a file with MS2's token, got %q and %s from %s", l.access.TokenFile, resp.Status, l.url)
+		}
 		if resp != nil {
 			return fmt.Errorf("dial %s: %w: %s", l.url, err, resp.Status)
 		}

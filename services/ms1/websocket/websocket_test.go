@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +20,8 @@ import (
 	gorilla "github.com/gorilla/websocket"
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
+	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
@@ -97,7 +101,7 @@ func refuse(_ *ms2, w http.ResponseWriter, _ *http.Request) {
 // run runs a link until the test ends it.
 func run(t *testing.T, url string, silence time.Duration) (l *Client, connected chan uint64, stop func()) {
 	t.Helper()
-	l = New(url, zerolog.Nop())
+	l = New(url, credentials.Access{}, zerolog.Nop())
 	if silence != 0 {
 		l.silence = silence
 	}
@@ -144,7 +148,7 @@ func trouble(t *testing.T, l *Client, want string) {
 func TestSends(t *testing.T) {
 	t.Parallel()
 	m := newMS2(t, upgrade(read))
-	l := New(m.url(), zerolog.Nop())
+	l := New(m.url(), credentials.Access{}, zerolog.Nop())
 	if err := l.Ready(t.Context()); !errors.Is(err, ErrNotConnected) {
 		t.Errorf("before the start: got %v, want %v", err, ErrNotConnected)
 	}
@@ -281,7 +285,7 @@ func TestEveryAddressOfTheNameIsTried(t *testing.T) {
 				second <- struct{}{}
 				read(m, c)
 			}))
-			l := New(fmt.Sprintf("ws://ms2.test:%d/ws", port), zerolog.Nop())
+			l := New(fmt.Sprintf("ws://ms2.test:%d/ws", port), credentials.Access{}, zerolog.Nop())
 			l.silence = 500 * time.Millisecond
 			l.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
 			ctx, cancel := context.WithCancel(t.Context())
@@ -409,7 +413,7 @@ func TestSilence(t *testing.T) {
 		next(t, connected)
 		trouble(t, l, "enough")
 	})
-	if l := New("ws://localhost", zerolog.Nop()); l.silence != 6*time.Second {
+	if l := New("ws://localhost", credentials.Access{}, zerolog.Nop()); l.silence != 6*time.Second {
 		t.Errorf("got %s, want three pings of two seconds", l.silence)
 	}
 }
@@ -576,7 +580,7 @@ func TestEnds(t *testing.T) {
 		m := newMS2(t, upgrade(read))
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		l := New(m.url(), zerolog.Nop())
+		l := New(m.url(), credentials.Access{}, zerolog.Nop())
 		if err := l.Run(ctx, func(uint64) { t.Error("connected") }); err != nil {
 			t.Error(err)
 		}
@@ -593,4 +597,72 @@ func TestEnds(t *testing.T) {
 			t.Errorf("took %s, expected no time at all", took)
 		}
 	})
+}
+
+// A wrong file is a clear error, and a connection follows as soon as the file is
+// right.
+func TestTLSAndToken(t *testing.T) {
+	ca, stranger := credentialstest.New(t), credentialstest.New(t)
+	upgraded := make(chan struct{}, 10)
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer right" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		conn, err := (&gorilla.Upgrader{}).Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		upgraded <- struct{}{}
+		_, _, _ = conn.ReadMessage()
+	}))
+	server.TLS = ca.Server("127.0.0.1")
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that the client ends
+	server.StartTLS()
+	defer server.Close()
+	write := func(file string, data []byte) string {
+		t.Helper()
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	read := func(file string) []byte {
+		t.Helper()
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	access := credentials.Access{CAFile: write(t.TempDir()+"/ca.pem", read(stranger.File)), TokenFile: write(t.TempDir()+"/token", []byte("wrong\n"))}
+	url := "wss" + strings.TrimPrefix(server.URL, "https")
+	l := New(url, access, zerolog.Nop())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx, func(uint64) {}) }()
+	is := func(want string) {
+		t.Helper()
+		servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(fmt.Sprint(l.Ready(ctx)), want) })
+	}
+	is("ms2.ca_file: verify certificate of " + server.Listener.Addr().String() + " with " + access.CAFile + ": x509: certificate signed by unknown authority")
+	write(access.CAFile, read(ca.File))
+	is(`ms2.token_file: must name a file with MS2's token, got "` + access.TokenFile + `" and 401 Unauthorized from ` + url)
+	write(access.TokenFile, []byte("right\n"))
+	<-upgraded
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTLSToAServerWithoutIt(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	l := New("wss"+strings.TrimPrefix(server.URL, "http"), credentials.Access{}, zerolog.Nop())
+	want := "ms2: expected TLS at " + server.Listener.Addr().String() + ", found plain text"
+	if err := l.connect(t.Context(), nil); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v, want %q", err, want)
+	}
 }

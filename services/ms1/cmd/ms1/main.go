@@ -33,6 +33,7 @@ func command() program.Program[settings] {
 		Purpose:   "opens sessions, sends messages to MS2, takes them back from MS3 and stores them",
 		Config:    settings{ms1.Defaults(), mariadb.Defaults()},
 		Ready:     func(c settings) (address, path string) { return c.Listen, "/readyz" },
+		TLS:       func(c settings) bool { return c.TLS.CertificateFile != "" },
 		Profiling: func(c settings) program.Profiling { return c.Profiling },
 		Run: func(ctx context.Context, c settings, console io.Writer) error {
 			open := func(log zerolog.Logger) (ms1.Store, error) { return mariadb.Open(c.Database, log) }

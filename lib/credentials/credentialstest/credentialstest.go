@@ -1,0 +1,119 @@
+// Package credentialstest issues certificates for tests.
+package credentialstest
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/credentials"
+)
+
+// Authority is a CA of a test.
+type Authority struct {
+	File string // its certificate, PEM
+
+	t           testing.TB
+	certificate *x509.Certificate
+	key         *ecdsa.PrivateKey
+}
+
+// New returns a CA with files in a directory of the test.
+func New(t testing.TB) *Authority {
+	t.Helper()
+	a := &Authority{t: t, File: filepath.Join(t.TempDir(), "ca.pem")}
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: "test CA " + rand.Text()}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	a.key = newKey(t)
+	der := a.sign(template, template, a.key)
+	var err error
+	if a.certificate, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	write(t, a.File, block("CERTIFICATE", der))
+	return a
+}
+
+// Issue writes a certificate for the hosts, names or IP addresses, that is valid
+// for an hour. It is for servers and clients.
+func (a *Authority) Issue(hosts ...string) credentials.Pair {
+	a.t.Helper()
+	dir := a.t.TempDir()
+	p := credentials.Pair{CertificateFile: filepath.Join(dir, "certificate.pem"), KeyFile: filepath.Join(dir, "key.pem")}
+	a.Write(p, time.Now().Add(time.Hour), hosts...)
+	return p
+}
+
+// Write writes a new certificate and key to the files of a pair.
+func (a *Authority) Write(p credentials.Pair, until time.Time, hosts ...string) {
+	a.t.Helper()
+	template := &x509.Certificate{
+		Subject: pkix.Name{CommonName: hosts[0]}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until,
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	for _, h := range hosts {
+		if ip := net.ParseIP(h); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, h)
+		}
+	}
+	key := newKey(a.t)
+	encoded, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	write(a.t, p.CertificateFile, block("CERTIFICATE", a.sign(template, a.certificate, key)))
+	write(a.t, p.KeyFile, block("PRIVATE KEY", encoded))
+}
+
+// Server returns the configuration of a server with a certificate of the CA.
+func (a *Authority) Server(hosts ...string) *tls.Config {
+	a.t.Helper()
+	p := a.Issue(hosts...)
+	pair, err := tls.LoadX509KeyPair(p.CertificateFile, p.KeyFile)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+}
+
+// sign returns a certificate for the key, signed by the CA.
+func (a *Authority) sign(template, parent *x509.Certificate, key *ecdsa.PrivateKey) []byte {
+	template.SerialNumber = big.NewInt(time.Now().UnixNano())
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, a.key)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	return der
+}
+
+func newKey(t testing.TB) *ecdsa.PrivateKey {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
+func block(kind string, der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+}
+
+func write(t testing.TB, file string, data []byte) {
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
