@@ -223,22 +223,26 @@ func TestPartitionsAddedUnderLoad(t *testing.T) {
 	c.useKafka(2, 1, broker)
 	c.patient()
 	c.up()
+	admin := c.admin()
 	_, pause := c.survives(64, func() {
-		resp, err := c.admin().CreatePartitions(t.Context(), &kafka.CreatePartitionsRequest{Topics: []kafka.TopicPartitionsConfig{{Name: c.kafka.Topic, Count: 5}}})
+		resp, err := admin.CreatePartitions(t.Context(), &kafka.CreatePartitionsRequest{Topics: []kafka.TopicPartitionsConfig{{Name: c.kafka.Topic, Count: 5}}})
 		if err == nil {
 			err = resp.Errors[c.kafka.Topic]
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
+		servicetest.Eventually(t, 30*time.Second, "all five partitions have records", func() bool {
+			for p := range 5 {
+				resp, err := admin.ListOffsets(t.Context(), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{c.kafka.Topic: {kafka.LastOffsetOf(p)}}})
+				if err != nil || resp.Topics[c.kafka.Topic][0].LastOffset == 0 {
+					return false
+				}
+			}
+			return true
+		})
 	})
 	atMost(t, pause, 0, 10*time.Second)
-	for p := range 5 {
-		resp, err := c.admin().ListOffsets(t.Context(), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{c.kafka.Topic: {kafka.LastOffsetOf(p)}}})
-		if err != nil || resp.Topics[c.kafka.Topic][0].LastOffset == 0 {
-			t.Errorf("partition %d: %v %+v, want it used", p, err, resp)
-		}
-	}
 }
 
 func TestTopicDeletedUnderLoad(t *testing.T) {
