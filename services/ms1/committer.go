@@ -3,6 +3,7 @@ package ms1
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -24,76 +25,103 @@ const (
 
 var errStopping = errors.New("service is stopping")
 
-// committer stores messages, one commit at a time. Messages that arrive during a
-// commit go together into the next one; a message that arrives alone does not
-// wait.
+// committer stores messages, one commit at a time. A request that finds it idle
+// commits its messages in its own goroutine. Messages that arrive during a commit
+// go together into the next one.
 type committer struct {
 	store   Store
-	queue   chan []insert // each of one session
-	stopped chan struct{}
+	settled func(batch []insert, err error) // called once for each message
+	context context.Context                 // of the commits
+	cancel  func()
+
+	mu      sync.Mutex
+	queue   [][]insert // each of one session; empty unless busy
+	busy    bool       // a goroutine commits
+	stopped bool
+	commits sync.WaitGroup // that goroutine
 }
 
 // insert is a message on its way into the store.
 type insert struct {
 	message message.Message
 	span    trace.Span
-	settle  func(error) // called once with the outcome
+	session *runner
+	entry   *entry
 }
 
-func newCommitter(store Store) *committer {
-	return &committer{store: store, queue: make(chan []insert, MaxInFlight), stopped: make(chan struct{})}
+func newCommitter(store Store, settled func(batch []insert, err error)) *committer {
+	c := &committer{store: store, settled: settled}
+	c.context, c.cancel = context.WithCancel(context.Background())
+	return c
 }
 
-// add queues messages of one session, which are committed together. It blocks
-// while thousands wait.
+// add adds messages of one session, which are committed together. If no commit is
+// running, it returns when these messages have their outcome.
 func (c *committer) add(ins []insert) {
 	if len(ins) == 0 {
 		return
 	}
-	select {
-	case c.queue <- ins:
-		select {
-		case <-c.stopped:
-			c.refuse() // it may have come after run's last look
-		default:
-		}
-	case <-c.stopped:
+	c.mu.Lock()
+	if c.stopped {
+		c.mu.Unlock()
+		c.settle(ins, errStopping)
+		return
+	}
+	c.queue = append(c.queue, ins)
+	if c.busy {
+		c.mu.Unlock()
+		return
+	}
+	c.busy = true
+	c.commits.Add(1)
+	c.mu.Unlock()
+	c.commit(c.next())
+	// The caller has its outcome. It does not work for the others.
+	if batch := c.next(); batch != nil {
+		go func() {
+			for ; batch != nil; batch = c.next() {
+				c.commit(batch)
+			}
+		}()
+	}
+}
+
+// next takes the messages of the next commit out of the queue. Without any, the
+// committer is idle.
+func (c *committer) next() (batch []insert) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.queue) == 0 {
+		c.queue, c.busy = nil, false
+		c.commits.Done()
+		return nil
+	}
+	batch, c.queue[0] = c.queue[0], nil
+	n := 1
+	for ; n < len(c.queue) && len(batch) < maxBatch && c.queue[n][0].message.SessionID == batch[0].message.SessionID; n++ {
+		batch, c.queue[n] = append(batch, c.queue[n]...), nil
+	}
+	c.queue = c.queue[n:]
+	return batch
+}
+
+// run waits until ctx is cancelled. What waits then fails.
+func (c *committer) run(ctx context.Context) {
+	<-ctx.Done()
+	c.mu.Lock()
+	c.stopped = true
+	left := c.queue
+	c.queue = nil
+	c.mu.Unlock()
+	c.cancel()
+	for _, ins := range left {
 		c.settle(ins, errStopping)
 	}
+	c.commits.Wait()
 }
 
-// run commits until ctx is cancelled; what waits then fails.
-func (c *committer) run(ctx context.Context) {
-	defer c.refuse()
-	defer close(c.stopped)
-	var batch, held []insert // held: of another session than the batch before it
-	for {
-		if batch, held = append(batch[:0], held...), nil; len(batch) == 0 {
-			select {
-			case ins := <-c.queue:
-				batch = append(batch, ins...)
-			case <-ctx.Done():
-				return
-			}
-		}
-		for more := true; more && len(batch) < maxBatch; {
-			select {
-			case ins := <-c.queue:
-				if ins[0].message.SessionID != batch[0].message.SessionID {
-					held, more = ins, false
-					continue
-				}
-				batch = append(batch, ins...)
-			default:
-				more = false
-			}
-		}
-		c.commit(ctx, batch)
-	}
-}
-
-func (c *committer) commit(ctx context.Context, batch []insert) {
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+func (c *committer) commit(batch []insert) {
+	ctx, cancel := context.WithTimeout(c.context, commitTimeout)
 	defer cancel()
 	rows := make([]message.Message, len(batch))
 	for i, in := range batch {
@@ -104,6 +132,9 @@ func (c *committer) commit(ctx context.Context, batch []insert) {
 
 func (c *committer) settle(batch []insert, err error) {
 	for _, in := range batch {
+		if !in.span.IsRecording() {
+			continue
+		}
 		if len(batch) > 1 {
 			in.span.SetAttributes(semconv.DBOperationBatchSize(len(batch)))
 		}
@@ -112,18 +143,6 @@ func (c *committer) settle(batch []insert, err error) {
 			in.span.SetAttributes(attribute.String(string(semconv.ErrorTypeKey), "commit_failed"))
 		}
 		in.span.End()
-		in.settle(err)
 	}
-}
-
-// refuse fails what waits in the queue.
-func (c *committer) refuse() {
-	for {
-		select {
-		case ins := <-c.queue:
-			c.settle(ins, errStopping)
-		default:
-			return
-		}
-	}
+	c.settled(batch, err)
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -53,10 +54,11 @@ type transport interface {
 	// Run keeps a connection until ctx is cancelled. It calls connected with
 	// the number of each new connection; numbers increase.
 	Run(ctx context.Context, connected func(connection uint64)) error
-	// Send writes a frame and returns the number of the connection that took
-	// it. It blocks while the peer does not read, and fails if there is no
-	// connection or it breaks.
-	Send(frame []byte) (connection uint64, err error)
+	// Send writes frames and returns the number of the connection that took
+	// them. It blocks while the peer does not read, and fails if there is no
+	// connection or it breaks; then any of the frames may have been taken. It
+	// does not keep the frames.
+	Send(frames ...[]byte) (connection uint64, err error)
 	// Ready returns nil while there is a connection.
 	Ready(ctx context.Context) error
 }
@@ -79,6 +81,12 @@ type engine struct {
 	outboxed  chan struct{}   // something to send, or a connection to send it on
 	late      chan struct{}   // has a token for each lookup of a late message
 
+	writing sync.Mutex    // held by the goroutine that writes to the transport
+	broken  atomic.Uint64 // the connection that failed last
+	batch   []*entry      // being written
+	frames  [][]byte      // their encoding
+	encoded []byte        // the memory of frames
+
 	mu         sync.Mutex
 	starting   chan struct{} // closed when the current /start has its outcome
 	current    *runner       // of the current or the last session
@@ -91,7 +99,7 @@ type engine struct {
 func newEngine(c InteractionConfig, store Store, t transport, now func() time.Time, log zerolog.Logger, tel *telemetry.Telemetry) *engine {
 	e := &engine{
 		config: c, store: store, transport: t, now: now, log: log, tel: tel,
-		committer: newCommitter(store),
+		committer: newCommitter(store, settled),
 		outboxed:  make(chan struct{}, 1),
 		late:      make(chan struct{}, maxLate),
 	}

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,6 +79,47 @@ func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
 			}
 		}
 	})
+}
+
+// The goroutine that commits a message sends the next one before it answers.
+func TestACommitSendsTheNextMessage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, usual(), never)
+		b.begin(60, 1)
+		synctest.Wait()
+		for n := 1; n < 100; n++ {
+			if outcome, err := b.back(b.transport.frames()[n-1]); outcome != OutcomeStored || err != nil {
+				t.Fatalf("got %q, %v, want it stored", outcome, err)
+			}
+			if got := len(b.transport.frames()); got != n+1 {
+				t.Fatalf("%d messages sent after %d answers, want %d", got, n, n+1)
+			}
+		}
+	})
+}
+
+// A transport that takes nothing holds up no answer.
+func TestABlockedTransportDelaysNoCommit(t *testing.T) {
+	for _, inFlight := range []int{2, maxDirect, maxDirect + 1, MaxInFlight} {
+		t.Run(fmt.Sprint(inFlight, " in flight"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t, usual(), never)
+				b.begin(60, inFlight)
+				synctest.Wait()
+				sent := b.transport.frames()
+				b.transport.block = make(chan struct{})
+				b.transport.connect(2) // everything is queued again, and the sender blocks
+				synctest.Wait()
+				for _, m := range sent[:2] {
+					if outcome, err := b.back(m); outcome != OutcomeStored || err != nil {
+						t.Errorf("got %q, %v, want it stored", outcome, err)
+					}
+				}
+				close(b.transport.block)
+				synctest.Wait()
+			})
+		})
+	}
 }
 
 func TestPipelineKeepsInFlightMessagesUnderWay(t *testing.T) {
@@ -840,40 +882,81 @@ func TestCommitsAreOfOneSession(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	c := newCommitter(store)
-	var settled sync.WaitGroup
-	for i, session := range []int64{1, 2, 2, 1, 1, 2} {
-		settled.Add(1)
-		c.add([]insert{{
-			message: message.Message{SessionID: session, Service1: message.Stamp(i + 1)}, span: trace.SpanFromContext(t.Context()),
-			settle: func(err error) {
-				if err != nil {
-					t.Errorf("message %d: %v", i, err)
-				}
-				settled.Done()
-			},
-		}})
+	var settled, refused atomic.Int64
+	c := newCommitter(store, func(batch []insert, err error) {
+		switch {
+		case errors.Is(err, errStopping):
+			refused.Add(int64(len(batch)))
+		case err != nil:
+			t.Errorf("%d messages: %v", len(batch), err)
+		default:
+			settled.Add(int64(len(batch)))
+		}
+	})
+	row := func(session int64, i int) []insert {
+		return []insert{{message: message.Message{SessionID: session, Service1: message.Stamp(i + 1)}, span: trace.SpanFromContext(t.Context())}}
+	}
+	// The first commits its own, the others leave theirs to a goroutine.
+	first := make(chan struct{})
+	go func() { defer close(first); c.add(row(1, 0)) }()
+	servicetest.Eventually(t, time.Minute, "a commit runs", func() bool { return c.waiting() == 0 })
+	for i, session := range []int64{2, 2, 1, 1, 2} {
+		c.add(row(session, i+1))
+	}
+	if got := c.waiting(); got != 5 {
+		t.Errorf("%d wait for the running commit, want 5", got)
 	}
 	close(store.hold)
+	<-first
+	servicetest.Eventually(t, time.Minute, "all are settled", func() bool { return settled.Load() == 6 })
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); c.run(ctx) }()
-	settled.Wait()
 	cancel()
 	<-ended
 	if want := []int{1, 2, 2, 1}; !slices.Equal(store.batches, want) {
 		t.Errorf("commits of %v messages, want %v", store.batches, want)
 	}
 	// Whatever comes now has an outcome too.
-	refused := 0
-	for range 100 {
-		c.add([]insert{{span: trace.SpanFromContext(t.Context()), settle: func(err error) {
-			if errors.Is(err, errStopping) {
-				refused++
-			}
-		}}})
+	for i := range 100 {
+		c.add(row(1, i))
 	}
-	if refused != 100 {
-		t.Errorf("%d of 100 messages were refused after the end", refused)
+	if got := refused.Load(); got != 100 {
+		t.Errorf("%d of 100 messages were refused after the end", got)
 	}
+}
+
+// waiting returns the number of requests that wait for the next commit, -1 if no
+// commit is running.
+func (c *committer) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.busy {
+		return -1
+	}
+	return len(c.queue)
+}
+
+// The end of the program settles what waits, and ends the running commit.
+func TestTheEndRefusesWhatWaitsForACommit(t *testing.T) {
+	store := newMemoryStore()
+	store.hold = make(chan struct{})
+	var failed atomic.Int64
+	c := newCommitter(store, func(batch []insert, err error) {
+		if err != nil {
+			failed.Add(int64(len(batch)))
+		}
+	})
+	ins := []insert{{message: message.Message{SessionID: 1}, span: trace.SpanFromContext(t.Context())}}
+	first := make(chan struct{})
+	go func() { defer close(first); c.add(ins) }()
+	servicetest.Eventually(t, time.Minute, "a commit runs", func() bool { return c.waiting() == 0 })
+	c.add(ins)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c.run(ctx)
+	if got := failed.Load(); got != 2 {
+		t.Errorf("%d messages failed when run returned, want 2", got)
+	}
+	<-first
 }

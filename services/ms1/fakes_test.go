@@ -257,7 +257,16 @@ func (l *fakeTransport) Ready(context.Context) error {
 	return nil
 }
 
-func (l *fakeTransport) Send(frame []byte) (uint64, error) {
+func (l *fakeTransport) Send(frames ...[]byte) (connection uint64, err error) {
+	for _, frame := range frames {
+		if connection, err = l.send(frame); err != nil {
+			return 0, err
+		}
+	}
+	return connection, nil
+}
+
+func (l *fakeTransport) send(frame []byte) (uint64, error) {
 	l.mu.Lock()
 	block := l.block
 	l.mu.Unlock()

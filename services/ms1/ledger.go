@@ -56,11 +56,14 @@ type entry struct {
 	reason  string // why it is lost
 }
 
-// commit is one attempt to store a message, for all requests that wait for it.
+// commit is one attempt to store the messages of a request, for all requests that
+// wait for one of them.
 type commit struct {
 	done chan struct{}
 	err  error
 }
+
+func newCommit() *commit { return &commit{done: make(chan struct{})} }
 
 // verdict is the ledger's decision on a returned message.
 type verdict int
@@ -83,7 +86,7 @@ type ledger struct {
 	newSpan     func(message.Message) trace.Span
 	meters      *meters
 	outboxed    chan struct{} // notified when there is something to send
-	changed     chan struct{} // notified when a slot is free or a commit has ended
+	changed     chan struct{} // notified when a slot is free or commits have ended
 
 	mu         sync.Mutex
 	hops       *hopMeter
@@ -95,6 +98,7 @@ type ledger struct {
 	entries    map[message.Stamp]*entry
 	outbox     []*entry
 	connection uint64 // the newest of the transport
+	completed  bool   // it takes no new message any more
 	closed     bool   // it waits for no message any more
 	generated  int64
 	stored     int64
@@ -179,11 +183,19 @@ func notify(c chan struct{}) {
 	}
 }
 
-// add creates the next message and queues it. It returns false without a free slot.
+// complete ends the generation of messages.
+func (l *ledger) complete() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.completed = true
+}
+
+// add creates the next message and puts it into the outbox. It returns false
+// without a free slot, and after complete.
 func (l *ledger) add(stamp message.Stamp, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.free == 0 || l.closed {
+	if l.free == 0 || l.completed || l.closed {
 		return false
 	}
 	l.newest = max(stamp, l.newest+1)
@@ -194,7 +206,8 @@ func (l *ledger) add(stamp message.Stamp, now time.Time) bool {
 	l.entries[l.newest] = e
 	l.generated++
 	l.meters.generated.Inc()
-	l.enqueue(e)
+	e.state = queued
+	l.outbox = append(l.outbox, e)
 	return true
 }
 
@@ -204,49 +217,65 @@ func (l *ledger) enqueue(e *entry) {
 	notify(l.outboxed)
 }
 
-// next takes the oldest message of the outbox if there is a newer connection
-// than the broken one.
-func (l *ledger) next(broken uint64) (e *entry, connection uint64) {
+// next takes the oldest messages of the outbox, at most maxFrames, if there is a
+// newer connection than the broken one. It appends them to batch.
+func (l *ledger) next(broken uint64, batch []*entry) (_ []*entry, connection uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.outbox) == 0 || l.connection <= broken {
-		return nil, l.connection
+	if l.connection <= broken {
+		return batch, l.connection
 	}
-	e, l.outbox[0] = l.outbox[0], nil
-	l.outbox = l.outbox[1:]
-	e.state = writing
-	return e, l.connection
+	n := min(len(l.outbox), maxFrames)
+	for i, e := range l.outbox[:n] {
+		e.state = writing
+		batch, l.outbox[i] = append(batch, e), nil
+	}
+	l.outbox = l.outbox[n:]
+	return batch, l.connection
+}
+
+// waits reports whether next would take a message.
+func (l *ledger) waits(broken uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.outbox) > 0 && l.connection > broken
 }
 
 // written notes the outcome of a write. The state of a message that has returned
 // or been given up meanwhile does not change.
-func (l *ledger) written(e *entry, connection uint64, err error, now time.Time) {
+func (l *ledger) written(batch []*entry, connection uint64, err error, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
-		if e.state == writing {
-			e.state = queued
-			l.outbox = slices.Insert(l.outbox, 0, e)
+		var again []*entry
+		for _, e := range batch {
+			if e.state == writing {
+				e.state = queued
+				again = append(again, e)
+			}
 		}
+		l.outbox = slices.Insert(l.outbox, 0, again...)
 		return
 	}
-	if e.sends++; e.sends == 1 {
-		e.first = now
-	} else {
-		l.resent++
-		l.meters.resent.Inc()
-		if !e.late && e.span != nil {
-			e.span.AddEvent("resend")
+	for _, e := range batch {
+		if e.sends++; e.sends == 1 {
+			e.first = now
+		} else {
+			l.resent++
+			l.meters.resent.Inc()
+			if !e.late && e.span != nil {
+				e.span.AddEvent("resend")
+			}
+			e.wait = min(2*e.wait, maxResend)
 		}
-		e.wait = min(2*e.wait, maxResend)
-	}
-	e.last = now
-	if e.state != writing {
-		return
-	}
-	e.state = inFlight
-	if connection < l.connection {
-		l.enqueue(e) // the connection has been replaced since
+		e.last = now
+		if e.state != writing {
+			continue
+		}
+		e.state = inFlight
+		if connection < l.connection {
+			l.enqueue(e) // the connection has been replaced since
+		}
 	}
 }
 
@@ -263,9 +292,9 @@ func (l *ledger) connected(connection uint64) {
 	notify(l.outboxed)
 }
 
-// arrive takes a returned message. It returns the commit with verdictStore and
-// verdictWait.
-func (l *ledger) arrive(stamp message.Stamp, now time.Time) (verdict, *entry, *commit) {
+// arrive takes a returned message, whose commit is attempt unless another one is
+// running. It returns the commit with verdictStore and verdictWait.
+func (l *ledger) arrive(stamp message.Stamp, attempt *commit, now time.Time) (verdict, *entry, *commit) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	e := l.entries[stamp]
@@ -288,7 +317,7 @@ func (l *ledger) arrive(stamp message.Stamp, now time.Time) (verdict, *entry, *c
 		l.outbox = slices.DeleteFunc(l.outbox, func(o *entry) bool { return o == e })
 	case writing, inFlight, lost:
 	}
-	e.state, e.commit = committing, &commit{done: make(chan struct{})}
+	e.state, e.commit = committing, attempt
 	l.commits++
 	return verdictStore, e, e.commit
 }
@@ -317,37 +346,50 @@ func (l *ledger) recall(stamp message.Stamp) bool {
 	return true
 }
 
-// settle notes the outcome of a commit. It returns the message if it is lost.
-func (l *ledger) settle(e *entry, m message.Message, err error) (gone *entry) {
+// settle notes the outcome of a commit, which has all messages of an attempt. It
+// returns the messages that are lost.
+func (l *ledger) settle(batch []insert, err error) (gone []*entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := e.commit
-	e.commit, c.err = nil, err
-	l.commits--
-	switch {
-	case err == nil:
-		delete(l.entries, m.Service1)
-		l.recent.add(m.Service1)
-		l.stored++
-		l.meters.stored.Inc()
-		hops := m.Hops()
-		l.hops.add(hops)
-		l.meters.observe(m, hops, e.span)
-		if !e.late {
-			e.span.End()
-			l.release()
+	var last *commit
+	for _, in := range batch {
+		e := in.entry
+		c := e.commit
+		e.commit = nil
+		l.commits--
+		switch {
+		case err == nil:
+			l.store(e, in.message)
+		case e.late:
+			l.remember(e)
+		case l.closed || errors.Is(err, ErrSessionEnded):
+			l.lose(e, "commit failed")
+			gone = append(gone, e)
+		default:
+			e.state = inFlight
 		}
-	case e.late:
-		l.remember(e)
-	case l.closed || errors.Is(err, ErrSessionEnded):
-		l.lose(e, "commit failed")
-		gone = e
-	default:
-		e.state = inFlight
+		if c != last { // the messages of an attempt are neighbours
+			c.err, last = err, c
+			defer close(c.done)
+		}
 	}
-	close(c.done)
 	notify(l.changed)
 	return gone
+}
+
+// store notes that a message has a row.
+func (l *ledger) store(e *entry, m message.Message) {
+	delete(l.entries, m.Service1)
+	l.recent.add(m.Service1)
+	l.stored++
+	l.meters.stored.Inc()
+	hops := m.Hops()
+	l.hops.add(hops)
+	l.meters.observe(m, hops, e.span)
+	if !e.late {
+		e.span.End()
+		l.release()
+	}
 }
 
 func (l *ledger) release() {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,6 +48,32 @@ func newBook(t testing.TB, slots int) *book {
 	}
 	b.ledger.connected(1)
 	return b
+}
+
+// arrive, settle, next and written are the ledger's, for one message.
+func (b *book) arrive(stamp message.Stamp, now time.Time) (verdict, *entry, *commit) {
+	return b.ledger.arrive(stamp, newCommit(), now)
+}
+
+func (b *book) settle(e *entry, m message.Message, err error) {
+	b.ledger.settle([]insert{{message: m, entry: e}}, err)
+}
+
+func (b *book) next(broken uint64) (*entry, uint64) {
+	if len(b.outbox) > 1 { // the rest stays
+		rest := slices.Clone(b.outbox[1:])
+		b.outbox = b.outbox[:1]
+		defer func() { b.outbox = append(b.outbox, rest...) }()
+	}
+	batch, connection := b.ledger.next(broken, nil)
+	if len(batch) == 0 {
+		return nil, connection
+	}
+	return batch[0], connection
+}
+
+func (b *book) written(e *entry, connection uint64, err error, now time.Time) {
+	b.ledger.written([]*entry{e}, connection, err, now)
 }
 
 // consistent checks what must be true between any two transitions.
@@ -208,7 +235,7 @@ func TestLedgerInAnyOrder(t *testing.T) {
 	for end := time.Now().Add(length); time.Now().Before(end); {
 		b := newBook(t, 1+random.IntN(8))
 		var pending []*entry // commits
-		var write *entry
+		var write []*entry
 		connection, using := uint64(1), uint64(1)
 		for range 300 {
 			b.now = b.now.Add(time.Duration(random.Int64N(int64(4 * time.Second))))
@@ -217,7 +244,7 @@ func TestLedgerInAnyOrder(t *testing.T) {
 				b.add(0, b.now)
 			case 2:
 				if write == nil {
-					write, using = b.next(0)
+					write, using = b.ledger.next(0, nil)
 				}
 			case 3:
 				if write != nil {
@@ -225,7 +252,7 @@ func TestLedgerInAnyOrder(t *testing.T) {
 					if random.IntN(4) == 0 {
 						err = errDisk
 					}
-					b.written(write, using, err, b.now)
+					b.ledger.written(write, using, err, b.now)
 					write = nil
 				}
 			case 4, 5:
@@ -249,6 +276,10 @@ func TestLedgerInAnyOrder(t *testing.T) {
 				b.ledger.connected(connection)
 			}
 			b.consistent(t)
+		}
+		b.complete()
+		if b.add(0, b.now) {
+			t.Fatal("a message was added after the last one")
 		}
 		b.sweep(b.now, true)
 		for _, e := range pending {

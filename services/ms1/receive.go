@@ -43,7 +43,7 @@ func (a *arrival) is(outcome Outcome, err error) { a.outcome, a.err = outcome, e
 // each, which is the one that it would have alone.
 func receive(ctx context.Context, e *engine, arrivals ...*arrival) {
 	e.mu.Lock()
-	r := receiver{ctx: ctx, engine: e, recovered: e.recovered, newest: e.newest}
+	r := receiver{ctx: ctx, engine: e, recovered: e.recovered, newest: e.newest, commit: newCommit()}
 	if s := e.current; s != nil && s.state != Idle {
 		r.session = s
 	}
@@ -61,7 +61,7 @@ func receive(ctx context.Context, e *engine, arrivals ...*arrival) {
 			asking.Go(ask)
 		}
 	}
-	e.committer.add(inserts)
+	e.committer.add(inserts) // perhaps until they are committed
 	for _, wait := range committing {
 		wait()
 	}
@@ -74,7 +74,8 @@ type receiver struct {
 	engine    *engine
 	session   *runner // in progress, or nil
 	recovered bool
-	newest    int64 // session id
+	newest    int64   // session id
+	commit    *commit // of its messages
 }
 
 // begin decides on a message, or returns what does: wait waits for a commit,
@@ -82,7 +83,7 @@ type receiver struct {
 func (r *receiver) begin(a *arrival) (in []insert, wait, ask func()) {
 	switch {
 	case r.session != nil && r.session.row.ID == a.message.SessionID:
-		if in, wait = r.claim(a); wait == nil && a.outcome == "" {
+		if in, wait = r.claim(a, r.commit); wait == nil && a.outcome == "" {
 			return nil, nil, func() { r.ask(a) }
 		}
 		return in, wait, nil
@@ -97,10 +98,11 @@ func (r *receiver) begin(a *arrival) (in []insert, wait, ask func()) {
 }
 
 // claim decides on a message of the session, or returns what waits for its
-// commit. If only the database knows it does neither.
-func (r *receiver) claim(a *arrival) (in []insert, wait func()) {
+// commit, which is attempt or one that is running. If only the database knows it
+// does neither.
+func (r *receiver) claim(a *arrival, attempt *commit) (in []insert, wait func()) {
 	s, l := r.session, r.session.ledger
-	verdict, entry, c := l.arrive(a.message.Service1, time.Now())
+	verdict, entry, c := l.arrive(a.message.Service1, attempt, time.Now())
 	switch verdict {
 	case verdictRepeat:
 		a.outcome = OutcomeRepeat
@@ -116,8 +118,7 @@ func (r *receiver) claim(a *arrival) (in []insert, wait func()) {
 				semconv.DBSystemNameKey.String(r.engine.store.System()),
 				semconv.DBOperationName("INSERT"),
 				semconv.DBCollectionName("messages")))
-		m := a.message
-		in = []insert{{message: m, span: span, settle: func(err error) { s.logLost(l.settle(entry, m, err)) }}}
+		in = []insert{{message: a.message, span: span, session: s, entry: entry}}
 	case verdictWait:
 	}
 	return in, func() {
@@ -141,6 +142,13 @@ func (r *receiver) claim(a *arrival) (in []insert, wait func()) {
 	}
 }
 
+// settled notes the outcome of a commit and goes on with the session.
+func settled(batch []insert, err error) {
+	s := batch[0].session
+	s.logLost(s.ledger.settle(batch, err)...)
+	s.advance()
+}
+
 // ask decides on a message of the session that only the database knows.
 func (r *receiver) ask(a *arrival) {
 	l := r.session.ledger
@@ -151,7 +159,7 @@ func (r *receiver) ask(a *arrival) {
 	if a.err != nil || a.outcome != OutcomeUnknown || !l.recall(a.message.Service1) {
 		return
 	}
-	if in, wait := r.claim(a); wait != nil {
+	if in, wait := r.claim(a, newCommit()); wait != nil {
 		r.engine.committer.add(in)
 		wait()
 	}

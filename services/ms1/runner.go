@@ -59,36 +59,44 @@ func (s *runner) run() {
 	s.record(reason)
 }
 
-// generate generates messages while slots are free, until the interval has
-// elapsed or the session is stopped.
+// generate generates messages until the interval has elapsed or the session is
+// stopped.
 func (s *runner) generate() EndReason {
+	defer s.ledger.complete()
 	interval := time.NewTimer(time.Until(s.began.Add(s.interval)))
 	defer interval.Stop()
 	sweep := time.NewTicker(sweepEvery)
 	defer sweep.Stop()
+	for s.advance(); ; {
+		select {
+		case reason := <-s.stop:
+			return reason
+		case <-interval.C:
+			return IntervalElapsed
+		case <-sweep.C:
+			s.sweep(false)
+			s.advance() // if messages were given up
+		}
+	}
+}
+
+// advance generates messages while slots are free, and has them sent.
+func (s *runner) advance() {
+	added := false
 	for {
+		now := time.Now()
 		// The end precedes another message.
-		select {
-		case reason := <-s.stop:
-			return reason
-		case <-interval.C:
-			return IntervalElapsed
-		case <-sweep.C:
-			s.sweep(false)
-		default:
+		if len(s.stop) > 0 || now.Sub(s.began) >= s.interval || !s.ledger.add(message.StampOf(s.engine.now()), now) {
+			break
 		}
-		if s.ledger.add(message.StampOf(s.engine.now()), time.Now()) {
-			continue
-		}
-		select {
-		case reason := <-s.stop:
-			return reason
-		case <-interval.C:
-			return IntervalElapsed
-		case <-sweep.C:
-			s.sweep(false)
-		case <-s.ledger.changed:
-		}
+		added = true
+	}
+	switch {
+	case !added:
+	case s.row.InFlight <= maxDirect:
+		s.engine.flush()
+	default:
+		notify(s.engine.outboxed)
 	}
 }
 

@@ -65,7 +65,7 @@ func TestSpansOfARound(t *testing.T) {
 		servicetest.Eventually(t, 10*time.Second, "it waits", func() bool {
 			s.engine.mu.Lock()
 			defer s.engine.mu.Unlock()
-			return s.engine.current.ledger.account().commits == i+1 && len(s.engine.committer.queue) == i
+			return s.engine.current.ledger.account().commits == i+1 && s.engine.committer.waiting() == i
 		})
 	}
 	s.engine.mu.Lock()

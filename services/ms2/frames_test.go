@@ -5,7 +5,11 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -152,5 +156,81 @@ func TestCut(t *testing.T) {
 		if got := cut(c.in); got != c.want || len(got) > maxReason {
 			t.Errorf("%s: got %q, want %q", name, got, c.want)
 		}
+	}
+}
+
+// held is a client's connection that writes nothing until it is told to.
+type held struct {
+	net.Conn
+	hold  bool
+	bytes bytes.Buffer
+}
+
+func (c *held) Write(p []byte) (int, error) {
+	if c.hold {
+		return c.bytes.Write(p)
+	}
+	return c.Conn.Write(p)
+}
+
+// counted counts the reads of its connections that return something.
+type counted struct {
+	net.Listener
+	reads *atomic.Int64
+}
+
+func (l counted) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	return countedConn{conn, l.reads}, err
+}
+
+type countedConn struct {
+	net.Conn
+	reads *atomic.Int64
+}
+
+func (c countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.reads.Add(1)
+	}
+	return n, err
+}
+
+// As many frames as MS1 writes at once are read at once.
+func TestFramesThatArriveTogetherAreOneRead(t *testing.T) {
+	t.Parallel()
+	const most = 64
+	r := start(t, topictest.Config(t), func(s *Service) { s.ping = time.Hour }).ready()
+	var reads atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(r.serveWebSocket))
+	server.Listener = counted{server.Listener, &reads}
+	server.Start()
+	defer server.Close()
+	wire := &held{}
+	dialer := websocket.Dialer{NetDial: func(network, address string) (_ net.Conn, err error) {
+		wire.Conn, err = net.Dial(network, address)
+		return wire, err
+	}}
+	ws, resp, err := dialer.Dial("ws"+strings.TrimPrefix(server.URL, "http"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	defer ws.Close()
+	wire.hold = true
+	for _, m := range messages(most) {
+		m.SessionID = math.MaxInt64 // the longest
+		if err := ws.WriteMessage(websocket.TextMessage, m.Encode()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := reads.Load()
+	if _, err := wire.Conn.Write(wire.bytes.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	r.produced(t, most)
+	if got := reads.Load() - before; got != 1 {
+		t.Errorf("%d frames of together %d bytes: got %d reads, want 1", most, wire.bytes.Len(), got)
 	}
 }

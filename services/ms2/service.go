@@ -43,9 +43,12 @@ import (
 const (
 	handshakeTimeout = 5 * time.Second
 	// maxPeers is the limit of WebSocket connections; MS1 needs one. They use
-	// about 3 MB. A further one replaces the oldest that has not sent a
+	// about 4 MB. A further one replaces the oldest that has not sent a
 	// message, and is refused if every one has.
 	maxPeers = 64
+	// readBuffer is room in bytes for the frames that MS1 writes at once: 64 with
+	// a message of some 150 bytes each.
+	readBuffer = 16 << 10
 	// drainTime is how long the queue may be written to Kafka after the signal
 	// to stop. The shutdown takes at most five seconds.
 	drainTime = 4 * time.Second
@@ -113,6 +116,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 	s.open, s.close = context.WithCancelCause(context.Background())
 	s.upgrader = websocket.Upgrader{ // without CheckOrigin, it refuses other origins
 		HandshakeTimeout: handshakeTimeout,
+		ReadBufferSize:   readBuffer,
 		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
 			httpserver.Problem{Status: status, Detail: reason.Error()}.Write(w)
 		},

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -46,9 +47,11 @@ type Client struct {
 	log     zerolog.Logger
 	silence time.Duration // a connection without a frame for so long is dead
 	dialer  dial.Dialer
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu         sync.Mutex
 	conn       *websocket.Conn // nil if there is none
+	wire       *gathering      // under conn
 	connection uint64          // its number, from 1
 	trouble    error           // why there is none
 }
@@ -58,6 +61,7 @@ type Client struct {
 func New(url string, access credentials.Access, log zerolog.Logger) *Client {
 	c := &Client{url: url, access: access, log: log, silence: longestSilence, trouble: ErrNotConnected}
 	c.dialer.Handshake = access.Handshake("ms2", url)
+	c.dial = c.dialer.DialContext
 	return c
 }
 
@@ -68,21 +72,48 @@ func (l *Client) Ready(context.Context) error {
 	return l.trouble
 }
 
-// Send writes a text frame and returns the number of the connection that took
-// it. It blocks while MS2 does not read, and fails if there is no connection
-// or it breaks. One goroutine at a time may send.
-func (l *Client) Send(frame []byte) (connection uint64, err error) {
+// Send writes each message as a text frame, all of them in one write to the
+// connection, and returns the number of the connection that took them. It blocks
+// while MS2 does not read, and fails if there is no connection or it breaks. One
+// goroutine at a time may send.
+func (l *Client) Send(messages ...[]byte) (connection uint64, err error) {
 	l.mu.Lock()
-	conn, connection := l.conn, l.connection
+	conn, wire, connection := l.conn, l.wire, l.connection
 	l.mu.Unlock()
 	if conn == nil {
 		return 0, ErrNotConnected
 	}
-	if err := conn.WriteMessage(websocket.TextMessage, frame); err != nil {
-		_ = conn.Close() // the reader notices
-		return 0, fmt.Errorf("send to ms2: %w", err)
+	for i, m := range messages {
+		wire.more.Store(i < len(messages)-1)
+		if err := conn.WriteMessage(websocket.TextMessage, m); err != nil {
+			_ = conn.Close() // the reader notices
+			return 0, fmt.Errorf("send to ms2: %w", err)
+		}
 	}
 	return connection, nil
+}
+
+// gathering is a connection that keeps what is written while more follows, and
+// writes it with the rest. Of concurrent writers, the WebSocket lets in one at a
+// time.
+type gathering struct {
+	net.Conn
+	more atomic.Bool
+	kept []byte
+}
+
+// Write implements [net.Conn].
+func (g *gathering) Write(p []byte) (int, error) {
+	if !g.more.Load() && len(g.kept) == 0 {
+		return g.Conn.Write(p)
+	}
+	g.kept = append(g.kept, p...)
+	if g.more.Load() {
+		return len(p), nil
+	}
+	_, err := g.Conn.Write(g.kept)
+	g.kept = g.kept[:0]
+	return len(p), err
 }
 
 // Run keeps a connection until ctx is cancelled, and calls connected with the
@@ -113,6 +144,7 @@ func (l *Client) Run(ctx context.Context, connected func(connection uint64)) err
 // connect dials and reads until the connection is gone. Its error is never nil.
 func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error) {
 	remote := "" // address of the connection
+	wire := &gathering{}
 	defer func() {
 		if remote != "" { // whatever was wrong there, another address may work
 			l.dialer.Avoid(remote)
@@ -124,12 +156,14 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 	// The dialer heeds ctx while it connects, not in the handshake.
 	handshaken := func() bool { return true }
 	dial := func(dialing context.Context, network, address string) (net.Conn, error) {
-		conn, err := l.dialer.DialContext(dialing, network, address)
-		if err == nil {
-			remote = conn.RemoteAddr().String()
-			handshaken = context.AfterFunc(ctx, func() { _ = conn.Close() })
+		conn, err := l.dial(dialing, network, address)
+		if err != nil {
+			return nil, err
 		}
-		return conn, err
+		remote = conn.RemoteAddr().String()
+		handshaken = context.AfterFunc(ctx, func() { _ = conn.Close() })
+		wire.Conn = conn
+		return wire, nil
 	}
 	header := http.Header{}
 	if err := l.access.Token("ms2").Set(header); err != nil {
@@ -169,7 +203,7 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 	l.mu.Lock()
 	l.connection++
 	number := l.connection
-	l.conn, l.trouble = conn, nil
+	l.conn, l.wire, l.trouble = conn, wire, nil
 	l.mu.Unlock()
 	l.log.Info().Str("url", l.url).Uint64("connection", number).Msg("connected to ms2")
 	connected(number)

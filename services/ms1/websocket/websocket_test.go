@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -99,11 +100,14 @@ func refuse(_ *ms2, w http.ResponseWriter, _ *http.Request) {
 }
 
 // run runs a link until the test ends it.
-func run(t *testing.T, url string, silence time.Duration) (l *Client, connected chan uint64, stop func()) {
+func run(t *testing.T, url string, silence time.Duration, options ...func(*Client)) (l *Client, connected chan uint64, stop func()) {
 	t.Helper()
 	l = New(url, credentials.Access{}, zerolog.Nop())
 	if silence != 0 {
 		l.silence = silence
+	}
+	for _, option := range options {
+		option(l)
 	}
 	connected = make(chan uint64, 100)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -179,6 +183,50 @@ func TestSends(t *testing.T) {
 	}
 	if err := l.Ready(t.Context()); err == nil {
 		t.Error("after the end: found it ready")
+	}
+}
+
+// tap counts the writes to a connection.
+type tap struct {
+	net.Conn
+	writes *atomic.Int64
+}
+
+func (c tap) Write(p []byte) (int, error) {
+	c.writes.Add(1)
+	return c.Conn.Write(p)
+}
+
+func TestFramesThatWaitTogetherAreOneWrite(t *testing.T) {
+	t.Parallel()
+	m := newMS2(t, upgrade(read))
+	var writes atomic.Int64
+	l, connected, _ := run(t, m.url(), 0, func(l *Client) {
+		l.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := l.dialer.DialContext(ctx, network, address)
+			return tap{conn, &writes}, err
+		}
+	})
+	next(t, connected)
+	var want []string
+	for _, n := range []int{1, 64, 1, 2} {
+		var frames [][]byte
+		for range n {
+			frames = append(frames, fmt.Appendf(nil, "%d %s", len(want), strings.Repeat("x", 140)))
+			want = append(want, "1 "+string(frames[len(frames)-1]))
+		}
+		before := writes.Load()
+		if _, err := l.Send(frames...); err != nil {
+			t.Fatal(err)
+		}
+		if got := writes.Load() - before; got != 1 {
+			t.Errorf("%d frames: got %d writes, want 1", n, got)
+		}
+		// None waits for a frame that comes later.
+		servicetest.Eventually(t, time.Minute, "the frames", func() bool { return len(m.got()) == len(want) })
+	}
+	if got := m.got(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
