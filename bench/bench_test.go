@@ -127,8 +127,9 @@ func TestCounter(t *testing.T) {
 
 func TestParsePrograms(t *testing.T) {
 	for text, want := range map[string]programs{
-		"now=bin":         {"now", "bin", 1},
-		"two=a,b/c,ms3=2": {"two", "a,b/c", 2},
+		"now=bin":                         {"now", "bin", 1, ""},
+		"two=a,b/c,ms3=2":                 {"two", "a,b/c", 2, ""},
+		"set=bin,ms3=3,GOGC=400,GODEBUG=": {"set", "bin", 3, "GOGC=400 GODEBUG="},
 	} {
 		if got, err := parsePrograms(text); err != nil || got != want {
 			t.Errorf("%s: got %+v, %v, want %+v", text, got, err, want)

@@ -97,7 +97,7 @@ func parsePlan(args []string, usage io.Writer) (p plan, err error) {
 	p.processes = map[string]int{}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(usage)
-	flags.Func("programs", "measure the binaries in a directory: `NAME=DIR[,ms3=N]`; repeated, rates are compared with those of the last", func(text string) error {
+	flags.Func("programs", "measure the binaries in a directory: `NAME=DIR[,ms3=N][,VARIABLE=VALUE]…`; repeated, rates are compared with those of the last", func(text string) error {
 		s, err := parsePrograms(text)
 		p.subjects = append(p.subjects, s)
 		return err

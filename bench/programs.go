@@ -38,24 +38,34 @@ const (
 // servers, allinone with embedded ones.
 type programs struct {
 	name, dir string
-	ms3       int // processes of ms3
+	ms3       int    // processes of ms3
+	env       string // variables of ms1, ms2 and ms3 with their values, separated by spaces
 }
 
-// parsePrograms parses NAME=DIR[,ms3=N].
+// parsePrograms parses NAME=DIR[,ms3=N][,VARIABLE=VALUE]….
 func parsePrograms(text string) (programs, error) {
 	name, dir, ok := strings.Cut(text, "=")
 	if !ok || name == "" || dir == "" {
 		return programs{}, fmt.Errorf("expected NAME=DIR, found %q", text)
 	}
 	p := programs{name: name, dir: dir, ms3: 1}
-	if at := strings.LastIndex(dir, ",ms3="); at >= 0 {
-		n, err := strconv.Atoi(dir[at+len(",ms3="):])
-		if err != nil || n < 1 {
-			return p, fmt.Errorf("expected NAME=DIR,ms3=N, found %q", text)
+	for {
+		at := strings.LastIndex(p.dir, ",")
+		option, value, ok := strings.Cut(p.dir[at+1:], "=")
+		switch {
+		case at < 0 || !ok:
+			return p, nil
+		case option == "ms3":
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 1 {
+				return p, fmt.Errorf("expected NAME=DIR,ms3=N, found %q", text)
+			}
+			p.ms3 = n
+		default:
+			p.env = strings.TrimSpace(option + "=" + value + " " + p.env)
 		}
-		p.dir, p.ms3 = dir[:at], n
+		p.dir = p.dir[:at]
 	}
-	return p, nil
 }
 
 // revision returns the commit that a directory of binaries was built from, ""
@@ -137,7 +147,7 @@ func (s *system) startAllinone(ctx context.Context, e environment, p programs, t
 	if len(e.brokers) > 0 {
 		settings["kafka"] = map[string]any{"brokers": e.brokers, "topic": "bench." + rand.Text()}
 	}
-	if err := s.run(p.dir, "allinone", "allinone", settings, "-listen", s.ms1, "-data", s.dir); err != nil {
+	if err := s.run(p, "allinone", "allinone", settings, "-listen", s.ms1, "-data", s.dir); err != nil {
 		return err
 	}
 	if err := s.ready(ctx, s.ms1); err != nil {
@@ -177,20 +187,20 @@ func (s *system) startServices(ctx context.Context, e environment, p programs, t
 	broker := map[string]any{"brokers": e.brokers, "topic": topic, "dead_letter_topic": topic + ".dead"}
 	ms1, ms2 := freeAddress(), freeAddress()
 	s.ms1, s.metrics = ms1, []string{ms1, ms2}
-	if err := s.run(p.dir, "ms2", "ms2", map[string]any{"listen": ms2, "kafka": broker, "tracing": tracing}); err != nil {
+	if err := s.run(p, "ms2", "ms2", map[string]any{"listen": ms2, "kafka": broker, "tracing": tracing}); err != nil {
 		return err
 	}
 	for i := range p.ms3 {
 		address := freeAddress()
 		s.metrics = append(s.metrics, address)
-		if err := s.run(p.dir, "ms3", fmt.Sprintf("ms3-%d", i+1), map[string]any{
+		if err := s.run(p, "ms3", fmt.Sprintf("ms3-%d", i+1), map[string]any{
 			"listen": address, "kafka": broker, "group_id": topic, "tracing": tracing,
 			"ms1": map[string]any{"url": "http://" + via(toMS1, ms1) + "/store"},
 		}); err != nil {
 			return err
 		}
 	}
-	if err := s.run(p.dir, "ms1", "ms1", map[string]any{
+	if err := s.run(p, "ms1", "ms1", map[string]any{
 		"listen": ms1, "tracing": tracing, "ms2": map[string]any{"url": "ws://" + via(toMS2, ms2) + "/ws"},
 		"database": map[string]any{
 			"address": via(commit, config.Addr), "name": config.DBName, "user": config.User, "password_file": password,
@@ -217,7 +227,7 @@ func (s *system) openDatabase(driver, dsn string) (err error) {
 }
 
 // run starts a program with settings, as JSON, which is YAML too.
-func (s *system) run(dir, name, as string, settings map[string]any, args ...string) error {
+func (s *system) run(p programs, name, as string, settings map[string]any, args ...string) error {
 	text, err := json.Marshal(settings)
 	if err != nil {
 		return err
@@ -231,18 +241,21 @@ func (s *system) run(dir, name, as string, settings map[string]any, args ...stri
 		return err
 	}
 	defer console.Close()
-	path, err := filepath.Abs(filepath.Join(dir, name))
+	path, err := filepath.Abs(filepath.Join(p.dir, name))
 	if err != nil {
 		return err
 	}
 	cmd := exec.Command(path, append([]string{"-config", file}, args...)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = s.dir, console, console
+	if name != "allinone" {
+		cmd.Env = append(os.Environ(), strings.Fields(p.env)...)
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", name, err)
 	}
-	p := &process{name: name, cmd: cmd, log: console.Name(), done: make(chan struct{})}
-	go func() { _ = cmd.Wait(); close(p.done) }()
-	s.running = append(s.running, p)
+	started := &process{name: name, cmd: cmd, log: console.Name(), done: make(chan struct{})}
+	go func() { _ = cmd.Wait(); close(started.done) }()
+	s.running = append(s.running, started)
 	s.processes[name] = append(s.processes[name], cmd.Process.Pid)
 	return nil
 }

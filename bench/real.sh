@@ -21,10 +21,13 @@ mkdir -p "$work/programs"
 begin 'build'
 build now
 go build -o "$work/bench" ./bench
-flags=(-programs "now=$work/programs/now")
+# The runtime's settings of the containers. They have one processor each; other revisions run as theirs did, without.
+settings=$(sed -n 's/^ *\(GOMAXPROCS\|GOGC\): "\(.*\)"$/,\1=\2/p' compose/compose.yaml | tr -d '\n')
+unset GOMAXPROCS GOGC GOMEMLIMIT # the caller's
+flags=(-programs "now=$work/programs/now$settings")
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   if [[ $1 = now,ms3=* ]]; then
-    flags+=(-programs "${1#*=} ms3=$work/programs/$1")
+    flags+=(-programs "${1#*=} ms3=$work/programs/$1$settings")
     shift
     continue
   fi

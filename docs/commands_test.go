@@ -200,7 +200,14 @@ func (c *checker) variable(name string) error {
 }
 
 // ours checks the flags of one of our programs.
-func (c *checker) ours(program string, args []string) error {
+func (c *checker) ours(program string, args []string) (err error) {
+	if program == "bench" && len(args) > 0 && slices.Contains([]string{"report", "compare"}, args[0]) {
+		for _, arg := range args[1:] {
+			file, _, _ := strings.Cut(arg, ":")
+			err = errors.Join(err, c.exists(file))
+		}
+		return err
+	}
 	known, err := generate.Flags(c.root, program)
 	if err != nil {
 		return err

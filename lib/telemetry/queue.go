@@ -19,6 +19,9 @@ const (
 	exportTimeout = 5 * time.Second
 	exportRetry   = 200 * time.Millisecond
 	exportDelay   = 500 * time.Millisecond // a span waits at most this long for others
+	// exportSpans is the number of spans in a request, about a megabyte. Collectors
+	// accept 20. A quarter of the queue at most: others end during an export.
+	exportSpans = 2048
 )
 
 // spanQueue counts the spans that the SDK's batch processor would drop silently.
@@ -62,6 +65,9 @@ func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Regis
 	options := []sdk.BatchSpanProcessorOption{sdk.WithMaxQueueSize(most)}
 	if os.Getenv("OTEL_BSP_SCHEDULE_DELAY") == "" {
 		options = append(options, sdk.WithBatchTimeout(exportDelay))
+	}
+	if os.Getenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") == "" {
+		options = append(options, sdk.WithMaxExportBatchSize(min(max(sdk.DefaultMaxExportBatchSize, min(exportSpans, most/4)), most)))
 	}
 	if os.Getenv("OTEL_BSP_EXPORT_TIMEOUT") == "" {
 		options = append(options, sdk.WithExportTimeout(2*exportTimeout))

@@ -37,6 +37,7 @@ import (
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/message"
@@ -131,14 +132,42 @@ func (t *Telemetry) Shutdown(ctx context.Context) error {
 // Propagator carries the trace context in headers: W3C traceparent.
 var Propagator propagation.TextMapPropagator = propagation.TraceContext{}
 
-// IDs returns the trace id and the root span id of the message with this key.
+// IDs returns the trace id and the root span id of the message with this key. It
+// does not allocate.
 func IDs(key message.Key) (trace.TraceID, trace.SpanID) {
-	h := sha256.Sum256([]byte("tricycle/1/" + key.String()))
+	var room [64]byte
+	h := sha256.Sum256(key.Append(append(room[:0], "tricycle/1/"...)))
 	return trace.TraceID(h[:16]), trace.SpanID(h[16:24])
 }
 
-// Message returns ctx with the root span of the message as remote parent.
+// TraceID returns the trace id of a span of the message with this key, for a log
+// line. It is the message's if tracing is off.
+func TraceID(span trace.Span, key message.Key) trace.TraceID {
+	if c := span.SpanContext(); c.IsValid() {
+		return c.TraceID()
+	}
+	id, _ := IDs(key)
+	return id
+}
+
+// Off reports whether no span goes anywhere, whatever a caller requests.
+func (t *Telemetry) Off() bool { return t.spans == nil }
+
+// Start starts a span of a message, as Tracer does. If tracing is off, it returns
+// ctx and a span without ids, and does not allocate.
+func (t *Telemetry) Start(ctx context.Context, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
+	if t.Off() {
+		return ctx, noop.Span{}
+	}
+	return t.Tracer.Start(ctx, name, options...)
+}
+
+// Message returns ctx with the root span of the message as remote parent. If
+// tracing is off, it returns ctx.
 func (t *Telemetry) Message(ctx context.Context, key message.Key) context.Context {
+	if t.Off() {
+		return ctx
+	}
 	traceID, spanID := IDs(key)
 	var flags trace.TraceFlags
 	if t.sampler.ShouldSample(sdk.SamplingParameters{TraceID: traceID}).Decision == sdk.RecordAndSample {
@@ -149,8 +178,12 @@ func (t *Telemetry) Message(ctx context.Context, key message.Key) context.Contex
 	}))
 }
 
-// StartRoot starts the root span of the message with this key.
+// StartRoot starts the root span of the message with this key. If tracing is off,
+// it is as [Telemetry.Start].
 func (t *Telemetry) StartRoot(ctx context.Context, key message.Key, name string, options ...trace.SpanStartOption) (context.Context, trace.Span) {
+	if t.Off() {
+		return ctx, noop.Span{}
+	}
 	ctx = context.WithValue(ctx, rootKey{}, key)
 	return t.Tracer.Start(ctx, name, append(options, trace.WithNewRoot())...)
 }

@@ -367,8 +367,18 @@ func TestNoEndpoint(t *testing.T) {
 	tel := start(t, telemetry.Defaults(), zerolog.Nop())
 	key := keys(1)[0]
 	_, root := tel.StartRoot(t.Context(), key, "round")
-	if id, _ := telemetry.IDs(key); root.SpanContext().TraceID() != id {
-		t.Errorf("got trace %s, want %s: a log line carries it all the same", root.SpanContext().TraceID(), id)
+	if id, _ := telemetry.IDs(key); telemetry.TraceID(root, key) != id || !tel.Off() {
+		t.Errorf("got trace %s, want %s: a log line carries it all the same", telemetry.TraceID(root, key), id)
+	}
+	ctx := t.Context()
+	if n := testing.AllocsPerRun(100, func() {
+		_, root := tel.StartRoot(ctx, key, "round")
+		_, span := tel.Start(tel.Message(ctx, key), "receive")
+		span.End()
+		root.End()
+		telemetry.TraceID(root, key)
+	}); n != 0 {
+		t.Errorf("got %v allocations for the spans of a message, want none", n)
 	}
 	if root.IsRecording() || trace.SpanContextFromContext(tel.Message(t.Context(), key)).IsSampled() {
 		t.Error("got a span that is sampled, want none")
@@ -495,7 +505,7 @@ func TestTheCollectorComesBack(t *testing.T) {
 	})
 	var console servicetest.Console
 	tel := start(t, telemetry.Config{Endpoint: r.URL, SampleRatio: 1, QueueSpans: 4096}, zerolog.New(&console))
-	end(tel, 1024) // two batches: one warning
+	end(tel, 2048) // two batches: one warning
 	servicetest.Eventually(t, time.Minute, "two refusals", func() bool { return r.turnedAway() >= 2 })
 	mu.Lock()
 	down = false
@@ -511,8 +521,8 @@ func TestTheCollectorComesBack(t *testing.T) {
 	if n := strings.Count(console.String(), "available again"); n != 1 {
 		t.Errorf("got %d all-clears, want one: %s", n, console.String())
 	}
-	if got := counts(t, tel); got["export_failed"] != 1024 || got["exported"] != 3 || r.got() != 3 {
-		t.Errorf("got %v and %d spans at the collector, want 1024 failed and 3", got, r.got())
+	if got := counts(t, tel); got["export_failed"] != 2048 || got["exported"] != 3 || r.got() != 3 {
+		t.Errorf("got %v and %d spans at the collector, want 2048 failed and 3", got, r.got())
 	}
 }
 

@@ -55,6 +55,9 @@ func (s *Service) handler(token *credentials.Token, checks []httpserver.Check) h
 // traced creates a SERVER span for every request, in the trace of its headers or
 // a new one.
 func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
+	if route == "/store" && s.telemetry.Off() { // the others are logged with their trace id
+		return next
+	}
 	return func(w http.ResponseWriter, r *http.Request) {
 		scheme := "http"
 		if r.TLS != nil {
@@ -66,6 +69,9 @@ func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
 		defer span.End()
 		status := &statusWriter{ResponseWriter: w, code: http.StatusOK}
 		next(status, r.WithContext(ctx))
+		if !span.IsRecording() {
+			return
+		}
 		span.SetAttributes(semconv.HTTPResponseStatusCode(status.code))
 		if status.code >= http.StatusInternalServerError {
 			span.SetStatus(codes.Error, "")
@@ -202,7 +208,7 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	var text bytes.Buffer
 	for _, answer := range s.judge(r.Context(), lines...) {
 		if answer.problem == nil {
-			fmt.Fprintf(&text, `{"status":200,"outcome":%q}`+"\n", answer.outcome)
+			text.WriteString(`{"status":200,"outcome":"` + string(answer.outcome) + "\"}\n")
 		} else if line, err := answer.problem.MarshalJSON(); err == nil {
 			text.Write(append(line, '\n'))
 		}
@@ -235,7 +241,9 @@ func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
 		m.End = end
 		a := &arrival{ctx: ctx, message: m}
 		if len(bodies) == 1 {
-			span.SetAttributes(messageAttributes(m)...)
+			if span.IsRecording() {
+				span.SetAttributes(messageAttributes(m)...)
+			}
 		} else {
 			// Its spans hang from its root; the request has a trace of its own.
 			a.ctx = s.telemetry.Message(ctx, m.Key())
@@ -253,7 +261,7 @@ func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
 		v := &answers[of[i]]
 		switch v.outcome = a.outcome; {
 		case a.err != nil:
-			s.log.Debug().Stringer("trace_id", trace.SpanContextFromContext(a.ctx).TraceID()).Err(a.err).Stringer("key", a.message.Key()).Msg("message not stored yet")
+			s.log.Debug().Stringer("trace_id", telemetry.TraceID(trace.SpanFromContext(a.ctx), a.message.Key())).Err(a.err).Stringer("key", a.message.Key()).Msg("message not stored yet")
 			v.problem = &httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message is not stored yet, try again"}
 		case a.outcome == OutcomeUnknown:
 			v.problem = &httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
@@ -262,7 +270,7 @@ func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
 	}
 	for _, v := range answers {
 		if v.problem == nil {
-			s.count(http.StatusOK)
+			s.engine.meters.answered.Inc()
 			continue
 		}
 		s.count(v.problem.Status)

@@ -49,6 +49,8 @@ const (
 	shutdownTimeout = 5500 * time.Millisecond
 )
 
+var producer = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindProducer)}
+
 // transport carries encoded messages to MS2.
 type transport interface {
 	// Run keeps a connection until ctx is cancelled. It calls connected with
@@ -326,8 +328,10 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*run
 	}
 	s.ledger.hops, s.ledger.meters, s.ledger.outboxed = meter, e.meters, e.outboxed
 	s.ledger.newSpan = func(m message.Message) trace.Span {
-		_, span := e.tel.StartRoot(context.Background(), m.Key(), "round",
-			trace.WithSpanKind(trace.SpanKindProducer), trace.WithAttributes(messageAttributes(m)...))
+		_, span := e.tel.StartRoot(context.Background(), m.Key(), "round", producer...)
+		if span.IsRecording() {
+			span.SetAttributes(messageAttributes(m)...)
+		}
 		return span
 	}
 	return s, nil

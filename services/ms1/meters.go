@@ -19,8 +19,10 @@ type meters struct {
 	duplicates prometheus.Counter
 	givenUp    prometheus.Counter
 	requests   *prometheus.CounterVec
-	hops       *prometheus.HistogramVec
-	exemplary  atomic.Int64 // end of the last message that became an exemplar, in Unix microseconds
+	answered   prometheus.Counter // requests with code 200
+	exemplary  atomic.Int64       // end of the last message that became an exemplar, in Unix microseconds
+
+	toMS2, toMS3, toMS1, round prometheus.Observer // hops
 }
 
 // exemplarMicroseconds is the least time between two exemplars, which cost more
@@ -41,17 +43,17 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tricycle_store_requests_total", Help: "Answers of /store by HTTP status code; a request of several messages counts once per message.",
 		}, []string{"code"}),
-		hops: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "tricycle_hop_seconds", Help: "Time between two stamps of a stored message, by hop.",
-			Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14), // 0.1 ms to 15 s
-		}, []string{"hop"}),
 	}
+	hops := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "tricycle_hop_seconds", Help: "Time between two stamps of a stored message, by hop.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14), // 0.1 ms to 15 s
+	}, []string{"hop"})
 	for _, code := range []string{"200", "400", "404", "408", "413", "503"} {
 		m.requests.WithLabelValues(code) // reports 0 from the start
 	}
-	for _, hop := range []string{"ms1_to_ms2", "ms2_to_ms3", "ms3_to_ms1", "round"} {
-		m.hops.WithLabelValues(hop)
-	}
+	m.answered = m.requests.WithLabelValues("200")
+	m.toMS2, m.toMS3 = hops.WithLabelValues("ms1_to_ms2"), hops.WithLabelValues("ms2_to_ms3")
+	m.toMS1, m.round = hops.WithLabelValues("ms3_to_ms1"), hops.WithLabelValues("round")
 	underWay := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tricycle_messages_under_way", Help: "Messages that were generated and neither stored nor given up.",
 	}, func() float64 {
@@ -62,7 +64,7 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 		}
 		return float64(e.current.ledger.account().busy)
 	})
-	registry.MustRegister(m.generated, m.stored, m.late, m.resent, m.duplicates, m.givenUp, m.requests, m.hops, underWay)
+	registry.MustRegister(m.generated, m.stored, m.late, m.resent, m.duplicates, m.givenUp, m.requests, hops, underWay)
 	return m
 }
 
@@ -75,16 +77,15 @@ func (m *meters) observe(stored message.Message, hops message.Hops, span trace.S
 		m.exemplary.CompareAndSwap(last, int64(stored.End)) {
 		exemplar = prometheus.Labels{"trace_id": span.SpanContext().TraceID().String()}
 	}
-	observe := func(hop string, d time.Duration) {
-		o := m.hops.WithLabelValues(hop)
+	observe := func(o prometheus.Observer, d time.Duration) {
 		if exemplar == nil {
 			o.Observe(d.Seconds())
 		} else {
 			o.(prometheus.ExemplarObserver).ObserveWithExemplar(d.Seconds(), exemplar)
 		}
 	}
-	observe("ms1_to_ms2", hops.ToMS2)
-	observe("ms2_to_ms3", hops.ToMS3)
-	observe("ms3_to_ms1", hops.ToMS1)
-	observe("round", hops.Round)
+	observe(m.toMS2, hops.ToMS2)
+	observe(m.toMS3, hops.ToMS3)
+	observe(m.toMS1, hops.ToMS1)
+	observe(m.round, hops.Round)
 }

@@ -22,6 +22,8 @@ const maxLate = 3
 // sessions are closed: in the database its session would still be open.
 var errRecovering = errors.New("interrupted sessions are not closed yet")
 
+var client = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient)}
+
 func messageAttributes(m message.Message) []attribute.KeyValue {
 	return []attribute.KeyValue{
 		attribute.Int64("tricycle.session_id", m.SessionID),
@@ -113,11 +115,13 @@ func (r *receiver) claim(a *arrival, attempt *commit) (in []insert, wait func())
 	case verdictAsk:
 		return nil, nil
 	case verdictStore:
-		_, span := r.engine.tel.Tracer.Start(a.ctx, "INSERT messages", trace.WithSpanKind(trace.SpanKindClient),
-			trace.WithAttributes(
+		_, span := r.engine.tel.Start(a.ctx, "INSERT messages", client...)
+		if span.IsRecording() {
+			span.SetAttributes(
 				semconv.DBSystemNameKey.String(r.engine.store.System()),
 				semconv.DBOperationName("INSERT"),
-				semconv.DBCollectionName("messages")))
+				semconv.DBCollectionName("messages"))
+		}
 		in = []insert{{message: a.message, span: span, session: s, entry: entry}}
 	case verdictWait:
 	}

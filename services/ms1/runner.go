@@ -12,6 +12,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/retry"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
 // runner runs one session and keeps its figures afterwards. The engine's mutex
@@ -117,7 +118,7 @@ func (s *runner) logLost(gone ...*entry) {
 			if s.logged.Add(1) > maxLogged {
 				level = zerolog.DebugLevel
 			}
-			s.engine.log.WithLevel(level).Stringer("trace_id", e.span.SpanContext().TraceID()).Stringer("key", e.message.Key()).
+			s.engine.log.WithLevel(level).Stringer("trace_id", telemetry.TraceID(e.span, e.message.Key())).Stringer("key", e.message.Key()).
 				Str("reason", e.reason).Msg("message given up")
 		}
 	}

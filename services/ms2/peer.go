@@ -1,6 +1,7 @@
 package ms2
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -94,23 +95,27 @@ func (s *Service) read(place *seat, ws *websocket.Conn) error {
 	}
 	ws.SetReadLimit(message.MaxBytes)
 	ws.SetPongHandler(alive)
+	var frame bytes.Buffer // of the last message
 	for {
 		// Only when the queue has accepted the last message: while it is full,
 		// nothing is read, and no pong can arrive.
 		if err := alive(""); err != nil {
 			return err
 		}
-		kind, data, err := ws.ReadMessage()
+		kind, reader, err := ws.NextReader()
+		if frame.Reset(); err == nil {
+			_, err = frame.ReadFrom(reader)
+		}
 		now := message.StampOf(time.Now())
 		switch {
-		case errors.Is(err, websocket.ErrReadLimit): // closed with 1009 by ReadMessage
+		case errors.Is(err, websocket.ErrReadLimit): // closed with 1009 by the reader
 			return s.reject(ctx, "too_large", closure{websocket.CloseMessageTooBig, fmt.Sprintf("expected at most %d bytes", message.MaxBytes)})
 		case err != nil:
 			return fmt.Errorf("read frame: %w", err)
 		case kind != websocket.TextMessage:
 			return s.reject(ctx, "binary", closure{websocket.CloseUnsupportedData, "expected a text frame, found binary"})
 		}
-		m, err := message.Decode(data, message.AtMS2)
+		m, err := message.Decode(frame.Bytes(), message.AtMS2)
 		if err != nil {
 			return s.reject(ctx, "malformed", closure{websocket.ClosePolicyViolation, err.Error()})
 		}
@@ -128,25 +133,33 @@ func (s *Service) read(place *seat, ws *websocket.Conn) error {
 func (s *Service) take(ctx context.Context, m message.Message) error {
 	s.metrics.received.Inc()
 	key, value := []byte(m.Key().String()), m.Encode()
-	ctx, span := s.startSpan(s.telemetry.Message(ctx, m.Key()),
-		semconv.MessagingKafkaMessageKey(string(key)), semconv.MessagingMessageBodySize(len(value)))
+	tracing, span := s.telemetry.Start(s.telemetry.Message(ctx, m.Key()), s.spanName, consumer...)
 	var headers topic.Headers
-	telemetry.Propagator.Inject(ctx, &headers)
-	return s.queue.put(ctx, entry{kafka.Message{Key: key, Value: value, Headers: headers}, span})
+	if !s.telemetry.Off() {
+		telemetry.Propagator.Inject(tracing, &headers)
+	}
+	if span.IsRecording() {
+		s.describe(span, semconv.MessagingKafkaMessageKey(string(key)), semconv.MessagingMessageBodySize(len(value)))
+	}
+	return s.queue.put(ctx, entry{m.Key(), kafka.Message{Key: key, Value: value, Headers: headers}, span})
 }
 
-func (s *Service) startSpan(ctx context.Context, attributes ...attribute.KeyValue) (context.Context, trace.Span) {
-	return s.telemetry.Tracer.Start(ctx, "receive "+s.topic, trace.WithSpanKind(trace.SpanKindConsumer), trace.WithAttributes(append(attributes,
+var consumer = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
+
+// describe sets the attributes of a span of this service.
+func (s *Service) describe(span trace.Span, attributes ...attribute.KeyValue) {
+	span.SetAttributes(append(attributes,
 		semconv.MessagingSystemKafka,
 		semconv.MessagingOperationTypeReceive,
 		semconv.MessagingOperationName("receive"),
-		semconv.MessagingDestinationName(s.topic))...))
+		semconv.MessagingDestinationName(s.topic))...)
 }
 
 // reject counts, logs and traces a frame that is no message, and returns c.
 func (s *Service) reject(ctx context.Context, reason string, c closure) error {
 	s.metrics.rejected.WithLabelValues(reason).Inc()
-	_, span := s.startSpan(ctx, semconv.ErrorTypeKey.String(reason))
+	_, span := s.telemetry.Tracer.Start(ctx, s.spanName, consumer...)
+	s.describe(span, semconv.ErrorTypeKey.String(reason))
 	span.SetStatus(codes.Error, c.text)
 	span.End()
 	s.rejected.Warn().Str("reason", reason).Str("detail", cut(c.text)).Stringer("trace_id", span.SpanContext().TraceID()).Msg("frame rejected")

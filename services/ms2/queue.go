@@ -14,7 +14,9 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/retry"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
@@ -28,6 +30,7 @@ const (
 // entry is a message to be written to Kafka. Its span ends when Kafka has
 // acknowledged it.
 type entry struct {
+	key    message.Key
 	record kafka.Message
 	span   trace.Span
 }
@@ -266,12 +269,16 @@ func (q *queue) produced(entries []entry, partition int, offset int64) {
 	q.refused(nil)
 	q.metrics.produced.Add(float64(len(entries)))
 	for i, e := range entries {
-		e.span.SetAttributes(
-			semconv.MessagingDestinationPartitionID(strconv.Itoa(partition)),
-			semconv.MessagingKafkaOffset(int(offset)+i))
+		if e.span.IsRecording() {
+			e.span.SetAttributes(
+				semconv.MessagingDestinationPartitionID(strconv.Itoa(partition)),
+				semconv.MessagingKafkaOffset(int(offset)+i))
+		}
 		e.span.End()
-		q.log.Debug().Bytes("key", e.record.Key).Stringer("trace_id", e.span.SpanContext().TraceID()).
-			Int("partition", partition).Int64("offset", offset+int64(i)).Msg("produced")
+		if event := q.log.Debug(); event.Enabled() {
+			event.Bytes("key", e.record.Key).Stringer("trace_id", telemetry.TraceID(e.span, e.key)).
+				Int("partition", partition).Int64("offset", offset+int64(i)).Msg("produced")
+		}
 		<-q.slots
 	}
 }

@@ -60,6 +60,7 @@ type Service struct {
 	telemetry *telemetry.Telemetry
 	metrics   *metrics
 	topic     string
+	spanName  string
 	cluster   *topic.Cluster
 	queue     *queue
 	server    *httpserver.Server
@@ -105,7 +106,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 		return nil, err
 	}
 	s := &Service{
-		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, ping: pingInterval,
+		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, spanName: "receive " + c.Kafka.Topic, ping: pingInterval,
 		cluster: topic.NewCluster(c.Kafka, "tricycle-ms2", log),
 		opened:  logging.Limit(log), ended: logging.Limit(log), rejected: logging.Limit(log),
 	}

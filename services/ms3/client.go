@@ -160,8 +160,14 @@ func parseLines(status int, contentType string, text []byte, n int) []answer {
 	return answers
 }
 
+// storedLine is nearly every line: as MS1 writes it.
+const storedLine = `{"status":200,"outcome":"stored"}`
+
 // parseLine returns the answer in a line: a status and an outcome, or a problem.
 func parseLine(line []byte) answer {
+	if string(line) == storedLine {
+		return answer{status: http.StatusOK, stored: true}
+	}
 	var body struct {
 		Status                int
 		Outcome, Type, Detail string

@@ -36,6 +36,7 @@ type consumer struct {
 	offsets   *offsets
 	members   members // of the goroutine that watches
 	letters   letters
+	spanName  string
 	stall     time.Duration
 	session   time.Duration // a silent member is removed after it
 
@@ -65,7 +66,7 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 		return log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
 	}
 	k := &consumer{
-		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), stall: stallTime, session: sessionTime,
+		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), spanName: "process " + c.Kafka.Topic, stall: stallTime, session: sessionTime,
 		members: members{clientID: "tricycle-ms3-" + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
 	}

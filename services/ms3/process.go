@@ -39,16 +39,23 @@ func isPermanent(err error) bool {
 	return slices.ContainsFunc(permanent, func(p kafka.Error) bool { return errors.Is(err, p) })
 }
 
+var processes = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}
+
 // process begins to handle a record that was fetched at the time now.
 func (c *consumer) process(p *poster, m kafka.Message, f *fetched, now message.Stamp) {
 	msg, malformed := message.Decode(m.Value, message.AtMS3)
-	headers := topic.Headers(m.Headers)
-	parent := telemetry.Propagator.Extract(p.work, &headers)
+	parent := p.work
+	if len(m.Headers) > 0 { // without tracing they are passed on
+		headers := topic.Headers(m.Headers)
+		parent = telemetry.Propagator.Extract(parent, &headers)
+	}
 	if !trace.SpanContextFromContext(parent).IsValid() && malformed == nil {
 		parent = c.telemetry.Message(p.work, msg.Key())
 	}
 	r := &delivery{Message: m, fetched: f, key: msg.Key(), pause: retry.Backoff{First: retryFirst, Most: retryMost}}
-	r.ctx, r.span = c.telemetry.Tracer.Start(parent, "process "+m.Topic, trace.WithSpanKind(trace.SpanKindConsumer))
+	if r.ctx, r.span = c.telemetry.Start(parent, c.spanName, processes...); malformed != nil && c.telemetry.Off() {
+		r.ctx, r.span = c.telemetry.Tracer.Start(parent, c.spanName) // only for the id in the log
+	}
 	if r.span.IsRecording() {
 		r.span.SetAttributes(
 			semconv.MessagingSystemKafka,
@@ -81,14 +88,18 @@ func (c *consumer) process(p *poster, m kafka.Message, f *fetched, now message.S
 
 // settle ends a record by a final answer.
 func (c *consumer) settle(p *poster, r *delivery, a answer) {
-	r.span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
+	if r.span.IsRecording() {
+		r.span.SetAttributes(semconv.HTTPResponseStatusCode(a.status))
+	}
 	if !a.stored {
 		go c.bury(p, r, "refused", fmt.Sprintf("MS1 answered %d: %s", a.status, a.detail), a.status)
 		return
 	}
 	c.metrics.stored.Inc()
-	c.log.Debug().Stringer("key", r.key).Stringer("trace_id", r.span.SpanContext().TraceID()).
-		Int("partition", r.Partition).Int64("offset", r.Offset).Msg("stored")
+	if event := c.log.Debug(); event.Enabled() {
+		event.Stringer("key", r.key).Stringer("trace_id", telemetry.TraceID(r.span, r.key)).
+			Int("partition", r.Partition).Int64("offset", r.Offset).Msg("stored")
+	}
 	c.end(r, true)
 }
 
@@ -156,7 +167,7 @@ func (c *consumer) writeLetter(ctx context.Context, m *delivery, kind, reason st
 		case errors.Is(end, retry.ErrExhausted):
 			c.metrics.dropped.Inc()
 			c.log.Error().Err(err).Str("reason", reason).Str("topic", m.Topic).Int("partition", m.Partition).Int64("offset", m.Offset).
-				Stringer("trace_id", m.span.SpanContext().TraceID()).Msg("dead letter dropped")
+				Stringer("trace_id", telemetry.TraceID(m.span, m.key)).Msg("dead letter dropped")
 			return true
 		case end != nil:
 			return false
@@ -164,7 +175,7 @@ func (c *consumer) writeLetter(ctx context.Context, m *delivery, kind, reason st
 	}
 	c.metrics.dead.WithLabelValues(kind).Inc()
 	c.lettersLog.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
-		Stringer("trace_id", m.span.SpanContext().TraceID()).Msg("dead letter written")
+		Stringer("trace_id", telemetry.TraceID(m.span, m.key)).Msg("dead letter written")
 	return true
 }
 
