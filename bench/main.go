@@ -120,7 +120,7 @@ func parsePlan(args []string, usage io.Writer) (p plan, err error) {
 	flags.IntVar(&p.warmUp, "warm-up", 10, "length of a session before the first trial in seconds, 0 for none")
 	flags.IntVar(&p.repetitions, "repetitions", 5, "how often everything is measured")
 	parts := flags.String("parts", "", "real, embedded or both with a comma; default: embedded, and real if servers are given")
-	tracing := flags.String("tracing", "off,on", "off, on or both")
+	tracing := flags.String("tracing", "off,on", "off, on or both; embedded parts run with off if it is there")
 	inFlight := flags.String("in-flight", "1,8,64,256,1024", "messages in flight, a trial for each")
 	if err := flags.Parse(args); err != nil {
 		return p, err
@@ -231,7 +231,11 @@ func (p plan) units() (units []unit) {
 	for _, parts := range p.parts {
 		e := p.environment(parts)
 		units = append(units, func(ctx context.Context) ([]Trial, error) { return p.bare(ctx, e) })
-		for _, tracing := range p.tracing {
+		tracings := p.tracing
+		if parts == "embedded" && slices.Contains(tracings, "off") {
+			tracings = []string{"off"} // for a try-out; it keeps the run short
+		}
+		for _, tracing := range tracings {
 			collector := ""
 			if tracing == "on" {
 				collector = p.collector

@@ -76,7 +76,7 @@ func linked(t *testing.T) (*Store, sqlmock.Sqlmock, context.Context) {
 	return s, mock, ctx
 }
 
-const insertPattern = `^INSERT INTO messages .+ FROM sessions s JOIN new WHERE s.id = \? AND s.ended_at IS NULL LOCK IN SHARE MODE ON DUPLICATE KEY UPDATE`
+const insertPattern = `^INSERT INTO messages .+ FROM sessions s( JOIN new)? WHERE s.id = \? AND s.ended_at IS NULL LOCK IN SHARE MODE ON DUPLICATE KEY UPDATE`
 
 func expectInsert(mock sqlmock.Sqlmock) *sqlmock.ExpectedExec { return mock.ExpectExec(insertPattern) }
 

@@ -228,8 +228,13 @@ func (s Statements) Insert(ctx context.Context, sessionID int64, batch []message
 		args = append(args, s.Stamp(m.Service1), s.Stamp(m.Service2), s.Stamp(m.Service3), s.Stamp(m.End))
 	}
 	args = append(args, sessionID)
-	query := insertMessage + "WITH new (stamp1, stamp2, stamp3, stamp4) AS (VALUES (?, ?, ?, ?)" + strings.Repeat(", (?, ?, ?, ?)", len(batch)-1) + ") " +
-		"SELECT s.id, new.stamp1, new.stamp2, new.stamp3, new.stamp4 FROM sessions s JOIN new WHERE s.id = ? AND s.ended_at IS NULL" + s.ForShare + s.KeepFirst
+	with, from := "SELECT s.id, ?, ?, ?, ? ", "FROM sessions s" // one row needs no temporary table
+	if len(batch) > 1 {
+		with = "WITH new (stamp1, stamp2, stamp3, stamp4) AS (VALUES (?, ?, ?, ?)" + strings.Repeat(", (?, ?, ?, ?)", len(batch)-1) + ") " +
+			"SELECT s.id, new.stamp1, new.stamp2, new.stamp3, new.stamp4 "
+		from += " JOIN new"
+	}
+	query := insertMessage + with + from + " WHERE s.id = ? AND s.ended_at IS NULL" + s.ForShare + s.KeepFirst
 	return s.Retry(ctx, fmt.Sprintf("insert %d messages of session %d", len(batch), sessionID), func(ctx context.Context, db *sql.DB) error {
 		done, err := db.ExecContext(ctx, query, args...)
 		if err != nil {
