@@ -105,7 +105,7 @@ func (c *committer) next() (batch []insert) {
 	return batch
 }
 
-// run waits until ctx is cancelled. What waits then fails.
+// run waits until ctx is cancelled. Messages that still wait then fail.
 func (c *committer) run(ctx context.Context) {
 	<-ctx.Done()
 	c.mu.Lock()

@@ -33,7 +33,7 @@ func (e *engine) flush() {
 		for e.write() {
 		}
 		e.writing.Unlock()
-		// What was added since then was left to this goroutine.
+		// Others leave to this goroutine the messages that they add meanwhile.
 		if s := e.session(); s == nil || !s.ledger.waits(e.broken.Load()) {
 			return
 		}

@@ -159,7 +159,7 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// held is a client's connection that writes nothing until it is told to.
+// held is a client's connection that keeps what is written while hold is set.
 type held struct {
 	net.Conn
 	hold  bool
