@@ -104,14 +104,15 @@ browser() {
 }
 
 # tests NAME SKIPS [FLAG...]: tests all packages with coverage. A skip whose reason does not match the pattern SKIPS is a
-# problem.
+# problem. Coverage is that of the packages of services and lib, except test packages, whose names end in 'test'.
 tests() {
-  local events=$work/events profile=$work/profile
+  local events=$work/events profile=$work/profile covered
   begin "$1"
   rm -f "$profile"
+  covered=$(go list ./services/... ./lib/... | grep -v 'test$' | paste -sd,)
   # -json, because output without a newline hides the line of a skipped test in plain text. The lines for each package
   # are printed at once and again at the end.
-  go test -count=1 -json "${@:3}" -coverpkg=./services/...,./lib/... -coverprofile="$profile" ./... | tee "$events" |
+  go test -count=1 -json "${@:3}" -coverpkg="$covered" -coverprofile="$profile" ./... | tee "$events" |
     jq -j --unbuffered 'select(.Action == "output" and (.Test | not)).Output | select(test("^(ok|FAIL|[?]|\t)"))' |
     tee "$work/closing" || problem "go test failed"
 
@@ -131,7 +132,7 @@ tests() {
 
   coverage=0
   [ ! -s "$profile" ] || coverage=$(go tool cover -func="$profile" | awk '/^total:/ { sub("%", "", $3); print $3 }')
-  printf 'coverage of services and lib: %s %%\n' "$coverage"
+  printf 'coverage of services and lib without test packages: %s %%\n' "$coverage"
 }
 
 # containers: loads the images of this tree with Bazel if it works, pulls those of the environment or builds stand-ins (as

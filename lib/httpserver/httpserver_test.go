@@ -117,33 +117,52 @@ func TestRoutes(t *testing.T) {
 
 func TestABodyThatDoesNotComeHoldsNoAnswerUp(t *testing.T) {
 	t.Parallel()
-	server := httptest.NewServer(httpserver.Routes{"/start": {http.MethodGet: func(http.ResponseWriter, *http.Request) {}}}.Handler())
-	t.Cleanup(server.Close)
 	for name, request := range map[string]string{
 		"where none is wanted": "GET /start HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{",
 		"of another method":    "POST /start HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{",
 		"in chunks":            "PUT /none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			conn, err := net.Dial("tcp", server.Listener.Addr().String())
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			fmt.Fprint(conn, request)
-			_ = conn.SetReadDeadline(time.Now().Add(2 * httpserver.BodyTimeout))
-			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer resp.Body.Close()
-			if _, err := io.Copy(io.Discard, conn); err != nil { // else what comes late would be the next request
-				t.Errorf("got %v, want the end of the connection", err)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				client, conn := net.Pipe()
+				server := &http.Server{Handler: httpserver.Routes{"/start": {http.MethodGet: func(http.ResponseWriter, *http.Request) {}}}.Handler()}
+				go func() { _ = server.Serve(&pipe{conn: conn}) }()
+				defer server.Close()
+				began := time.Now()
+				fmt.Fprint(client, request)
+				r := bufio.NewReader(client)
+				resp, err := http.ReadResponse(r, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer resp.Body.Close()
+				if _, err := io.Copy(io.Discard, r); err != nil { // else what comes late would be the next request
+					t.Errorf("got %v, want the end of the connection", err)
+				}
+				if took := time.Since(began); took < httpserver.BodyTimeout || took > httpserver.BodyTimeout+time.Second {
+					t.Errorf("the connection ended after %s, want about %s", took, httpserver.BodyTimeout)
+				}
+			})
 		})
 	}
 }
+
+// pipe is a listener of one connection, whose deadlines follow the clock of
+// synctest.
+type pipe struct {
+	net.Listener
+	conn net.Conn
+}
+
+func (p *pipe) Accept() (net.Conn, error) {
+	conn := p.conn
+	if p.conn = nil; conn == nil {
+		return nil, net.ErrClosed
+	}
+	return conn, nil
+}
+
+func (p *pipe) Close() error { return nil }
 
 func TestProblem(t *testing.T) {
 	t.Parallel()

@@ -51,12 +51,12 @@ const (
 
 // trio is the three services and what they know of each other.
 type trio struct {
-	config   Config
-	screen   *screen
-	console  io.Writer // of the services' logs
-	client   *http.Client
-	token    *credentials.Token
-	patience time.Duration // with a missing database
+	config  Config
+	screen  *screen
+	console io.Writer // of the services' logs
+	client  *http.Client
+	token   *credentials.Token
+	limits  limits
 
 	embedded *sqlite.Store // set before ms1 is known; nil with a real database
 
@@ -86,10 +86,10 @@ func (k known[T]) wait(ctx context.Context) (v T, ok bool) {
 // or, with Once, until one session has ended. MS1 stops first and drains through
 // the others. With Once, lost messages are an error with their number.
 func Run(ctx context.Context, c Config, console io.Writer) error {
-	return run(ctx, c, console, databasePatience)
+	return run(ctx, c, console, limits{database: 10 * time.Second, stop: 5 * time.Second})
 }
 
-func run(ctx context.Context, c Config, console io.Writer, patience time.Duration) error {
+func run(ctx context.Context, c Config, console io.Writer, limits limits) error {
 	if err := private.Directory(c.Data); err != nil {
 		return fmt.Errorf("create data directory: %w", err)
 	}
@@ -101,7 +101,7 @@ func run(ctx context.Context, c Config, console io.Writer, patience time.Duratio
 	defer unlock()
 
 	t := &trio{
-		config: c, screen: newScreen(console), console: console, patience: patience,
+		config: c, screen: newScreen(console), console: console, limits: limits,
 		client: &http.Client{Transport: &http.Transport{}}, token: credentials.NewToken("token_file", c.TokenFile),
 		kafka: make(known[topic.Config], 1), ms1: make(known[*ms1.Service], 1),
 		ms2: make(known[string], 1), ms3: make(known[string], 1),

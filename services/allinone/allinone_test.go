@@ -47,11 +47,15 @@ func usual(t *testing.T) Config {
 // start runs the program and returns its console, and a function that stops it
 // and returns its error, at the end of the test at the latest.
 func start(t *testing.T, c Config) (*servicetest.Console, func() error) {
+	return startWith(t, c, limits{time.Second, 5 * time.Second})
+}
+
+func startWith(t *testing.T, c Config, most limits) (*servicetest.Console, func() error) {
 	t.Helper()
 	said := &servicetest.Console{}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- run(ctx, c, said, time.Second) }()
+	go func() { done <- run(ctx, c, said, most) }()
 	stop := sync.OnceValue(func() error {
 		cancel()
 		select {
@@ -371,10 +375,10 @@ func TestStopOfOnceWaitsForTheWholeDrain(t *testing.T) {
 	cluster, address := topictest.Cluster(t)
 	c := usual(t)
 	c.Once = true
-	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 6
+	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 2
 	c.Kafka = topictest.For(t, address)
 	takeOne(cluster)
-	said, stop := start(t, c)
+	said, stop := startWith(t, c, limits{time.Second, 1900 * time.Millisecond}) // alone too short for the drain
 	said.Find(t, " WRN ms2 produce request failed, retrying")
 	if err := stop(); err == nil || !strings.HasPrefix(err.Error(), "interaction: session 1: lost ") {
 		t.Errorf("stopped: %v, want that a message was lost", err)
@@ -387,7 +391,7 @@ func TestADatabaseThatIsDeletedEndsOnce(t *testing.T) {
 	c.Once = true
 	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 1
 	said, ended := &servicetest.Console{}, make(chan error, 1)
-	go func() { ended <- run(t.Context(), c, said, time.Second) }()
+	go func() { ended <- run(t.Context(), c, said, limits{time.Second, 5 * time.Second}) }()
 	said.Find(t, `stored [1-9]`)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Remove(filepath.Join(c.Data, "tricycle.db"+suffix)); err != nil {

@@ -17,12 +17,14 @@ import (
 
 const (
 	readyTimeout = 30 * time.Second // for -once; a real server may be slow
-	stopTimeout  = 5 * time.Second  // for the answer of /stop after the drain
 	openTimeout  = 10 * time.Second // for the command that opens a browser
-	// databasePatience is how long -once waits for a missing embedded database, or
-	// for a database that does not record the end of its session.
-	databasePatience = 10 * time.Second
 )
+
+// limits is how long -once waits.
+type limits struct {
+	database time.Duration // for a missing embedded database, or one that does not record the end of the session
+	stop     time.Duration // for the answer of /stop after the drain
+}
 
 // attend waits until MS1 is ready and prints how to use it. With Once, it runs a
 // session instead and returns when that has ended.
@@ -97,7 +99,7 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 		return fmt.Errorf("start a session: %s", answer.Detail)
 	}
 	id := answer.SessionID
-	for missing := time.Duration(0); missing <= t.patience; {
+	for missing := time.Duration(0); missing <= t.limits.database; {
 		now, err := service.Session(ctx, id)
 		if err == nil {
 			t.screen.progress(seen(now.Session), now.InFlight, now.State == ms1.Idle)
@@ -121,7 +123,7 @@ func (t *trio) once(ctx context.Context, service *ms1.Service, url string) error
 // that are not recorded are an error of MS1.
 func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string, id int64) error {
 	drain := time.Duration(t.config.Interaction.DrainSeconds) * time.Second
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain+stopTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain+t.limits.stop)
 	defer cancel()
 	var answer struct{}
 	if _, err := t.get(ctx, url+"/stop", &answer); err != nil {

@@ -205,8 +205,11 @@ func consoleFull(t *testing.T, program string) {
 }
 
 func databaseDeleted(t *testing.T, program string) {
-	data := filepath.Join(t.TempDir(), "data")
-	p, url := child(t, program, "-listen", anyPort, "-data", data, "-in-flight", "8")
+	data, file := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "drain.yaml")
+	if err := os.WriteFile(file, []byte("interaction: {drain_seconds: 1}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, url := child(t, program, "-listen", anyPort, "-data", data, "-in-flight", "8", "-config", file)
 	if status, body := get(t, url+"/start?interval=600"); status != http.StatusAccepted {
 		t.Fatalf("/start: %d %v", status, body)
 	}

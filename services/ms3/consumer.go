@@ -39,6 +39,8 @@ type consumer struct {
 	spanName  string
 	stall     time.Duration
 	session   time.Duration // a silent member is removed after it
+	fetchWait time.Duration // of the broker for records; closing a reader takes as long
+	refused   retry.Backoff // of a dead letter that its topic refuses
 
 	log        zerolog.Logger
 	lettersLog zerolog.Logger // dead letters; repeated events are counted
@@ -66,7 +68,9 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 		return log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
 	}
 	k := &consumer{
-		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), spanName: "process " + c.Kafka.Topic, stall: stallTime, session: sessionTime,
+		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), spanName: "process " + c.Kafka.Topic,
+		stall: stallTime, session: sessionTime, fetchWait: 500 * time.Millisecond,
+		refused: retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries},
 		members: members{clientID: "tricycle-ms3-" + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
 	}

@@ -140,7 +140,7 @@ func TestASpareMemberIsHealthy(t *testing.T) {
 		r.joined(t)
 	}
 	begin := time.Now()
-	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > 5*time.Second })
+	servicetest.Eventually(t, time.Minute, "time passes", func() bool { return time.Since(begin) > 3*time.Second })
 	for _, r := range all {
 		if n := r.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
 			t.Errorf("reopened %v times", n)

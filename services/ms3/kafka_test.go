@@ -39,6 +39,7 @@ func (c conn) Write(p []byte) (int, error) {
 
 func TestSlowLinkToKafka(t *testing.T) {
 	t.Parallel()
+	const fetchWait = 50 * time.Millisecond // less than many round trips
 	var slow atomic.Bool
 	_, address := topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
 		l, err := net.Listen(network, address)
@@ -47,7 +48,7 @@ func TestSlowLinkToKafka(t *testing.T) {
 				return
 			}
 			select {
-			case <-time.After(300*time.Millisecond + mathrand.N(400*time.Millisecond)): // the latency itself
+			case <-time.After(3*fetchWait/5 + mathrand.N(4*fetchWait/5)): // the latency itself
 			case <-t.Context().Done():
 			}
 		}}, err
@@ -57,7 +58,7 @@ func TestSlowLinkToKafka(t *testing.T) {
 	ms, records := messages(500)
 	source.spread(records)
 	slow.Store(true)
-	r := start(t, k, store.URL)
+	r := start(t, k, store.URL, func(s *Service) { s.consumer.fetchWait = fetchWait })
 	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(500)
 	if r.Metric("tricycle_ms3_reader_reopened_total") != 0 {

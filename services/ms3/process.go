@@ -144,7 +144,7 @@ func (c *consumer) writeLetter(ctx context.Context, m *delivery, kind, reason st
 	theirs := slices.DeleteFunc(slices.Clone(m.Headers), func(h kafka.Header) bool { return strings.HasPrefix(h.Key, "tricycle-") })
 	copied := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
 	away := retry.Backoff{First: retryFirst, Most: retryMost}
-	refused := retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries}
+	refused := c.refused
 	for {
 		err := c.letters.write(m.ctx, copied)
 		if err == nil {

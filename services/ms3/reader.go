@@ -25,7 +25,7 @@ func (c *consumer) newReader(ctx context.Context) *kafka.Reader {
 		Dialer:                &kafka.Dialer{ClientID: c.members.clientID, Timeout: 10 * time.Second, DialFunc: patient(c.cluster.Dial(ctx)), SASLMechanism: c.cluster.Login()},
 		MinBytes:              1,
 		MaxBytes:              1 << 20,
-		MaxWait:               500 * time.Millisecond, // Close takes as long
+		MaxWait:               c.fetchWait,
 		StartOffset:           kafka.FirstOffset,
 		HeartbeatInterval:     500 * time.Millisecond,
 		SessionTimeout:        c.session,

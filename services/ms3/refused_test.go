@@ -158,7 +158,7 @@ func TestDeadLetterThatIsRefusedDoesNotBlock(t *testing.T) {
 			k, store := topictest.For(t, address), newMS1(t)
 			source := newMS2(t, k)
 			cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Err: refusal, Count: -1})
-			r := start(t, k, store.URL)
+			r := start(t, k, store.URL, func(s *Service) { s.consumer.refused.Most = retryFirst })
 			_, records := messages(2)
 			records[0].Value = []byte("malformed")
 			source.produce(0, records...)
