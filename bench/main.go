@@ -1,17 +1,16 @@
 // Command bench measures how close tricycle comes to what the machine and the
 // libraries allow. In one run, in turns, it measures
 //
-//   - the floor of each hop: its library call alone, again and again;
-//   - the bare loop: the four calls chained in this process, with nothing
-//     around them;
-//   - tricycle as it is shipped, from one or more directories of binaries, so
-//     that an older build is measured under the same conditions.
+//   - the floor of each hop: its library call alone, repeated;
+//   - the bare loop: the four calls chained in this process, without a service;
+//   - tricycle as it is shipped, from one or more directories of binaries. An
+//     older build is thus measured under the same conditions.
 //
 // Every stored message counts, with the stamps of its row; nothing is sampled.
-// A session sends the next message when one has come home, so a pause delays
-// all that would have followed. The time from message to message contains such
-// pauses whole, and its corrected form counts them as often as a client at a
-// constant rate would have met them.
+// A session sends the next message when one has returned, so a pause delays all
+// later messages. The time between two messages contains such a pause once. Its
+// corrected form counts the pause as often as a client at a constant rate would
+// observe it.
 //
 //	bench -programs now=DIR [-programs then=DIR] [-kafka ADDR -mariadb DSN] -out FILE.json
 //	bench report FILE.json [PAGE.md]

@@ -5,9 +5,11 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
 // meters are the metrics of MS1.
@@ -30,31 +32,26 @@ type meters struct {
 const exemplarMicroseconds = 100_000
 
 func newMeters(registry prometheus.Registerer, e *engine) *meters {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	}
+	create := promauto.With(registry)
 	m := &meters{
-		generated:  counter("tricycle_messages_generated_total", "Messages generated."),
-		stored:     counter("tricycle_messages_stored_total", "Messages whose row was committed during their session."),
-		late:       counter("tricycle_messages_late_total", "Messages whose row was committed after their session had ended."),
-		resent:     counter("tricycle_messages_resent_total", "Sends of a message beyond its first."),
-		duplicates: counter("tricycle_messages_duplicate_total", "Answers 200 of /store that added no row."),
-		givenUp:    counter("tricycle_messages_given_up_total", "Messages that did not return in time. Some may be stored later."),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tricycle_store_requests_total", Help: "Answers of /store by HTTP status code; a request of several messages counts once per message.",
-		}, []string{"code"}),
+		generated:  telemetry.Counter(registry, "tricycle_messages_generated_total", "Messages generated."),
+		stored:     telemetry.Counter(registry, "tricycle_messages_stored_total", "Messages whose row was committed during their session."),
+		late:       telemetry.Counter(registry, "tricycle_messages_late_total", "Messages whose row was committed after their session had ended."),
+		resent:     telemetry.Counter(registry, "tricycle_messages_resent_total", "Sends of a message beyond its first."),
+		duplicates: telemetry.Counter(registry, "tricycle_messages_duplicate_total", "Answers 200 of /store that added no row."),
+		givenUp:    telemetry.Counter(registry, "tricycle_messages_given_up_total", "Messages that did not return in time. Some may be stored later."),
+		requests: telemetry.Counters(registry, "tricycle_store_requests_total",
+			"Answers of /store by HTTP status code; a request of several messages counts once per message.",
+			"code", "200", "400", "404", "408", "413", "503"),
 	}
-	hops := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+	m.answered = m.requests.WithLabelValues("200")
+	hops := create.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "tricycle_hop_seconds", Help: "Time between two stamps of a stored message, by hop.",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14), // 0.1 ms to 15 s
 	}, []string{"hop"})
-	for _, code := range []string{"200", "400", "404", "408", "413", "503"} {
-		m.requests.WithLabelValues(code) // reports 0 from the start
-	}
-	m.answered = m.requests.WithLabelValues("200")
 	m.toMS2, m.toMS3 = hops.WithLabelValues("ms1_to_ms2"), hops.WithLabelValues("ms2_to_ms3")
 	m.toMS1, m.round = hops.WithLabelValues("ms3_to_ms1"), hops.WithLabelValues("round")
-	underWay := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	create.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tricycle_messages_under_way", Help: "Messages that were generated and neither stored nor given up.",
 	}, func() float64 {
 		e.mu.Lock()
@@ -64,7 +61,6 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 		}
 		return float64(e.current.ledger.account().busy)
 	})
-	registry.MustRegister(m.generated, m.stored, m.late, m.resent, m.duplicates, m.givenUp, m.requests, hops, underWay)
 	return m
 }
 

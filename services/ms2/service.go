@@ -252,24 +252,15 @@ type metrics struct {
 }
 
 func newMetrics(registry prometheus.Registerer) *metrics {
-	create := promauto.With(registry)
-	counter := func(name, help string) prometheus.Counter {
-		return create.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	}
-	m := &metrics{
-		received: counter("tricycle_ms2_messages_received_total", "Well-formed messages read from the WebSocket, including duplicates."),
-		produced: counter("tricycle_ms2_messages_produced_total", "Messages that Kafka has acknowledged."),
-		dropped:  counter("tricycle_ms2_messages_dropped_total", "Messages dropped from the queue, which MS1 resends."),
-		retries:  counter("tricycle_ms2_produce_retries_total", "Requests to Kafka that failed and were retried."),
-		connections: create.NewGauge(prometheus.GaugeOpts{
+	return &metrics{
+		received: telemetry.Counter(registry, "tricycle_ms2_messages_received_total", "Well-formed messages read from the WebSocket, including duplicates."),
+		produced: telemetry.Counter(registry, "tricycle_ms2_messages_produced_total", "Messages that Kafka has acknowledged."),
+		dropped:  telemetry.Counter(registry, "tricycle_ms2_messages_dropped_total", "Messages dropped from the queue, which MS1 resends."),
+		retries:  telemetry.Counter(registry, "tricycle_ms2_produce_retries_total", "Requests to Kafka that failed and were retried."),
+		connections: promauto.With(registry).NewGauge(prometheus.GaugeOpts{
 			Name: "tricycle_ms2_connections", Help: "Open WebSocket connections.",
 		}),
-		rejected: create.NewCounterVec(prometheus.CounterOpts{
-			Name: "tricycle_ms2_frames_rejected_total", Help: "Frames that are no message, by reason: binary, malformed or too_large.",
-		}, []string{"reason"}),
+		rejected: telemetry.Counters(registry, "tricycle_ms2_frames_rejected_total",
+			"Frames that are no message, by reason: binary, malformed or too_large.", "reason", "binary", "malformed", "too_large"),
 	}
-	for _, reason := range []string{"binary", "malformed", "too_large"} {
-		m.rejected.WithLabelValues(reason) // exported as 0 from the start
-	}
-	return m
 }

@@ -24,6 +24,7 @@ import (
 	"io"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
@@ -95,29 +96,22 @@ type metrics struct {
 }
 
 func newMetrics(registry prometheus.Registerer, o *offsets) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
-	}
-	m := &metrics{
-		fetched:  counter("tricycle_ms3_records_fetched_total", "Records fetched from the topic, duplicates included."),
-		stored:   counter("tricycle_ms3_messages_stored_total", "Messages that MS1 has stored."),
-		retries:  counter("tricycle_ms3_store_retries_total", "Requests to MS1 that failed and were retried."),
-		reopened: counter("tricycle_ms3_reader_reopened_total", "Stalled readers that were replaced."),
-		dropped:  counter("tricycle_ms3_dead_letters_dropped_total", "Records that can never be stored and that the dead-letter topic refused; the log has their offsets."),
-		dead: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "tricycle_ms3_dead_letters_total", Help: "Records that can never be stored, by reason: malformed or refused.",
-		}, []string{"reason"}),
-		storeSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+	create := promauto.With(registry)
+	create.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "tricycle_ms3_uncommitted_weight", Help: "Records fetched and not yet committable; each counts once per 4 KiB begun.",
+	}, func() float64 { return float64(len(o.room)) })
+	return &metrics{
+		fetched:  telemetry.Counter(registry, "tricycle_ms3_records_fetched_total", "Records fetched from the topic, duplicates included."),
+		stored:   telemetry.Counter(registry, "tricycle_ms3_messages_stored_total", "Messages that MS1 has stored."),
+		retries:  telemetry.Counter(registry, "tricycle_ms3_store_retries_total", "Requests to MS1 that failed and were retried."),
+		reopened: telemetry.Counter(registry, "tricycle_ms3_reader_reopened_total", "Stalled readers that were replaced."),
+		dropped: telemetry.Counter(registry, "tricycle_ms3_dead_letters_dropped_total",
+			"Records that can never be stored and that the dead-letter topic refused; the log has their offsets."),
+		dead: telemetry.Counters(registry, "tricycle_ms3_dead_letters_total",
+			"Records that can never be stored, by reason: malformed or refused.", "reason", "malformed", "refused"),
+		storeSeconds: create.NewHistogram(prometheus.HistogramOpts{
 			Name: "tricycle_ms3_store_duration_seconds", Help: "Duration of a request to MS1.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
 	}
-	for _, reason := range []string{"malformed", "refused"} {
-		m.dead.WithLabelValues(reason) // exported as 0 from the start
-	}
-	registry.MustRegister(m.fetched, m.stored, m.retries, m.reopened, m.dropped, m.dead, m.storeSeconds,
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "tricycle_ms3_uncommitted_weight", Help: "Records fetched and not yet committable; each counts once per 4 KiB begun.",
-		}, func() float64 { return float64(len(o.room)) }))
-	return m
 }
