@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
 	_ "golang.org/x/crypto/x509roots/fallback" // for https and wss in an image, which has no CA roots
 
 	"github.com/tricycle-relay/tricycle/lib/config"
@@ -68,7 +69,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	context.AfterFunc(ctx, stop)   // a second signal kills the program
 	signal.Ignore(syscall.SIGPIPE) // a closed console does not stop the program
 
-	limitMemory()
+	limitMemory(memlimit.FromCgroup)
 	out, errs := logging.Console(stdout), logging.Console(stderr)
 	defer out.Close()
 	defer errs.Close()
