@@ -34,9 +34,21 @@ func built(t *testing.T, names ...string) programs {
 	return programs{name: "now", dir: dir, ms3: 1}
 }
 
-func TestRunWithEmbeddedParts(t *testing.T) {
-	t.Parallel()
+func TestEmbeddedParts(t *testing.T) {
 	p := built(t, "allinone")
+	t.Run("a run", func(t *testing.T) {
+		t.Parallel()
+		runWithEmbeddedParts(t, p)
+	})
+	t.Run("a slow broker shows in its hop", func(t *testing.T) {
+		t.Parallel()
+		cluster, address := topictest.Cluster(t)
+		slow(cluster)
+		slower(t, measure(t, environment{parts: "embedded", brokers: []string{address}}, p), toMS3)
+	})
+}
+
+func runWithEmbeddedParts(t *testing.T, p programs) {
 	file := filepath.Join(t.TempDir(), "results.json")
 	var out, progress bytes.Buffer
 	err := command(t.Context(), []string{
@@ -109,13 +121,6 @@ func measure(t *testing.T, e environment, p programs) Trial {
 		t.Fatal(err)
 	}
 	return trial
-}
-
-func TestASlowBrokerShowsInItsHop(t *testing.T) {
-	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	slow(cluster)
-	slower(t, measure(t, environment{parts: "embedded", brokers: []string{address}}, built(t, "allinone")), toMS3)
 }
 
 // slow makes a broker answer every request to produce late.

@@ -1,12 +1,9 @@
 package ms2
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
-	"math/rand/v2"
-	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -240,40 +237,12 @@ func TestOnePartitionWithoutALeader(t *testing.T) {
 	}
 }
 
-// slowListener delays what the broker sends by half a second, as a slow link
-// does.
-type slowListener struct {
-	net.Listener
-	test context.Context
-}
-
-func (l slowListener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	return slowConn{c, l.test}, err
-}
-
-type slowConn struct {
-	net.Conn
-	test context.Context
-}
-
-func (c slowConn) Write(p []byte) (int, error) {
-	select {
-	case <-time.After(300*time.Millisecond + rand.N(400*time.Millisecond)): // the latency itself
-	case <-c.test.Done():
-	}
-	return c.Conn.Write(p)
-}
-
 func TestSlowLinkToKafka(t *testing.T) {
 	t.Parallel()
-	_, address := topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
-		l, err := net.Listen(network, address)
-		return slowListener{l, t.Context()}, err
-	}))
+	_, address := topictest.Cluster(t, topictest.SlowLink(t, 500*time.Millisecond))
 	r := start(t, topictest.For(t, address)).ready()
-	r.dial(t).send(t, messages(2000)...)
-	r.produced(t, 2000)
+	r.dial(t).send(t, messages(800)...)
+	r.produced(t, 800)
 	if r.Metric("tricycle_ms2_messages_dropped_total") != 0 || r.Metric("tricycle_ms2_produce_retries_total") != 0 {
 		t.Error("requests were given up")
 	}

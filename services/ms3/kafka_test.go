@@ -2,10 +2,7 @@ package ms3
 
 import (
 	"errors"
-	mathrand "math/rand/v2"
-	"net"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,48 +13,14 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-// listener accepts connections that wait before each write.
-type listener struct {
-	net.Listener
-	wait func()
-}
-
-func (l listener) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	return conn{c, l.wait}, err
-}
-
-type conn struct {
-	net.Conn
-	wait func()
-}
-
-func (c conn) Write(p []byte) (int, error) {
-	c.wait()
-	return c.Conn.Write(p)
-}
-
 func TestSlowLinkToKafka(t *testing.T) {
 	t.Parallel()
 	const fetchWait = 50 * time.Millisecond // less than many round trips
-	var slow atomic.Bool
-	_, address := topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
-		l, err := net.Listen(network, address)
-		return listener{l, func() {
-			if !slow.Load() {
-				return
-			}
-			select {
-			case <-time.After(3*fetchWait/5 + mathrand.N(4*fetchWait/5)): // the latency itself
-			case <-t.Context().Done():
-			}
-		}}, err
-	}))
+	_, address := topictest.Cluster(t, topictest.SlowLink(t, fetchWait))
 	k, store := topictest.For(t, address), newMS1(t)
 	source := newMS2(t, k)
 	ms, records := messages(500)
 	source.spread(records)
-	slow.Store(true)
 	r := start(t, k, store.URL, func(s *Service) { s.consumer.fetchWait = fetchWait })
 	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
 	source.commits(500)

@@ -1,12 +1,9 @@
 package ms3
 
 import (
-	"net"
 	"net/http"
 	"testing"
 	"time"
-
-	"github.com/twmb/franz-go/pkg/kfake"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
@@ -91,15 +88,12 @@ func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {
 // more data in either direction.
 func hangingBroker(t *testing.T) (address string, hang func()) {
 	hung, over := make(chan struct{}), make(chan struct{})
-	_, address = topictest.Cluster(t, kfake.ListenFn(func(network, address string) (net.Listener, error) {
-		l, err := net.Listen(network, address)
-		return listener{l, func() {
-			select {
-			case <-hung:
-				<-over
-			default:
-			}
-		}}, err
+	_, address = topictest.Cluster(t, topictest.Link(func() {
+		select {
+		case <-hung:
+			<-over
+		default:
+		}
 	}))
 	t.Cleanup(func() { close(over) })
 	return address, func() { close(hung) }

@@ -68,6 +68,45 @@ func Cluster(t testing.TB, options ...kfake.Opt) (*kfake.Cluster, string) {
 	return nil, ""
 }
 
+// Link makes the broker of a [Cluster] call wait before each of its writes.
+func Link(wait func()) kfake.Opt {
+	return kfake.ListenFn(func(network, address string) (net.Listener, error) {
+		l, err := net.Listen(network, address)
+		return listener{l, wait}, err
+	})
+}
+
+// SlowLink is a [Link] that delays what the broker sends by the latency, give or
+// take 40 %.
+func SlowLink(t testing.TB, latency time.Duration) kfake.Opt {
+	return Link(func() {
+		select {
+		case <-time.After(latency*3/5 + mathrand.N(latency*4/5)): // the latency itself
+		case <-t.Context().Done():
+		}
+	})
+}
+
+type listener struct {
+	net.Listener
+	wait func()
+}
+
+func (l listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	return conn{c, l.wait}, err
+}
+
+type conn struct {
+	net.Conn
+	wait func()
+}
+
+func (c conn) Write(p []byte) (int, error) {
+	c.wait()
+	return c.Conn.Write(p)
+}
+
 // Create creates the topics of c with settings, pairs of names and values, as
 // somebody else than the services would.
 func Create(t testing.TB, c topic.Config, settings ...string) {
@@ -135,6 +174,24 @@ func Run(t testing.TB, l *topic.Cluster) {
 		}
 	})
 	servicetest.Eventually(t, 30*time.Second, "kafka answers", func() bool { return l.Ready(ctx) == nil })
+}
+
+// RemoveMembers removes all members of a consumer group.
+func RemoveMembers(t testing.TB, l *topic.Cluster, group string) {
+	t.Helper()
+	described, err := l.Client().DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{group}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := &kafka.LeaveGroupRequest{GroupID: group}
+	for _, g := range described.Groups {
+		for _, m := range g.Members {
+			request.Members = append(request.Members, kafka.LeaveGroupRequestMember{ID: m.MemberID})
+		}
+	}
+	if _, err := l.Client().LeaveGroup(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Read returns the first n records of a topic, as they come.

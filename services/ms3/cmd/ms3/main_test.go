@@ -128,6 +128,7 @@ func TestKillBetweenPostAndCommit(t *testing.T) {
 	if c := committed(); c > int64(before) {
 		t.Errorf("committed %d, but only %d were posted", c, before)
 	}
+	topictest.RemoveMembers(t, cluster, "group."+k.Topic) // else the group waits until the session of the killed one times out
 	second := run()
 	servicetest.Eventually(t, 30*time.Second, "all committed", func() bool { return committed() == n })
 	if err := second.Process.Signal(syscall.SIGTERM); err != nil {
