@@ -91,6 +91,14 @@ func get(t *testing.T, url string) (status int, body map[string]any) {
 	return status, body
 }
 
+// expect makes a GET request whose answer must have the status.
+func expect(t *testing.T, want int, url string) {
+	t.Helper()
+	if status, body := get(t, url); status != want {
+		t.Fatalf("%s: got %d %v, want %d", url, status, body, want)
+	}
+}
+
 // look opens the database of the directory for reading, as another program would.
 func look(t *testing.T, data string) *sql.DB {
 	t.Helper()
@@ -225,9 +233,7 @@ func TestReadyOnlyWhenEverythingIs(t *testing.T) {
 	if missed == "" || missed == "ok" {
 		t.Errorf("before it was ready: got %q for ms3 in /readyz, want the missing part", missed)
 	}
-	if status, body := get(t, "http://"+c.Listen+"/start"); status != http.StatusAccepted {
-		t.Errorf("/start when ready: %d %v, want 202", status, body)
-	}
+	expect(t, http.StatusAccepted, "http://"+c.Listen+"/start")
 }
 
 func TestMS3IsMissedUntilItHasStarted(t *testing.T) {
@@ -276,9 +282,7 @@ func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
 	url, stop := serve(t, c)
-	if status, body := get(t, url+"/start?interval=600&in_flight=64"); status != http.StatusAccepted {
-		t.Fatalf("/start: %d %v", status, body)
-	}
+	expect(t, http.StatusAccepted, url+"/start?interval=600&in_flight=64")
 	db := look(t, c.Data)
 	servicetest.Eventually(t, time.Minute, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
 	began := time.Now()
@@ -353,9 +357,7 @@ func TestASecondProgramOnTheSameDirectoryIsRefused(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "lock data directory "+c.Data) || !strings.Contains(err.Error(), "locked by another program") {
 		t.Errorf("the second program: got %v, want an error that the directory is in use", err)
 	}
-	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
-		t.Errorf("/start of the first: %d %v, want 202", status, body)
-	}
+	expect(t, http.StatusAccepted, url+"/start")
 }
 
 // takeOne makes the broker refuse what is produced after the first request.
@@ -611,9 +613,7 @@ func TestOnceIsAboutItsOwnSession(t *testing.T) {
 	said.Find(t, `stored [1-9]`)
 	url := "http://" + c.Listen
 	// Another client stops the session and begins its own, which lasts.
-	if status, body := get(t, url+"/stop"); status != http.StatusOK {
-		t.Fatalf("/stop: %d %v", status, body)
-	}
+	expect(t, http.StatusOK, url+"/stop")
 	_, body := get(t, url+"/start?interval=600") // refused if MS1 stops already
 	groups := said.Find(t, `\nsession (\d+) \((.*)\)\n`)
 	if groups[1] != "1" || groups[2] != "stopped" {
@@ -641,9 +641,7 @@ func TestOnceWaitsForTheSessionOfAnotherClient(t *testing.T) {
 		return status == http.StatusAccepted
 	})
 	said.Find(t, `waiting for another client: session 1 is running`)
-	if status, body := get(t, "http://"+c.Listen+"/stop"); status != http.StatusOK {
-		t.Fatalf("/stop: %d %v", status, body)
-	}
+	expect(t, http.StatusOK, "http://"+c.Listen+"/stop")
 	if groups := said.Find(t, `\nsession (\d+) \((.*)\)\n`); groups[1] != "2" || groups[2] != "interval elapsed" {
 		t.Errorf("it sums up session %s (%s), want session 2 (interval elapsed)", groups[1], groups[2])
 	}
@@ -660,12 +658,8 @@ func TestASummaryOutlivesAFloodOfRequests(t *testing.T) {
 	c := usual(t)
 	c.Logging.MaxSizeMegabytes, c.Logging.MaxFiles = 1, 1
 	url, _ := serve(t, c)
-	if status, body := get(t, url+"/start?interval=600"); status != http.StatusAccepted {
-		t.Fatalf("/start: %d %v", status, body)
-	}
-	if status, body := get(t, url+"/stop"); status != http.StatusOK {
-		t.Fatalf("/stop: %d %v", status, body)
-	}
+	expect(t, http.StatusAccepted, url+"/start?interval=600")
+	expect(t, http.StatusOK, url+"/stop")
 	query := strings.Repeat("x", 8_000)
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()

@@ -62,9 +62,7 @@ func killed(t *testing.T, program string) {
 	}
 
 	p, url := child(t, program, args...)
-	if status, body := get(t, url+"/start"); status != http.StatusAccepted {
-		t.Fatalf("/start: %d %v", status, body)
-	}
+	expect(t, http.StatusAccepted, url+"/start")
 	servicetest.Eventually(t, time.Minute, "rows", func() bool { return rows(1) > 500 })
 	p.Signal(syscall.SIGKILL)
 	before := rows(1)
@@ -184,12 +182,8 @@ func consoleFull(t *testing.T, program string) {
 	servicetest.At(t, "ms1", url).Ready()
 	for range 3 {
 		began := time.Now()
-		if status, body := get(t, url+"/start"); status != http.StatusAccepted {
-			t.Errorf("/start: %d %v, want 202", status, body)
-		}
-		if status, body := get(t, url+"/stop"); status != http.StatusOK {
-			t.Errorf("/stop: %d %v, want 200", status, body)
-		}
+		expect(t, http.StatusAccepted, url+"/start")
+		expect(t, http.StatusOK, url+"/stop")
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("a session took %s, want it at once", took)
 		}
@@ -210,9 +204,7 @@ func databaseDeleted(t *testing.T, program string) {
 		t.Fatal(err)
 	}
 	p, url := child(t, program, "-listen", anyPort, "-data", data, "-in-flight", "8", "-config", file)
-	if status, body := get(t, url+"/start?interval=600"); status != http.StatusAccepted {
-		t.Fatalf("/start: %d %v", status, body)
-	}
+	expect(t, http.StatusAccepted, url+"/start?interval=600")
 	db := look(t, data)
 	servicetest.Eventually(t, time.Minute, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
 	db.Close()

@@ -22,8 +22,7 @@ import (
 
 func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	ms, records := messages(10)
 	var takes atomic.Bool
 	store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
@@ -45,8 +44,7 @@ func TestOnlyWhatIsDoneIsCommitted(t *testing.T) {
 
 func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	first := start(t, k, store.URL)
 	first.joined(t)
 	load, enough := context.WithCancel(t.Context())
@@ -109,8 +107,7 @@ func TestStalledReaderIsReopened(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
-			k, store := topictest.For(t, address), newMS1(t)
-			source := newMS2(t, k)
+			k, store, source := neighbours(t, topictest.For(t, address))
 			var on atomic.Bool
 			on.Store(true)
 			fault(cluster, k, &on)

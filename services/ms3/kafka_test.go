@@ -17,8 +17,7 @@ func TestSlowLinkToKafka(t *testing.T) {
 	t.Parallel()
 	const fetchWait = 50 * time.Millisecond // less than many round trips
 	_, address := topictest.Cluster(t, topictest.SlowLink(t, fetchWait))
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, address))
 	ms, records := messages(500)
 	source.spread(records)
 	r := start(t, k, store.URL, func(s *Service) { s.consumer.fetchWait = fetchWait })
@@ -33,8 +32,7 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 	t.Parallel()
 	dir := kfake.DataDir(t.TempDir())
 	cluster, address := topictest.Cluster(t, dir, kfake.SyncWrites())
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, address))
 	r := start(t, k, store.URL)
 	for restart := range 2 {
 		_, records := messages(500)
@@ -79,8 +77,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 
 func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	r := start(t, k, store.URL)
 	_, records := messages(400)
 	source.spread(records)

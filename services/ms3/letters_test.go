@@ -110,8 +110,7 @@ func TestLettersEndWithTheWork(t *testing.T) {
 func TestStopIsBoundedWhenADeadLetterHangs(t *testing.T) {
 	t.Parallel()
 	address, hang := hangingBroker(t)
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, address))
 	hung := make(chan struct{})
 	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
 		<-hung

@@ -92,8 +92,7 @@ func stablePair(t *testing.T, k topic.Config, source *ms2, pair [2]*running) (id
 func TestFormerMembersAreRemovedAfterARestart(t *testing.T) {
 	t.Parallel()
 	server := servertest.Kafka(t, "")
-	k, store := topictest.For(t, server.Address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, server.Address))
 	pair, before := startPair(t, k, store.URL, source)
 	_, records := messages(400)
 	source.spread(records)
@@ -119,8 +118,7 @@ func TestFormerMembersAreRemovedAfterARestart(t *testing.T) {
 func TestAReplicasMemberIsNotRemoved(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, address))
 	pair, before := startPair(t, k, store.URL, source)
 	for _, key := range []kmsg.Key{kmsg.LeaveGroup, kmsg.JoinGroup, kmsg.Heartbeat} {
 		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{key}, TopLevel: true, Err: kerr.NotCoordinator, Count: 1})

@@ -203,6 +203,12 @@ func newMS2(t *testing.T, k topic.Config) *ms2 {
 	return &ms2{l, t, k}
 }
 
+// neighbours returns k, an MS1, and an MS2 that writes to the topics of k.
+func neighbours(t *testing.T, k topic.Config) (topic.Config, *ms1, *ms2) {
+	t.Helper()
+	return k, newMS1(t), newMS2(t, k)
+}
+
 // produce writes records to a partition, again until it succeeds.
 func (m *ms2) produce(partition int, records ...kafka.Message) {
 	m.t.Helper()
@@ -268,8 +274,7 @@ func (m *ms2) commits(n int64) {
 
 func TestMessagesReachMS1(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	before := message.StampOf(time.Now())
 	r := start(t, k, store.URL)
 	ms, records := messages(2000)
@@ -306,8 +311,7 @@ func TestPathsThatAreOnlyRead(t *testing.T) {
 
 func TestDuplicateRecordsAreAllPosted(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	start(t, k, store.URL)
 	ms, records := messages(1)
 	source.produce(0, records[0], records[0], records[0])

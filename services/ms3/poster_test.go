@@ -31,8 +31,7 @@ func TestEachWayToPost(t *testing.T) {
 	for _, batch := range []int{1, 64} {
 		t.Run(fmt.Sprintf("at most %d in a request", batch), func(t *testing.T) {
 			t.Parallel()
-			k, store := topictest.Config(t), newMS1(t)
-			source := newMS2(t, k)
+			k, store, source := neighbours(t, topictest.Config(t))
 			ms, records := messages(160)
 			number := map[message.Key]int{}
 			for i, m := range ms {

@@ -21,8 +21,7 @@ import (
 
 func TestMalformedRecordsBlockNothing(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	r := start(t, k, store.URL)
 	seed := mathrand.Uint64()
 	t.Logf("seed %d", seed)
@@ -79,8 +78,7 @@ func TestMalformedRecordsBlockNothing(t *testing.T) {
 
 func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	r := start(t, k, store.URL)
 	_, records := messages(1)
 	mark := []byte{0, 0, 0, 0, 0, 9}
@@ -101,8 +99,7 @@ func TestEndsOfTransactionsAreNoRecords(t *testing.T) {
 func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, address))
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Err: kerr.NotEnoughReplicas, Count: -1})
 	r := start(t, k, store.URL)
 	good, records := messages(5)
@@ -136,8 +133,7 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 func TestDeadLetterThatIsTooLargeGoesWithoutItsText(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, address))
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Err: kerr.MessageTooLarge})
 	start(t, k, store.URL)
 	source.produce(3, kafka.Message{Key: []byte("k"), Value: bytes.Repeat([]byte("x"), 900_000)})
@@ -155,8 +151,7 @@ func TestDeadLetterThatIsRefusedDoesNotBlock(t *testing.T) {
 		t.Run(refusal.Message, func(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
-			k, store := topictest.For(t, address), newMS1(t)
-			source := newMS2(t, k)
+			k, store, source := neighbours(t, topictest.For(t, address))
 			cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Err: refusal, Count: -1})
 			r := start(t, k, store.URL, func(s *Service) { s.consumer.refused.Most = retryFirst })
 			_, records := messages(2)

@@ -16,8 +16,7 @@ import (
 func TestOneSpanForEachRecord(t *testing.T) {
 	t.Parallel()
 	collector, spans := servicetest.Collector(t)
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint, c.MS1.BatchMessages = collector, 1 })
 	ms, records := messages(2)
 	const parent = "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"

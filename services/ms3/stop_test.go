@@ -12,8 +12,7 @@ import (
 
 func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	ms, records := messages(8)
 	inside, release := make(chan struct{}, 8), make(chan struct{})
 	store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
@@ -72,8 +71,7 @@ func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {
 	t.Parallel()
 	address, hang := hangingBroker(t)
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.For(t, address))
 	r := start(t, k, store.URL)
 	_, records := messages(20)
 	source.spread(records)

@@ -191,8 +191,7 @@ func TestRefusedForGood(t *testing.T) {
 
 func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	source := newMS2(t, k)
+	k, store, source := neighbours(t, topictest.Config(t))
 	var takes atomic.Bool
 	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
 		if !takes.Load() {
