@@ -29,11 +29,11 @@ const (
 type Output struct {
 	out    io.Writer
 	report func(dropped int) []byte // the line about dropped lines
-	wake   chan struct{}
-	done   chan struct{} // closed after the last line
-	torn   bool          // the output accepted a part of its last line
+	done   chan struct{}            // closed after the last line
+	torn   bool                     // the output accepted a part of its last line
 
 	mu         sync.Mutex
+	changed    *sync.Cond // a line was added, or the output closed
 	lines      []line
 	bytes      int  // of lines
 	stuck      bool // a line was not written in time
@@ -48,7 +48,8 @@ type line struct {
 }
 
 func newOutput(out io.Writer, report func(dropped int) []byte) *Output {
-	o := &Output{out: out, report: report, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	o := &Output{out: out, report: report, done: make(chan struct{})}
+	o.changed = sync.NewCond(&o.mu)
 	go o.run()
 	return o
 }
@@ -103,8 +104,8 @@ func (o *Output) Write(p []byte) (int, error) {
 		o.drop()
 	}
 	wait := !o.stuck
+	o.changed.Signal()
 	o.mu.Unlock()
-	o.signal()
 	if !wait {
 		return len(p), nil
 	}
@@ -124,13 +125,6 @@ func (o *Output) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (o *Output) signal() {
-	select {
-	case o.wake <- struct{}{}:
-	default:
-	}
-}
-
 // pop takes the oldest line. The caller holds the mutex.
 func (o *Output) pop() line {
 	l := o.lines[0]
@@ -146,51 +140,39 @@ func (o *Output) drop() {
 	o.dropped++
 }
 
+// run writes the lines until the output is closed and none is left.
 func (o *Output) run() {
 	defer close(o.done)
-	for range o.wake {
-		for o.writeNext() {
-		}
-		o.mu.Lock()
-		over := o.closed && len(o.lines) == 0
-		o.mu.Unlock()
-		if over {
-			return
-		}
-	}
-}
-
-// writeNext writes the oldest line, and returns false if there is none.
-func (o *Output) writeNext() bool {
-	o.mu.Lock()
-	if len(o.lines) == 0 {
-		o.stuck = false
-		o.mu.Unlock()
-		return false
-	}
-	l, dropped := o.pop(), o.unreported
-	o.mu.Unlock()
-	var text bytes.Buffer
-	if o.torn {
-		text.WriteByte('\n')
-	}
-	if dropped > 0 {
-		text.Write(o.report(dropped))
-	}
-	text.Write(l.text)
-	n, err := o.out.Write(text.Bytes())
-
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if err != nil {
-		o.torn = o.torn || n > 0
-		o.drop()
-	} else {
-		o.torn = false
-		o.unreported -= dropped
+	for {
+		for len(o.lines) == 0 {
+			if o.stuck = false; o.closed {
+				return
+			}
+			o.changed.Wait()
+		}
+		l, dropped := o.pop(), o.unreported
+		o.mu.Unlock()
+		var text bytes.Buffer
+		if o.torn {
+			text.WriteByte('\n')
+		}
+		if dropped > 0 {
+			text.Write(o.report(dropped))
+		}
+		text.Write(l.text)
+		n, err := o.out.Write(text.Bytes())
+		o.mu.Lock()
+		if err != nil {
+			o.torn = o.torn || n > 0
+			o.drop()
+		} else {
+			o.torn = false
+			o.unreported -= dropped
+		}
+		close(l.out)
 	}
-	close(l.out)
-	return true
 }
 
 // Dropped returns the number of lines that did not reach the output.
@@ -205,8 +187,8 @@ func (o *Output) Dropped() int {
 func (o *Output) Close() error {
 	o.mu.Lock()
 	o.closed = true
+	o.changed.Signal()
 	o.mu.Unlock()
-	o.signal()
 	timer := time.NewTimer(closeTimeout)
 	defer timer.Stop()
 	select {
