@@ -46,16 +46,7 @@ func decodeCanonical(data []byte, stage Stage) (m Message, ok bool) {
 		if s == 0 {
 			return m, false
 		}
-		switch i {
-		case 1:
-			m.Service1 = s
-		case 2:
-			m.Service2 = s
-		case 3:
-			m.Service3 = s
-		case 4:
-			m.End = s
-		}
+		*m.stamp(i) = s
 		rest = rest[stampBytes:]
 	}
 	return m, len(rest) == 1 && rest[0] == '}'
