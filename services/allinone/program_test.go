@@ -110,7 +110,7 @@ func exitStatus(t *testing.T, program string) {
 		"one session": {[]string{"-once", "-interval", "1"}, 0, "GET http://127.0.0.1:", ""},
 		"version":     {[]string{"-version"}, 0, "allinone ", ""},
 		"bad flag":    {[]string{"-twice"}, 2, "", "flag provided but not defined: -twice\n"},
-		"bad range":   {[]string{"-once", "-interval", "0"}, 1, "", "allinone: check configuration: interaction.interval_seconds: must be between 1 and 86400, got 0\n"},
+		"bad range":   {[]string{"-once", "-interval", "0"}, 1, "", "allinone: check configuration: interaction.interval_seconds: must be between 1 and 86400, got 0 (flag -interval)\n"},
 		"bad key":     {[]string{"-config", file}, 1, "", "allinone: read configuration: " + file + ": line 2: unknown key kafka.broker, expected one of brokers, "},
 		"not running": {[]string{"-healthcheck", "-listen", "127.0.0.1:1"}, 1, "", "allinone: check readiness: "},
 	} {
