@@ -109,7 +109,6 @@ func TestSecureBroker(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- l.Run(ctx) }()
 			defer func() { cancel(); <-done }()
-			defer func() { t.Logf("at the end: %v\n%s", l.Ready(ctx), &log) }()
 			copyFile := func(from, to string) {
 				data, err := os.ReadFile(from)
 				if err == nil {
@@ -169,11 +168,7 @@ func TestBrokerThatIsNotTrusted(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- l.Run(ctx) }()
-			defer func() {
-				t.Log(l.Ready(ctx))
-				cancel()
-				<-done
-			}()
+			defer func() { cancel(); <-done }()
 			servicetest.Eventually(t, 20*time.Second, c.want, func() bool { return strings.Contains(l.Ready(ctx).Error(), c.want) })
 		})
 	}
