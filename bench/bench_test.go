@@ -228,7 +228,7 @@ func TestReport(t *testing.T) {
 		}
 		var tables bytes.Buffer
 		report(&tables, results())
-		if got, want := string(text), "before\n"+pageBegin+tables.String()+pageEnd+"after\n"; got != want {
+		if got, want := string(text), "before\n"+pageBegin+tables.String()+"\n![Latency against load](r.svg)\n"+pageEnd+"after\n"; got != want {
 			t.Fatalf("got %s\nwant %s", got, want)
 		}
 	}

@@ -20,7 +20,7 @@ const (
 )
 
 // reportCommand prints the tables of a results file and writes its plot beside
-// it. With a page it writes the tables into the page.
+// it. With a page it writes the tables and a link to the plot into the page.
 func reportCommand(args []string, out io.Writer) error {
 	if len(args) < 1 || len(args) > 2 {
 		return fmt.Errorf("report: expected FILE.json [PAGE.md], found %q", args)
@@ -49,6 +49,9 @@ func reportCommand(args []string, out io.Writer) error {
 	text.Write(before)
 	text.WriteString(pageBegin)
 	report(&text, r)
+	if plot, err := filepath.Rel(filepath.Dir(args[1]), plotFile(args[0])); err == nil {
+		fmt.Fprintf(&text, "\n![Latency against load](%s)\n", filepath.ToSlash(plot))
+	}
 	text.WriteString(pageEnd)
 	text.Write(after)
 	return os.WriteFile(args[1], text.Bytes(), 0o644)
