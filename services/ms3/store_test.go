@@ -73,7 +73,7 @@ func TestRepeatedUntilStored(t *testing.T) {
 		"our type as JSON":       {body(400, "application/json", `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "400"},
 		"our type, other status": {body(404, httpserver.ProblemType, `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "404"},
 		"200 torn in the body":   {torn("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"), "MS1 does not answer", "connection"},
-		"401":                    {status(401), "not from MS1", "401"},
+		"401":                    {status(401), "MS1 refuses the token", "401"},
 		"a stranger's 404":       {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not from MS1", "404"},
 		"another 404":            {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not from MS1", "404"},
 		"405":                    {status(405), "not from MS1", "405"},
