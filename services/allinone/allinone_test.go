@@ -171,8 +171,8 @@ func TestOnceStoresWhatItSays(t *testing.T) {
 		t.Fatalf("%v\n%s", err, said)
 	}
 	want := regexp.MustCompile(`(?s)^GET http://127\.0\.0\.1:\d+/start
-0\.\d/1 s  generated \d+  stored \d+  \d+/s
-(?:1\.\d/1 s  generated \d+  stored \d+  \d+/s
+[01]\.\d s left  \d+/s  in flight \d+  lost 0[^\n]*
+(?:0\.\d s left  \d+/s  in flight \d+  lost 0  p50 [^\n]*
 )+
 session 1 \(interval elapsed\)
   total time of the interaction  1\.\d{3} s
@@ -182,6 +182,7 @@ session 1 \(interval elapsed\)
   ms2 to ms3   p50 [^\n]*
   ms3 to ms1   p50 [^\n]*
   whole round  p50 [0-9.]+ ms, p95 [0-9.]+ ms, p99 [0-9.]+ ms, max [0-9.]+ ms
+  commit       p50 [^\n]*
 
 The rows: (sqlite3 [^\n]*)
 The log:  ([^\n]*)
@@ -251,7 +252,7 @@ func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
 	c.Once = true
 	c.Interaction.IntervalSeconds = 600
 	said, stop := start(t, c)
-	said.Find(t, `stored [1-9]`)
+	said.Find(t, `lost 0  p50 [0-9.]+ p99`)
 	began := time.Now()
 	if err := stop(); err != nil {
 		t.Errorf("stopped: %v, want no error: nothing was lost", err)
@@ -394,7 +395,7 @@ func TestADatabaseThatIsDeletedEndsOnce(t *testing.T) {
 	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 1
 	said, ended := &servicetest.Console{}, make(chan error, 1)
 	go func() { ended <- run(t.Context(), c, said, limits{time.Second, 5 * time.Second}) }()
-	said.Find(t, `stored [1-9]`)
+	said.Find(t, `lost 0  p50 [0-9.]+ p99`)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
 		if err := os.Remove(filepath.Join(c.Data, "tricycle.db"+suffix)); err != nil {
 			t.Error(err)
@@ -610,7 +611,7 @@ func TestOnceIsAboutItsOwnSession(t *testing.T) {
 	c.Interaction.IntervalSeconds = 600
 	c.Listen = servertest.FreeAddress(t)
 	said, stop := start(t, c)
-	said.Find(t, `stored [1-9]`)
+	said.Find(t, `lost 0  p50 [0-9.]+ p99`)
 	url := "http://" + c.Listen
 	// Another client stops the session and begins its own, which lasts.
 	expect(t, http.StatusOK, url+"/stop")

@@ -328,7 +328,7 @@ func TestPage(t *testing.T) {
 		b.shows("#session", "not returned in time")
 		b.until("document.querySelectorAll('#session button.plain').length === 10")
 		b.run(chromedp.Click(chromedp.CSS("#session button.plain")), chromedp.SetValue(chromedp.CSS("#session select"), "ms1_to_ms2"))
-		b.until("document.querySelectorAll('#session rect.negative').length === 1")
+		b.until("document.querySelectorAll('#session tr.open + tr rect.negative').length === 1")
 		b.shows("#session tr.open + tr", "the clocks of two machines differ")
 		b.picture("session-skewed")
 		b.accessible("session, skewed")
@@ -398,6 +398,32 @@ func TestPagesOfSessions(t *testing.T) {
 	if want := []string{"sessions/25/messages?format=csv", "sessions/25/messages?format=ndjson"}; !slices.Equal(hrefs, want) {
 		t.Errorf("got the downloads %v, want %v", hrefs, want)
 	}
+}
+
+// TestPageAsksForTheToken starts a session when MS1 has a token.
+func TestPageAsksForTheToken(t *testing.T) {
+	browser := browser(t)
+	c := usual(t)
+	c.TokenFile = filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(c.TokenFile, []byte("0123456789abcdef0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	address, _ := serve(t, c)
+	b := newTab(t, browser, address+"/")
+	answer := func(token string) {
+		t.Helper()
+		b.until("document.querySelector('#ask').open")
+		b.run(chromedp.SetValue(chromedp.CSS("#token"), token), chromedp.Click(chromedp.CSS("#ask button")))
+	}
+	b.begin("1", "8")
+	answer("wrong")
+	b.until("document.querySelector('#token').value === ''")
+	answer("0123456789abcdef0123456789abcdef")
+	b.shows("#progress-text", "ended: interval elapsed")
+	if kept := evaluate[int](b, "localStorage.length + sessionStorage.length + document.cookie.length"); kept != 0 {
+		t.Error("the token is kept outside of memory")
+	}
+	b.forget("401")
 }
 
 // The program opens the page only when it is asked to.

@@ -158,6 +158,9 @@ func (t *trio) summarise(s ms1.Summary) error {
 	t.screen.print("  stored %d, resent %d, duplicates %d, lost %d", *s.Stored, *s.Resent, *s.Duplicates, *s.Lost)
 	if h := s.Hops; h != nil {
 		t.screen.print("  ms1 to ms2   %s\n  ms2 to ms3   %s\n  ms3 to ms1   %s\n  whole round  %s", h.ToMS2, h.ToMS3, h.ToMS1, h.Round)
+		if h.Commit != nil {
+			t.screen.print("  commit       %s", h.Commit)
+		}
 	}
 	t.screen.print("")
 	t.say("The rows", t.rows(s.ID))

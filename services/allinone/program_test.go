@@ -238,7 +238,7 @@ func interrupted(t *testing.T, program string) {
 	cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", t.TempDir())
 	cmd.Stderr = complained
 	p := servicetest.Launch(t, cmd)
-	p.Out.Find(t, `stored [1-9]`)
+	p.Out.Find(t, `lost 0  p50 [0-9.]+ p99`)
 	p.Signal(syscall.SIGINT)
 	if p.Status() != 0 || complained.String() != "" {
 		t.Errorf("after SIGINT: exit status %d, and it complained %q; want 0 and no complaint", p.Status(), complained)

@@ -197,7 +197,8 @@ func TestHops(t *testing.T) {
 	a.want(a.do("GET", "/start", ""), 202)
 	a.want(a.do("GET", "/sessions/3/hops", ""), 200, `"hops":null`)
 	a.want(a.do("POST", "/store", back(a.sent(1))), 200)
-	a.want(a.do("GET", "/sessions/3/hops", ""), 200, `"count":1`)
+	a.want(a.do("GET", "/sessions/3/hops", ""), 200, `"count":1`, `"commit":{"p50_seconds":`)
+	a.want(a.do("GET", path, ""), 200, `"commit":null`)
 
 	a.store.fail(errors.New("connection refused"))
 	a.want(a.do("GET", path, ""), 503)

@@ -32,6 +32,10 @@ type Hops struct {
 	ToMS3 Hop `json:"ms2_to_ms3"`
 	ToMS1 Hop `json:"ms3_to_ms1"`
 	Round Hop `json:"round"`
+
+	// Commit is the time from the last stamp until the row is committed. It is nil
+	// if it was computed from rows, which do not have it.
+	Commit *Hop `json:"commit"`
 }
 
 func (h Hop) String() string {
@@ -43,11 +47,11 @@ func (h Hop) String() string {
 }
 
 // hopMeter collects the hops of a session in bounded memory.
-type hopMeter struct{ toMS2, toMS3, toMS1, round timeSketch }
+type hopMeter struct{ toMS2, toMS3, toMS1, round, commit timeSketch }
 
 func newHopMeter() (*hopMeter, error) {
 	m := &hopMeter{}
-	for _, s := range []*timeSketch{&m.toMS2, &m.toMS3, &m.toMS1, &m.round} {
+	for _, s := range []*timeSketch{&m.toMS2, &m.toMS3, &m.toMS1, &m.round, &m.commit} {
 		sketch, err := ddsketch.NewDefaultDDSketch(sketchAccuracy)
 		if err != nil {
 			return nil, fmt.Errorf("making a sketch of hop times: %w", err)
@@ -69,7 +73,12 @@ func (m *hopMeter) hops() *Hops {
 	if m.round.sketch.IsEmpty() {
 		return nil
 	}
-	return &Hops{ToMS2: m.toMS2.hop(), ToMS3: m.toMS3.hop(), ToMS1: m.toMS1.hop(), Round: m.round.hop()}
+	h := &Hops{ToMS2: m.toMS2.hop(), ToMS3: m.toMS3.hop(), ToMS1: m.toMS1.hop(), Round: m.round.hop()}
+	if !m.commit.sketch.IsEmpty() {
+		commit := m.commit.hop()
+		h.Commit = &commit
+	}
+	return h
 }
 
 // Bucket counts the messages whose hop took from From to less than To, in
@@ -93,6 +102,8 @@ type Distributions struct {
 	ToMS3 Distribution `json:"ms2_to_ms3"`
 	ToMS1 Distribution `json:"ms3_to_ms1"`
 	Round Distribution `json:"round"`
+
+	Commit *Distribution `json:"commit"`
 }
 
 // distributions returns what was collected, or nil if that is nothing.
@@ -100,12 +111,17 @@ func (m *hopMeter) distributions() *Distributions {
 	if m.round.sketch.IsEmpty() {
 		return nil
 	}
-	return &Distributions{ToMS2: m.toMS2.distribution(), ToMS3: m.toMS3.distribution(), ToMS1: m.toMS1.distribution(), Round: m.round.distribution()}
+	d := &Distributions{ToMS2: m.toMS2.distribution(), ToMS3: m.toMS3.distribution(), ToMS1: m.toMS1.distribution(), Round: m.round.distribution()}
+	if !m.commit.sketch.IsEmpty() {
+		commit := m.commit.distribution()
+		d.Commit = &commit
+	}
+	return d
 }
 
 // copy returns what was collected until now.
 func (m *hopMeter) copy() *hopMeter {
-	return &hopMeter{toMS2: m.toMS2.copy(), toMS3: m.toMS3.copy(), toMS1: m.toMS1.copy(), round: m.round.copy()}
+	return &hopMeter{toMS2: m.toMS2.copy(), toMS3: m.toMS3.copy(), toMS1: m.toMS1.copy(), round: m.round.copy(), commit: m.commit.copy()}
 }
 
 // since returns the hops that were collected after those of earlier, or nil if
@@ -114,7 +130,12 @@ func (m *hopMeter) since(earlier *hopMeter) *Hops {
 	if m.round.sketch.GetCount() == earlier.round.sketch.GetCount() {
 		return nil
 	}
-	return &Hops{ToMS2: m.toMS2.since(earlier.toMS2), ToMS3: m.toMS3.since(earlier.toMS3), ToMS1: m.toMS1.since(earlier.toMS1), Round: m.round.since(earlier.round)}
+	h := &Hops{ToMS2: m.toMS2.since(earlier.toMS2), ToMS3: m.toMS3.since(earlier.toMS3), ToMS1: m.toMS1.since(earlier.toMS1), Round: m.round.since(earlier.round)}
+	if m.commit.sketch.GetCount() > earlier.commit.sketch.GetCount() {
+		commit := m.commit.since(earlier.commit)
+		h.Commit = &commit
+	}
+	return h
 }
 
 const bucketsPerDecade = 10

@@ -53,7 +53,8 @@ type entry struct {
 	first   time.Time // send
 	last    time.Time // send
 	wait    time.Duration
-	reason  string // why it is lost
+	arrived time.Time // when its commit began to wait
+	reason  string    // why it is lost
 }
 
 // commit is one attempt to store the messages of a request, for all requests that
@@ -317,7 +318,7 @@ func (l *ledger) arrive(stamp message.Stamp, attempt *commit, now time.Time) (ve
 		l.outbox = slices.DeleteFunc(l.outbox, func(o *entry) bool { return o == e })
 	case writing, inFlight, lost:
 	}
-	e.state, e.commit = committing, attempt
+	e.state, e.commit, e.arrived = committing, attempt, now
 	l.commits++
 	return verdictStore, e, e.commit
 }
@@ -352,6 +353,7 @@ func (l *ledger) settle(batch []insert, err error) (gone []*entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var last *commit
+	now := time.Now()
 	for _, in := range batch {
 		e := in.entry
 		c := e.commit
@@ -359,7 +361,7 @@ func (l *ledger) settle(batch []insert, err error) (gone []*entry) {
 		l.commits--
 		switch {
 		case err == nil:
-			l.store(e, in.message)
+			l.store(e, in.message, now)
 		case e.late:
 			l.remember(e)
 		case l.closed || errors.Is(err, ErrSessionEnded):
@@ -378,14 +380,15 @@ func (l *ledger) settle(batch []insert, err error) (gone []*entry) {
 }
 
 // store notes that a message has a row.
-func (l *ledger) store(e *entry, m message.Message) {
+func (l *ledger) store(e *entry, m message.Message, now time.Time) {
 	delete(l.entries, m.Service1)
 	l.recent.add(m.Service1)
 	l.stored++
 	l.meters.stored.Inc()
-	hops := m.Hops()
+	hops, commit := m.Hops(), now.Sub(e.arrived)
 	l.hops.add(hops)
-	l.meters.observe(m, hops, e.span)
+	l.hops.commit.add(commit.Seconds())
+	l.meters.observe(m, hops, commit, e.span)
 	if !e.late {
 		e.span.End()
 		l.release()

@@ -24,7 +24,7 @@ type meters struct {
 	answered   prometheus.Counter // requests with code 200
 	exemplary  atomic.Int64       // end of the last message that became an exemplar, in Unix microseconds
 
-	toMS2, toMS3, toMS1, round prometheus.Observer // hops
+	toMS2, toMS3, toMS1, round, commit prometheus.Observer // hops
 }
 
 // exemplarMicroseconds is the least time between two exemplars, which cost more
@@ -46,11 +46,12 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 	}
 	m.answered = m.requests.WithLabelValues("200")
 	hops := create.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "tricycle_hop_seconds", Help: "Time between two stamps of a stored message, by hop.",
+		Name: "tricycle_hop_seconds", Help: "Time between two stamps of a stored message, or from the last one to its commit, by hop.",
 		Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 14), // 0.1 ms to 15 s
 	}, []string{"hop"})
 	m.toMS2, m.toMS3 = hops.WithLabelValues("ms1_to_ms2"), hops.WithLabelValues("ms2_to_ms3")
 	m.toMS1, m.round = hops.WithLabelValues("ms3_to_ms1"), hops.WithLabelValues("round")
+	m.commit = hops.WithLabelValues("commit")
 	create.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tricycle_messages_under_way", Help: "Messages that were generated and neither stored nor given up.",
 	}, func() float64 {
@@ -64,9 +65,9 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 	return m
 }
 
-// observe counts the hops of a stored message. A message with a trace may
-// become an exemplar; span is nil if it has none.
-func (m *meters) observe(stored message.Message, hops message.Hops, span trace.Span) {
+// observe counts the hops of a stored message and the time of its commit. A
+// message with a trace may become an exemplar; span is nil if it has none.
+func (m *meters) observe(stored message.Message, hops message.Hops, commit time.Duration, span trace.Span) {
 	var exemplar prometheus.Labels
 	last := m.exemplary.Load()
 	if span != nil && span.SpanContext().IsSampled() && int64(stored.End) >= last+exemplarMicroseconds &&
@@ -84,4 +85,5 @@ func (m *meters) observe(stored message.Message, hops message.Hops, span trace.S
 	observe(m.toMS3, hops.ToMS3)
 	observe(m.toMS1, hops.ToMS1)
 	observe(m.round, hops.Round)
+	observe(m.commit, commit)
 }

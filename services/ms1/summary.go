@@ -117,6 +117,9 @@ func logSummary(log zerolog.Logger, s Summary, notRecorded error) {
 		line().Msgf("session %d: ms2 to ms3: %s", s.ID, h.ToMS3)
 		line().Msgf("session %d: ms3 to ms1: %s", s.ID, h.ToMS1)
 		line().Msgf("session %d: whole round: %s", s.ID, h.Round)
+		if h.Commit != nil {
+			line().Msgf("session %d: commit: %s", s.ID, h.Commit)
+		}
 	}
 }
 

@@ -63,16 +63,17 @@ async function request(path, options = {}) {
     const answer = await fetch(path, { ...options, headers, cache: "no-store" });
     if (answer.status !== 401) return answer;
     if (used === token) await askToken();
+    if (!token) return answer; // the question was cancelled
   }
 }
 
 let asking = null;
 function askToken() {
   asking ??= new Promise((resolve) => {
-    $("token").value = "";
+    $("token").value = $("ask").returnValue = "";
     $("ask").showModal();
     $("ask").addEventListener("close", () => {
-      token = $("token").value;
+      token = $("ask").returnValue === "ok" ? $("token").value : "";
       $("token").value = "";
       asking = null;
       resolve();
@@ -516,10 +517,11 @@ function waterfall(m) {
   const at = [0, ...["service2_timestamp", "service3_timestamp", "end_timestamp"].map((name) => (micros(m[name]) - start) / 1e6)];
   const low = Math.min(...at);
   const span = Math.max(...at) - low || 1e-6;
-  const x = (seconds) => 110 + (400 * (seconds - low)) / span;
+  const width = narrow.matches ? 380 : 600;
+  const x = (seconds) => 100 + ((width - 185) * (seconds - low)) / span;
   const hops = ["ms1_to_ms2", "ms2_to_ms3", "ms3_to_ms1"].map((hop, i) => ({ name: hopNames[hop], from: at[i], to: at[i + 1], time: at[i + 1] - at[i] }));
   return html("div", {},
-    picture(600, 118, `Waterfall: ${hops.map((hop) => `${hop.name} ${duration(hop.time)}`).join(", ")}.`,
+    picture(width, 118, `Waterfall: ${hops.map((hop) => `${hop.name} ${duration(hop.time)}`).join(", ")}.`,
       svg("line", { class: "grid", x1: x(0), x2: x(0), y1: 4, y2: 112 }),
       ...hops.map(({ name, from, to, time }, i) => svg("g", {},
         words(0, 26 + 36 * i, "", name),
@@ -534,7 +536,7 @@ function lostMessages(s) {
   if (s.lost === null) return nothing("Unknown: the session was interrupted.");
   if (s.lost === 0) return nothing("None.");
   return html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Lost messages" },
-    nothing(`${count(s.lost)} messages are lost${s.lost > s.lost_messages.length ? `, the first ${count(s.lost_messages.length)} recorded ones are listed` : ""}.`),
+    nothing(`${s.lost === 1 ? "1 message is" : `${count(s.lost)} messages are`} lost${s.lost > s.lost_messages.length ? `, the first ${count(s.lost_messages.length)} recorded ones are listed` : ""}.`),
     html("table", {},
       html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "Sent, UTC"), html("th", { scope: "col", class: "left" }, "Reason"))),
       html("tbody", {}, ...s.lost_messages.map((m) => html("tr", {}, html("td", {}, m.service1_timestamp.slice(11, 26)), html("td", { class: "left" }, m.reason))))));
@@ -602,6 +604,6 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   $("main").focus();
 });
 
-hopChoice($("hop"), ["ms1_to_ms2", "ms2_to_ms3", "ms3_to_ms1", "round"]);
+hopChoice($("hop"), Object.keys(hopNames));
 navigate(false);
 listen();
