@@ -46,7 +46,7 @@ var (
 	codeSpan    = regexp.MustCompile("`[^`]*`")
 	heading     = regexp.MustCompile(`^#{1,6} (.*)$`)
 	notInAnchor = regexp.MustCompile(`[^\p{L}\p{N}\p{M}_\- ]`)
-	beginning   = regexp.MustCompile("`(go|bazel|bash|curl|nix|docker compose -f) [^`]+`")
+	beginning   = regexp.MustCompile("`(go|bazel|bash|curl|nix|docker compose) [^`]+`")
 	commandHead = regexp.MustCompile(`(?i)command|команда`)
 )
 

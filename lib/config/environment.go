@@ -16,10 +16,13 @@ import (
 
 const prefix = "TRICYCLE_"
 
-// foreign are variables with the prefix that are not for a program: those of
-// compose/compose.yaml, which one shell may set for both. TRICYCLE_TEST_… are
-// those of the tests.
-var foreign = []string{"TRICYCLE_REPOSITORY", "TRICYCLE_VERSION", "TRICYCLE_MS1_PORT", "TRICYCLE_JAEGER_PORT", "TRICYCLE_MARIADB_PORT", "TRICYCLE_PASSWORDS"}
+// foreign are variables with the prefix that are not for a program: those of the
+// Compose files, which one shell may set for both. TRICYCLE_TEST_… are those of
+// the tests.
+var foreign = []string{
+	"TRICYCLE_REPOSITORY", "TRICYCLE_VERSION", "TRICYCLE_PASSWORDS", "TRICYCLE_MS1_PORT", "TRICYCLE_JAEGER_PORT", "TRICYCLE_MARIADB_PORT",
+	"TRICYCLE_PROMETHEUS_PORT", "TRICYCLE_GRAFANA_PORT",
+}
 
 // Variable returns the environment variable of a key:
 // TRICYCLE_INTERACTION_IN_FLIGHT for interaction.in_flight.

@@ -3,6 +3,7 @@ package config_test
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -115,8 +116,12 @@ other:
 // shell in which a program is started.
 func TestVariablesOfCompose(t *testing.T) {
 	var found []string
-	for _, name := range []string{"compose.yaml"} {
-		text, err := os.ReadFile("../../compose/" + name)
+	files, err := filepath.Glob("../../compose/*.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range files {
+		text, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
