@@ -22,7 +22,8 @@ import (
 // A test may change its files without effect on those of the user.
 type stack struct {
 	t         *testing.T
-	directory string // the copy
+	directory string   // the copy
+	files     []string // Compose files in the copy, instead of compose.yaml
 	project   string
 	env       []string
 	ms1       string // http://host:port
@@ -105,7 +106,14 @@ func copyFiles(from, to string) error {
 
 // compose returns the arguments of docker for a command of Compose.
 func (s *stack) compose(args ...string) []string {
-	return append([]string{"compose", "-p", s.project, "--project-directory", s.directory}, args...)
+	all := []string{"compose", "-p", s.project}
+	if s.files == nil {
+		all = append(all, "--project-directory", s.directory)
+	}
+	for _, name := range s.files {
+		all = append(all, "-f", filepath.Join(s.directory, name))
+	}
+	return append(all, args...)
 }
 
 // try runs a command and returns what it prints, stderr behind stdout.
