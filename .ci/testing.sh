@@ -99,7 +99,8 @@ images() {
 browser() {
   begin 'browser'
   command -v chromium || command -v google-chrome || .ci/install chromium chromium || true
-  TRICYCLE_TEST_BROWSER=$(command -v chromium || command -v google-chrome) && TRICYCLE_TEST_AXE=$(.ci/axe) || problem "not installed"
+  { TRICYCLE_TEST_BROWSER=$(command -v chromium || command -v google-chrome) && TRICYCLE_TEST_AXE=$(.ci/axe); } ||
+    problem 'not installed'
   export TRICYCLE_TEST_BROWSER TRICYCLE_TEST_AXE
 }
 
