@@ -298,16 +298,13 @@ func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
 		"limit":  whole(&which.Limit, pageRows),
 		"after": func(value string) error {
 			t, err := time.Parse(message.Layout, value)
-			if which.After = message.StampOf(t); err != nil || which.After < 1 || which.After.String() != value {
+			if which.After = message.StampOf(t); err != nil || which.After < 0 || t.Format(message.Layout) != value {
 				return fmt.Errorf("must be a timestamp such as 2026-11-23T10:15:30.123456Z, got %q", value)
 			}
 			return nil
 		},
 	})
 	which.Slowest = order == "slowest"
-	if err == nil && which.Slowest && which.After != 0 {
-		err = errors.New("after: must not be given with order slowest")
-	}
 	if err != nil {
 		badRequest(w, err)
 		return
