@@ -131,7 +131,8 @@ func (s Sources) mapping(v reflect.Value, path string) (*yaml.Node, error) {
 	n := &yaml.Node{Kind: yaml.MappingNode}
 	keys, fields := fieldsOf(v)
 	for i, key := range keys {
-		value, err := new(yaml.Node), error(nil)
+		value := new(yaml.Node)
+		var err error
 		if fields[i].Kind() == reflect.Struct {
 			value, err = s.mapping(fields[i], path+key+".")
 		} else {

@@ -218,8 +218,9 @@ func (e *events) leave(l chan sent) {
 // listen answers GET /events with Server-Sent Events.
 func (s *Service) listen(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
-	after, err := int64(-1), error(nil)
+	after := int64(-1)
 	if text := r.Header.Get("Last-Event-ID"); text != "" {
+		var err error
 		if after, err = strconv.ParseInt(text, 10, 64); err != nil || after < 0 {
 			badRequest(w, fmt.Errorf("header Last-Event-ID: must be a whole number from 0, got %q", text))
 			return
