@@ -15,12 +15,12 @@ func WithToken(token *credentials.Token, log zerolog.Logger, next http.HandlerFu
 	if token == nil {
 		return next
 	}
-	refused := logging.Limit(log)
+	refused, unreadable := logging.Limit(log), logging.Limit(log) // refused requests must not suppress the other
 	return func(w http.ResponseWriter, r *http.Request) {
 		admitted, err := token.Admits(r)
 		switch {
 		case err != nil:
-			refused.Error().Err(err).Msg("token not read")
+			unreadable.Error().Err(err).Msg("token not read")
 			w.Header().Set("Retry-After", "1")
 			Problem{Status: http.StatusServiceUnavailable, Detail: "token_file: not ready"}.Write(w)
 		case !admitted:
