@@ -114,7 +114,8 @@ tests() {
   # -json, because output without a newline hides the line of a skipped test in plain text. The lines for each package
   # are printed at once and again at the end.
   go test -count=1 -json "${@:3}" -coverpkg="$covered" -coverprofile="$profile" ./... | tee "$events" |
-    jq -j --unbuffered 'select(.Action == "output" and (.Test | not)).Output | select(test("^(ok|FAIL|[?]|\t)"))' |
+    jq -j --unbuffered 'select(.Action == "output" and (.Test | not)).Output | select(test("^(ok|FAIL|[?]|\t)"))
+      | sub("(?<part>of statements) in .*"; .part)' |
     tee "$work/closing" || problem "go test failed"
 
   jq -j 'select(.Action == "build-output").Output' "$events"
