@@ -178,7 +178,7 @@ func TestOtherPrograms(t *testing.T) {
 	})
 	t.Run("a writer is waited for", func(t *testing.T) {
 		exec("BEGIN IMMEDIATE")
-		short, cancel := context.WithTimeout(ctx, time.Second)
+		short, cancel := context.WithTimeout(ctx, 3*time.Second)
 		defer cancel()
 		if err := insert(short, 5); err == nil || !strings.Contains(err.Error(), "database is locked") {
 			t.Errorf("got error %v, want that the database is locked", err)
