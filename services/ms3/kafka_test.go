@@ -65,9 +65,10 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	k, store := topictest.For(t, address), newMS1(t)
 	r := start(t, k, store.URL)
 	servicetest.Eventually(t, time.Minute, "it has tried", func() bool { return r.Log.Has("kafka unavailable") })
-	if status, body := r.Get("/readyz"); status != 503 || !strings.Contains(body, `"ms1":"ok"`) {
-		t.Errorf("found %d %s", status, body)
-	}
+	servicetest.Eventually(t, time.Minute, "only Kafka is not ready", func() bool {
+		status, body := r.Get("/readyz")
+		return status == 503 && strings.Contains(body, `"ms1":"ok"`)
+	})
 	topictest.Cluster(t, kfake.Ports(topictest.Port(t, address)))
 	source := newMS2(t, k)
 	_, records := messages(100)
