@@ -112,10 +112,10 @@ tests() {
   rm -f "$profile"
   covered=$(go list ./services/... ./lib/... | grep -v 'test$' | paste -sd,)
   # -json, because output without a newline hides the line of a skipped test in plain text. The lines for each package
-  # are printed at once and again at the end.
+  # are printed at once and again at the end, without the list of covered packages, which go test cuts into several events.
   go test -count=1 -json "${@:3}" -coverpkg="$covered" -coverprofile="$profile" ./... | tee "$events" |
     jq -j --unbuffered 'select(.Action == "output" and (.Test | not)).Output | select(test("^(ok|FAIL|[?]|\t)"))
-      | sub("(?<part>of statements) in .*"; .part)' |
+      | sub("(?<part>of statements) in [^\n]*\n?"; .part + "\n")' |
     tee "$work/closing" || problem "go test failed"
 
   jq -j 'select(.Action == "build-output").Output' "$events"
