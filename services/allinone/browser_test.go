@@ -55,8 +55,9 @@ type tab struct {
 	t   *testing.T
 	ctx context.Context
 
-	mu     sync.Mutex
-	errors []string // of the console, and requests to other hosts
+	mu       sync.Mutex
+	errors   []string // of the console, and requests to other hosts
+	expected []string // texts of errors that the test provokes
 }
 
 // newTab opens the page in another tab. At the end of the test, it must have
@@ -104,20 +105,18 @@ func newTab(t *testing.T, browser context.Context, address string) *tab {
 func (b *tab) report(format string, args ...any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.errors = append(b.errors, fmt.Sprintf(format, args...))
+	report := fmt.Sprintf(format, args...)
+	if !slices.ContainsFunc(b.expected, func(text string) bool { return strings.Contains(report, text) }) {
+		b.errors = append(b.errors, report)
+	}
 }
 
-// forget drops the reports so far, all of which must contain the text.
-func (b *tab) forget(text string) {
-	b.t.Helper()
+// expect allows reports with the text from now on. The browser may deliver one
+// late.
+func (b *tab) expect(text string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, e := range b.errors {
-		if !strings.Contains(e, text) {
-			b.t.Errorf("the page: %s", e)
-		}
-	}
-	b.errors = nil
+	b.expected = append(b.expected, text)
 }
 
 func (b *tab) run(steps ...chromedp.Action[chromedp.Void]) {
@@ -358,14 +357,15 @@ func TestPage(t *testing.T) {
 	})
 
 	step("a refusal is shown", func(t *testing.T) {
+		b.expect("409")
 		b.begin("1", "1")
 		evaluate[chromedp.Void](b, "document.querySelector('#start').disabled = false; document.querySelector('#start').click()")
 		b.shows("#problem", "session")
 		b.shows("#progress-text", "ended")
-		b.forget("409")
 	})
 
 	step("the connection is lost and comes back", func(t *testing.T) {
+		b.expect("net::ERR_")
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -377,7 +377,6 @@ func TestPage(t *testing.T) {
 		}
 		b.shows("#state", "idle")
 		b.until("document.querySelector('#offline').hidden")
-		b.forget("net::ERR_")
 		b.begin("1", "8")
 		b.shows("#progress-text", "ended: interval elapsed")
 	})
@@ -417,6 +416,7 @@ func TestPageAsksForTheToken(t *testing.T) {
 	}
 	address, _ := serve(t, c)
 	b := newTab(t, browser, address+"/")
+	b.expect("401")
 	answer := func(token string) {
 		t.Helper()
 		b.until("document.querySelector('#ask').open")
@@ -430,7 +430,6 @@ func TestPageAsksForTheToken(t *testing.T) {
 	if kept := evaluate[int](b, "localStorage.length + sessionStorage.length + document.cookie.length"); kept != 0 {
 		t.Error("the token is kept outside of memory")
 	}
-	b.forget("401")
 }
 
 // The program opens the page only when it is asked to.
