@@ -237,6 +237,7 @@ func everyLinkIsSecure(t *testing.T, brokers int) {
 
 // Files that become wrong under load, and are corrected without a restart.
 func TestWrongFilesUnderLoad(t *testing.T) {
+	slow(t)
 	s := newSecured(t, 1)
 	s.overlays["ms1"]["interaction"] = settings{"give_up_after_seconds": 600} // the servers may take long to start
 	s.up()
