@@ -139,7 +139,7 @@ func TestAnHTTPClientReachesTheSecondAddress(t *testing.T) {
 	port := listen(t, "127.0.0.2", "0", "")
 	l, err := net.Listen("tcp", "127.0.0.3:"+port)
 	if err != nil {
-		t.Skip(err)
+		t.Skipf("needs the same port on another loopback address: %v", err)
 	}
 	server := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.NotFoundHandler()}}
 	server.Start()
