@@ -43,15 +43,18 @@ type Program[C any] struct {
 	// They are bound to the configuration and override its files and the
 	// environment. It may be nil.
 	Flags func(flags *flag.FlagSet, c *C)
-	// Ready returns listen address and path of the readiness endpoint that
-	// -healthcheck asks.
-	Ready func(c C) (address, path string)
-	// TLS reports whether that endpoint is https. It may be nil, for http.
-	TLS func(c C) bool
-	// Profiling returns the section 'profiling'. It may be nil.
-	Profiling func(c C) Profiling
+	// Serves returns what the program serves with this configuration.
+	Serves func(c C) Served
 	// Run runs until ctx is cancelled, as it is by SIGINT and SIGTERM.
 	Run func(ctx context.Context, c C, console io.Writer) error
+}
+
+// Served is what a running program serves.
+type Served struct {
+	Address   string // host:port on which it listens
+	Ready     string // path of the readiness endpoint there, which -healthcheck asks
+	TLS       bool   // that endpoint is https
+	Profiling Profiling
 }
 
 // validator is the constraint on *C.
@@ -138,7 +141,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	case show:
 		err = sources.Print(stdout, &c)
 	case healthcheck:
-		err = p.askReady(ctx, c)
+		err = p.Serves(c).askReady(ctx)
 	default:
 		err = p.run(ctx, c, stdout)
 	}
@@ -152,19 +155,16 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 
 // run does the work, and serves profiles meanwhile if that is configured.
 func (p Program[C]) run(ctx context.Context, c C, console io.Writer) error {
-	if p.Profiling != nil {
-		stop, err := p.Profiling(c).serve()
-		if err != nil {
-			return err
-		}
-		defer stop()
+	stop, err := p.Serves(c).Profiling.serve()
+	if err != nil {
+		return err
 	}
+	defer stop()
 	return p.Run(ctx, c, console)
 }
 
-func (p Program[C]) askReady(ctx context.Context, c C) error {
-	address, path := p.Ready(c)
-	host, port, err := net.SplitHostPort(address)
+func (s Served) askReady(ctx context.Context) error {
+	host, port, err := net.SplitHostPort(s.Address)
 	if err != nil {
 		return err
 	}
@@ -174,10 +174,10 @@ func (p Program[C]) askReady(ctx context.Context, c C) error {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	scheme := "http"
-	if p.TLS != nil && p.TLS(c) {
+	if s.TLS {
 		scheme = "https"
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+s.Ready, nil)
 	if err != nil {
 		return err
 	}

@@ -55,8 +55,8 @@ func run(t *testing.T, do func(ctx context.Context, s settings, console io.Write
 		Flags: func(flags *flag.FlagSet, s *settings) {
 			flags.IntVar(&s.Count, "count", s.Count, "how `MANY`")
 		},
-		Ready: func(s settings) (address, path string) { return s.Listen, "/readyz" },
-		Run:   do,
+		Serves: func(s settings) program.Served { return program.Served{Address: s.Listen, Ready: "/readyz"} },
+		Run:    do,
 	}, args, &out, &errs)
 	http.DefaultClient.CloseIdleConnections()
 	return status, out.String(), errs.String()
@@ -315,7 +315,7 @@ func TestHealthcheckOfOddAddresses(t *testing.T) {
 			var errs bytes.Buffer
 			status := program.Main(t.Context(), program.Program[settings]{
 				Name: "ms9", Config: settings{Listen: "127.0.0.1:1", Count: 5},
-				Ready: func(settings) (address, path string) { return c.address, c.path },
+				Serves: func(settings) program.Served { return program.Served{Address: c.address, Ready: c.path} },
 			}, []string{"-healthcheck"}, io.Discard, &errs)
 			if status != 1 || !strings.Contains(errs.String(), c.want) {
 				t.Errorf("got status %d, %q, want 1 and %s", status, errs.String(), c.want)

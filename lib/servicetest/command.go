@@ -153,7 +153,7 @@ func Variables[C any, PC validator[C]](t *testing.T, p program.Program[C]) {
 			t.Errorf("got  %+v\nwant %+v", got, want)
 		}
 	}
-	p.Profiling = nil
+	p.Serves = func(C) program.Served { return program.Served{} } // no profiles
 	p.Run = func(_ context.Context, c C, _ io.Writer) error { expect(c); return nil }
 	if c := Run[C, PC](t, p); c.Wait() != 0 {
 		t.Fatal(c.Err.String())

@@ -28,8 +28,9 @@ func command() program.Program[allinone.Config] {
 			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "generate messages for `SECONDS` in a session")
 			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages in flight")
 		},
-		Ready:     func(c allinone.Config) (address, path string) { return c.Listen, "/readyz" },
-		Profiling: func(c allinone.Config) program.Profiling { return c.Profiling },
-		Run:       allinone.Run,
+		Serves: func(c allinone.Config) program.Served {
+			return program.Served{Address: c.Listen, Ready: "/readyz", Profiling: c.Profiling}
+		},
+		Run: allinone.Run,
 	}
 }

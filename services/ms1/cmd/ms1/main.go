@@ -29,12 +29,12 @@ func (c settings) Validate() error { return errors.Join(c.Config.Validate(), c.D
 
 func command() program.Program[settings] {
 	return program.Program[settings]{
-		Name:      "ms1",
-		Purpose:   "opens sessions, sends messages to MS2, takes them back from MS3 and stores them",
-		Config:    settings{ms1.Defaults(), mariadb.Defaults()},
-		Ready:     func(c settings) (address, path string) { return c.Listen, "/readyz" },
-		TLS:       func(c settings) bool { return c.TLS.CertificateFile != "" },
-		Profiling: func(c settings) program.Profiling { return c.Profiling },
+		Name:    "ms1",
+		Purpose: "opens sessions, sends messages to MS2, takes them back from MS3 and stores them",
+		Config:  settings{ms1.Defaults(), mariadb.Defaults()},
+		Serves: func(c settings) program.Served {
+			return program.Served{Address: c.Listen, Ready: "/readyz", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
+		},
 		Run: func(ctx context.Context, c settings, console io.Writer) error {
 			open := func(log zerolog.Logger) (ms1.Store, error) { return mariadb.Open(c.Database, log) }
 			return ms1.Run(ctx, c.Config, console, open, nil)

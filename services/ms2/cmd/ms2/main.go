@@ -16,12 +16,12 @@ func main() {
 
 func command() program.Program[ms2.Config] {
 	return program.Program[ms2.Config]{
-		Name:      "ms2",
-		Purpose:   "takes messages from MS1 over a WebSocket and hands them to MS3 through Kafka",
-		Config:    ms2.Defaults(),
-		Ready:     func(c ms2.Config) (address, path string) { return c.Listen, "/readyz" },
-		TLS:       func(c ms2.Config) bool { return c.TLS.CertificateFile != "" },
-		Profiling: func(c ms2.Config) program.Profiling { return c.Profiling },
-		Run:       func(ctx context.Context, c ms2.Config, console io.Writer) error { return ms2.Run(ctx, c, console, nil) },
+		Name:    "ms2",
+		Purpose: "takes messages from MS1 over a WebSocket and hands them to MS3 through Kafka",
+		Config:  ms2.Defaults(),
+		Serves: func(c ms2.Config) program.Served {
+			return program.Served{Address: c.Listen, Ready: "/readyz", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
+		},
+		Run: func(ctx context.Context, c ms2.Config, console io.Writer) error { return ms2.Run(ctx, c, console, nil) },
 	}
 }

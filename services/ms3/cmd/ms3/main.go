@@ -19,10 +19,11 @@ func command() program.Program[ms3.Config] {
 		Name:    "ms3",
 		Purpose: "takes messages from Kafka and posts them to MS1",
 		Config:  ms3.Defaults(),
-		// MS1 stops first, and drains through MS3: its absence is no reason to
-		// restart this.
-		Ready:     func(c ms3.Config) (address, path string) { return c.Listen, "/readyz?exclude=ms1" },
-		Profiling: func(c ms3.Config) program.Profiling { return c.Profiling },
-		Run:       func(ctx context.Context, c ms3.Config, console io.Writer) error { return ms3.Run(ctx, c, console, nil) },
+		Serves: func(c ms3.Config) program.Served {
+			// MS1 stops first, and drains through MS3: its absence is no reason to
+			// restart this.
+			return program.Served{Address: c.Listen, Ready: "/readyz?exclude=ms1", Profiling: c.Profiling}
+		},
+		Run: func(ctx context.Context, c ms3.Config, console io.Writer) error { return ms3.Run(ctx, c, console, nil) },
 	}
 }
