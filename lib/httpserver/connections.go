@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"container/list"
 	"crypto/tls"
+	"fmt"
 	"net"
 	"net/http"
 	"strconv"
@@ -181,23 +182,11 @@ func plainError(p []byte) []byte {
 	if err != nil {
 		return nil
 	}
-	w := &answer{header: http.Header{"Connection": {"close"}}}
-	Problem{Status: code, Detail: "request: " + string(bytes.TrimSpace(bytes.TrimPrefix(text, status[:3])))}.Write(w)
-	return w.bytes.Bytes()
+	detail := "request: " + string(bytes.TrimSpace(bytes.TrimPrefix(text, status[:3])))
+	body, err := Problem{Status: code, Detail: detail}.MarshalJSON()
+	if err != nil {
+		return nil
+	}
+	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Type: %s\r\n\r\n%s\n",
+		code, http.StatusText(code), ProblemType, body)
 }
-
-// answer is a whole response in memory.
-type answer struct {
-	header http.Header
-	bytes  bytes.Buffer
-}
-
-func (a *answer) Header() http.Header { return a.header }
-
-func (a *answer) WriteHeader(code int) {
-	a.bytes.WriteString("HTTP/1.1 " + strconv.Itoa(code) + " " + http.StatusText(code) + "\r\n")
-	_ = a.header.Write(&a.bytes) // a buffer never fails
-	a.bytes.WriteString("\r\n")
-}
-
-func (a *answer) Write(p []byte) (int, error) { return a.bytes.Write(p) }

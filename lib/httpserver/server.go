@@ -101,7 +101,7 @@ func ReadOnly(h http.HandlerFunc) map[string]http.HandlerFunc {
 	return map[string]http.HandlerFunc{http.MethodGet: h, http.MethodHead: h}
 }
 
-// JSON answers a request with v.
+// JSON answers a request with v, which no cache may store.
 func JSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
@@ -109,6 +109,7 @@ func JSON(w http.ResponseWriter, status int, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // the client may have left
 }

@@ -97,7 +97,7 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 	l := &Log{}
 	l.console, _ = console.(*Output)
 	logger := func(out io.Writer) zerolog.Logger {
-		return zerolog.New(cleaner{out}).Level(level).Hook(stampHook{}).With().Str("service", service).Logger()
+		return zerolog.New(cleaner{out}).Level(level).Hook(stamp).With().Str("service", service).Logger()
 	}
 	out := readable(console)
 	if c.File == "" {
@@ -118,10 +118,8 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 	return logger(zerolog.MultiLevelWriter(out, l.file)), l, nil
 }
 
-// stampHook adds the time. The format of zerolog's own is a global variable.
-type stampHook struct{}
-
-func (stampHook) Run(e *zerolog.Event, _ zerolog.Level, _ string) {
+// stamp adds the time. The format of zerolog's own is a global variable.
+var stamp zerolog.HookFunc = func(e *zerolog.Event, _ zerolog.Level, _ string) {
 	e.Str(zerolog.TimestampFieldName, time.Now().UTC().Format(message.Layout))
 }
 
