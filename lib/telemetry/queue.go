@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/rs/zerolog"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 )
@@ -49,15 +48,10 @@ type spanQueue struct {
 }
 
 func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Registerer, log zerolog.Logger) *spanQueue {
-	create := promauto.With(registry)
-	dropped := create.NewCounterVec(prometheus.CounterOpts{
-		Name: "tricycle_spans_dropped_total", Help: "Spans that never reached the collector, by reason: queue_full or export_failed.",
-	}, []string{"reason"})
+	dropped := Counters(registry, "tricycle_spans_dropped_total", "Spans that never reached the collector, by reason: queue_full or export_failed.", "reason")
 	q := &spanQueue{
 		exporter: exporter, most: most, log: log,
-		exported: create.NewCounter(prometheus.CounterOpts{
-			Name: "tricycle_spans_exported_total", Help: "Spans that the collector accepted.",
-		}),
+		exported:     Counter(registry, "tricycle_spans_exported_total", "Spans that the collector accepted."),
 		queueFull:    dropped.WithLabelValues("queue_full"),
 		exportFailed: dropped.WithLabelValues("export_failed"),
 	}

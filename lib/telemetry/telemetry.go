@@ -31,6 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
@@ -148,6 +149,12 @@ func TraceID(span trace.Span, key message.Key) trace.TraceID {
 	}
 	id, _ := IDs(key)
 	return id
+}
+
+// Fail gives a span the status of an error, and its kind as error.type.
+func Fail(span trace.Span, kind, text string) {
+	span.SetStatus(codes.Error, text)
+	span.SetAttributes(semconv.ErrorTypeKey.String(kind))
 }
 
 // Off reports whether no span goes anywhere, whatever a caller requests.

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
@@ -74,8 +73,7 @@ func (s *Service) traced(route string, next http.HandlerFunc) http.HandlerFunc {
 		}
 		span.SetAttributes(semconv.HTTPResponseStatusCode(status.code))
 		if status.code >= http.StatusInternalServerError {
-			span.SetStatus(codes.Error, "")
-			span.SetAttributes(semconv.ErrorTypeKey.String(strconv.Itoa(status.code)))
+			telemetry.Fail(span, strconv.Itoa(status.code), "")
 		}
 	}
 }
@@ -105,32 +103,33 @@ func (s *Service) request(r *http.Request, log zerolog.Logger) func() {
 	}
 }
 
+// start answers GET /start, whose query overrides the configuration for one
+// session.
 func (s *Service) start(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
-	interval, inFlight, err := startParameters(r, s.config.Interaction)
-	if err != nil {
+	c := s.config.Interaction
+	if err := query(r, map[string]func(string) error{"interval": whole(&c.IntervalSeconds, MaxIntervalSeconds), "in_flight": whole(&c.InFlight, MaxInFlight)}); err != nil {
 		s.request(r, s.refused)()
-		httpserver.Problem{Status: http.StatusBadRequest, Detail: err.Error()}.Write(w)
+		badRequest(w, err)
 		return
 	}
-	id, err := s.engine.start(r.Context(), interval, inFlight, s.request(r, s.log))
+	id, err := s.engine.start(r.Context(), c.IntervalSeconds, c.InFlight, s.request(r, s.log))
 	if err != nil {
 		s.request(r, s.refused)()
 	}
-	var busy *BusyError
-	var notReady *NotReadyError
+	var busy *busyError
+	var notReady *notReadyError
 	switch {
 	case err == nil:
 		httpserver.JSON(w, http.StatusAccepted, map[string]int64{"session_id": id})
 	case errors.As(err, &busy):
 		p := httpserver.Problem{Status: http.StatusConflict, Detail: err.Error()}
-		if busy.SessionID != 0 {
-			p.Extensions = map[string]any{"session_id": busy.SessionID}
+		if busy.sessionID != 0 {
+			p.Extensions = map[string]any{"session_id": busy.sessionID}
 		}
 		p.Write(w)
 	case errors.As(err, &notReady):
 		s.refused.Warn().Err(err).Msg("session not started")
-		missing := httpserver.States(notReady.Missing)
+		missing := httpserver.States(notReady.missing)
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "not ready: " + strings.Join(slices.Sorted(maps.Keys(missing)), ", "),
 			Extensions: map[string]any{"missing": missing}}.Write(w)
 	default:
@@ -138,30 +137,19 @@ func (s *Service) start(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// startParameters reads the query of /start, which overrides the configuration
-// for one session.
-func startParameters(r *http.Request, c InteractionConfig) (intervalSeconds, inFlight int, err error) {
-	err = query(r, map[string]func(string) error{
-		"interval":  whole(&c.IntervalSeconds, MaxIntervalSeconds),
-		"in_flight": whole(&c.InFlight, MaxInFlight),
-	})
-	return c.IntervalSeconds, c.InFlight, err
-}
-
 func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
 	summary, err := s.engine.stop(r.Context(), s.request(r, s.log))
 	if err != nil {
 		s.request(r, s.refused)()
 	}
-	var notRecorded *NotRecordedError
+	var notRecorded *notRecordedError
 	switch {
 	case err == nil:
 		httpserver.JSON(w, http.StatusOK, summary)
-	case errors.Is(err, ErrIdle):
+	case errors.Is(err, errIdle):
 		httpserver.Problem{Status: http.StatusConflict, Detail: err.Error()}.Write(w)
 	case errors.As(err, &notRecorded):
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error(), Extensions: map[string]any{"session": notRecorded.Summary}}.Write(w)
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error(), Extensions: map[string]any{"session": notRecorded.summary}}.Write(w)
 	default: // the client has left
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error()}.Write(w)
 	}
@@ -315,7 +303,6 @@ func decode(body []byte) (message.Message, *httpserver.Problem) {
 }
 
 func (s *Service) status(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
 	httpserver.JSON(w, http.StatusOK, s.engine.status(r.Context()))
 }
 
@@ -323,7 +310,6 @@ func (s *Service) status(w http.ResponseWriter, r *http.Request) {
 const maxNamed = 100
 
 func (s *Service) session(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
 	row, err := s.pathSession(r)
 	var named []LostMessage
 	if err == nil && row.EndReason != nil {

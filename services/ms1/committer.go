@@ -6,12 +6,11 @@ import (
 	"sync"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
 const (
@@ -139,8 +138,7 @@ func (c *committer) settle(batch []insert, err error) {
 			in.span.SetAttributes(semconv.DBOperationBatchSize(len(batch)))
 		}
 		if err != nil {
-			in.span.SetStatus(codes.Error, err.Error())
-			in.span.SetAttributes(attribute.String(string(semconv.ErrorTypeKey), "commit_failed"))
+			telemetry.Fail(in.span, "commit_failed", err.Error())
 		}
 		in.span.End()
 	}

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -184,55 +181,6 @@ func (e *engine) closeInterrupted(ctx context.Context) error {
 	return err
 }
 
-// NotReadyError is the error of a start while something is missing.
-type NotReadyError struct{ Missing map[string]error }
-
-func (e *NotReadyError) Error() string {
-	parts := make([]string, 0, len(e.Missing))
-	for _, name := range slices.Sorted(maps.Keys(e.Missing)) {
-		parts = append(parts, fmt.Sprintf("%s: %v", name, e.Missing[name]))
-	}
-	return "not ready: " + strings.Join(parts, "; ")
-}
-
-// BusyError is the error of a start while another session starts, runs or
-// drains.
-type BusyError struct {
-	SessionID int64 // 0 if it has no number yet
-	State     State
-}
-
-func (e *BusyError) Error() string {
-	if e.SessionID == 0 {
-		return "a session is starting"
-	}
-	return fmt.Sprintf("session %d is %s", e.SessionID, e.State)
-}
-
-// ErrIdle is the error of a stop when no session is running or draining.
-var ErrIdle = errors.New("no session is running")
-
-// NotRecordedError is the error of a stop whose session has ended while its
-// figures could not be written to the database.
-type NotRecordedError struct {
-	Summary Summary
-	Err     error
-}
-
-func (e *NotRecordedError) Error() string {
-	return fmt.Sprintf("session %d: figures not recorded: %v", e.Summary.ID, e.Err)
-}
-
-func (e *NotRecordedError) Unwrap() error { return e.Err }
-
-// MissingRowsError is the error of a session with fewer rows than messages
-// whose storing was acknowledged.
-type MissingRowsError struct{ Acknowledged, Rows int64 }
-
-func (e *MissingRowsError) Error() string {
-	return fmt.Sprintf("count rows: must be at least %d acknowledged, got %d", e.Acknowledged, e.Rows)
-}
-
 // checks returns the checks of what a session needs.
 func (e *engine) checks() []httpserver.Check {
 	return []httpserver.Check{{Name: "database", Probe: e.databaseReady}, {Name: "ms2", Probe: e.transport.Ready}}
@@ -251,19 +199,19 @@ func (e *engine) databaseReady(ctx context.Context) error {
 }
 
 // start begins a session and returns its number. Its errors are
-// *NotReadyError and *BusyError. Once it has begun the session no longer
+// *notReadyError and *busyError. Once it has begun the session no longer
 // depends on ctx. It calls accepted before the session does anything.
 func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accepted func()) (id int64, err error) {
 	e.mu.Lock()
 	switch s := e.current; {
 	case e.stopping():
-		err = &NotReadyError{map[string]error{"ms1": errStopping}}
+		err = &notReadyError{map[string]error{"ms1": errStopping}}
 	case e.starting != nil:
-		err = &BusyError{}
+		err = &busyError{}
 	case s != nil && s.state != Idle && s.hasEnded():
-		err = &NotReadyError{map[string]error{"database": fmt.Errorf("figures of session %d are not recorded yet", s.row.ID)}}
+		err = &notReadyError{map[string]error{"database": fmt.Errorf("figures of session %d are not recorded yet", s.row.ID)}}
 	case s != nil && s.state != Idle:
-		err = &BusyError{SessionID: s.row.ID, State: s.state}
+		err = &busyError{sessionID: s.row.ID, state: s.state}
 	}
 	if err != nil {
 		e.mu.Unlock()
@@ -300,7 +248,7 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*run
 		}
 	}
 	if len(missing) > 0 {
-		return nil, &NotReadyError{missing}
+		return nil, &notReadyError{missing}
 	}
 	meter, err := newHopMeter()
 	if err != nil {
@@ -309,12 +257,12 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*run
 	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
 	defer cancel()
 	if err := e.closeInterrupted(ctx); err != nil {
-		return nil, &NotReadyError{map[string]error{"database": err}}
+		return nil, &notReadyError{map[string]error{"database": err}}
 	}
 	startedAt := message.StampOf(e.now())
 	id, err := e.store.Begin(ctx, Opening{StartedAt: startedAt, IntervalSeconds: intervalSeconds, InFlight: inFlight})
 	if err != nil {
-		return nil, &NotReadyError{map[string]error{"database": err}}
+		return nil, &notReadyError{map[string]error{"database": err}}
 	}
 	s := &runner{
 		engine:   e,
@@ -348,7 +296,7 @@ func (e *engine) connected(connection uint64) {
 }
 
 // stop ends the current session and returns its summary once that is recorded.
-// Its errors are ErrIdle, *NotRecordedError and that of ctx, whose end does not
+// Its errors are errIdle, *notRecordedError and that of ctx, whose end does not
 // interrupt the stop.
 func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	e.mu.Lock()
@@ -365,7 +313,7 @@ func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	s := e.current
 	if s == nil || s.state == Idle {
 		e.mu.Unlock()
-		return Summary{}, ErrIdle
+		return Summary{}, errIdle
 	}
 	first := !s.asked
 	s.asked = true
@@ -382,7 +330,7 @@ func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !s.recorded {
-		return Summary{}, &NotRecordedError{Summary: s.summary(), Err: s.fault}
+		return Summary{}, &notRecordedError{summary: s.summary(), err: s.fault}
 	}
 	return s.summary(), nil
 }

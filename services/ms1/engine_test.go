@@ -283,8 +283,8 @@ func TestTwoStopsGetTheSameAnswer(t *testing.T) {
 		if figuresOf(got[0]) != figuresOf(got[1]) || got[0].ID != got[1].ID {
 			t.Errorf("two answers: %+v and %+v", got[0], got[1])
 		}
-		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrIdle) {
-			t.Errorf("stopping an idle MS1: %v, want ErrIdle", err)
+		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, errIdle) {
+			t.Errorf("stopping an idle MS1: %v, want errIdle", err)
 		}
 	})
 }
@@ -655,15 +655,15 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		b.store.fail(errors.New("connection refused"))
 		_, err := b.engine.stop(t.Context(), func() {})
-		var notRecorded *NotRecordedError
-		if !errors.As(err, &notRecorded) || *notRecorded.Summary.Generated != 1 || *notRecorded.Summary.Lost != 1 {
+		var notRecorded *notRecordedError
+		if !errors.As(err, &notRecorded) || *notRecorded.summary.Generated != 1 || *notRecorded.summary.Lost != 1 {
 			t.Fatalf("stop: %v, want the figures as not recorded", err)
 		}
 		if text := b.console.String(); !strings.Contains(text, "NOT RECORDED") || !strings.Contains(text, "messages generated: 1") {
 			t.Errorf("console does not show it:\n%s", text)
 		}
-		var notReady *NotReadyError
-		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || notReady.Missing["database"] == nil {
+		var notReady *notReadyError
+		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || notReady.missing["database"] == nil {
 			t.Errorf("start meanwhile: %v, want the database as missing", err)
 		}
 		b.store.fail(nil)
@@ -733,8 +733,8 @@ func TestAcknowledgedRowsThatAreMissing(t *testing.T) {
 			}
 		}
 		b.stop()
-		if missing := new(MissingRowsError); !errors.As(b.ended, &missing) || missing.Rows >= missing.Acknowledged {
-			t.Errorf("the engine ended with %v, want a MissingRowsError", b.ended)
+		if missing := new(missingRowsError); !errors.As(b.ended, &missing) || missing.rows >= missing.acknowledged {
+			t.Errorf("the engine ended with %v, want a missingRowsError", b.ended)
 		}
 	})
 }
@@ -789,7 +789,7 @@ func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
 				_, err := b.start(t.Context(), 1, 1, func() {})
 				mu.Lock()
 				defer mu.Unlock()
-				var e *BusyError
+				var e *busyError
 				switch {
 				case err == nil:
 					started++
@@ -844,11 +844,11 @@ func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
 func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, usual(), time.Millisecond)
-		var notReady *NotReadyError
+		var notReady *notReadyError
 		b.engine.mu.Lock()
 		b.engine.recovered = false
 		b.engine.mu.Unlock()
-		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || !errors.Is(notReady.Missing["database"], errRecovering) {
+		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || !errors.Is(notReady.missing["database"], errRecovering) {
 			t.Errorf("got %v, want that sessions are being closed", err)
 		}
 		b.engine.mu.Lock()

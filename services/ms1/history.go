@@ -1,24 +1,15 @@
 package ms1
 
 import (
-	"bytes"
 	"context"
-	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"mime"
 	"net/http"
-	"net/url"
-	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
 const (
@@ -58,51 +49,6 @@ func newHistory(e *engine) *history {
 	return &history{engine: e, reads: make(chan struct{}, maxReads), known: map[knownSession]*Distributions{}}
 }
 
-// query reads the query of a request with a function for each parameter that
-// it may have. Its error names the parameter.
-func query(r *http.Request, parameters map[string]func(value string) error) error {
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return fmt.Errorf("query: %w", err)
-	}
-	for name, value := range values {
-		parse, ok := parameters[name]
-		if !ok {
-			return fmt.Errorf("query: must not have %q", name)
-		}
-		if len(value) > 1 {
-			return fmt.Errorf("%s: must be given once, got %q", name, value)
-		}
-		if err := parse(value[0]); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// whole returns a parser of whole numbers from 1 to most.
-func whole[T int | int64](to *T, most T) func(string) error {
-	return func(value string) error {
-		n, err := strconv.ParseInt(value, 10, 64)
-		if err != nil || n < 1 || n > int64(most) || strconv.FormatInt(n, 10) != value {
-			return fmt.Errorf("must be a whole number from 1 to %d, got %q", most, value)
-		}
-		*to = T(n)
-		return nil
-	}
-}
-
-// oneOf returns a parser of the words.
-func oneOf(to *string, words ...string) func(string) error {
-	return func(value string) error {
-		if !slices.Contains(words, value) {
-			return fmt.Errorf("must be %s, got %q", strings.Join(words, " or "), value)
-		}
-		*to = value
-		return nil
-	}
-}
-
 // read returns a page of messages.
 func (h *history) read(ctx context.Context, id int64, s Selection) ([]message.Message, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
@@ -135,13 +81,8 @@ func (s *Service) pathSession(r *http.Request) (Session, error) {
 	return s.engine.sessionRow(r.Context(), id)
 }
 
-func badRequest(w http.ResponseWriter, err error) {
-	httpserver.Problem{Status: http.StatusBadRequest, Detail: err.Error()}.Write(w)
-}
-
 // sessions answers GET /sessions.
 func (s *Service) sessions(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
 	before, limit := int64(0), pageSessions
 	if err := query(r, map[string]func(string) error{"before": whole(&before, 1<<63-1), "limit": whole(&limit, maxSessions)}); err != nil {
 		badRequest(w, err)
@@ -174,7 +115,6 @@ func (s *Service) sessions(w http.ResponseWriter, r *http.Request) {
 
 // hops answers GET /sessions/{id}/hops.
 func (s *Service) hops(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Cache-Control", "no-store")
 	row, err := s.pathSession(r)
 	var found *Distributions
 	if err == nil {
@@ -247,45 +187,6 @@ func (h *history) each(ctx context.Context, id int64, after message.Stamp, paged
 	}
 }
 
-// The formats of messages in an answer, and their media types.
-const (
-	asJSON  = "json"
-	asCSV   = "csv"
-	asLines = "ndjson"
-)
-
-var mediaTypes = map[string]string{asJSON: "application/json", asCSV: "text/csv", asLines: httpserver.LinesType}
-
-// accepted returns the first format of the header Accept that is known.
-func accepted(r *http.Request) string {
-	for _, value := range r.Header.Values("Accept") {
-		for part := range strings.SplitSeq(value, ",") {
-			media, _, _ := mime.ParseMediaType(part) // an invalid one is unknown
-			for format, known := range mediaTypes {
-				if media == known {
-					return format
-				}
-			}
-		}
-	}
-	return asJSON
-}
-
-// line appends a message as JSON, with its trace id.
-func line(b []byte, m message.Message) []byte {
-	id, _ := telemetry.IDs(m.Key())
-	b = m.Append(b)
-	return append(append(append(b[:len(b)-1], `,"trace_id":"`...), id.String()...), `"}`...)
-}
-
-// columns is the header of CSV.
-var columns = []string{"session_id", "service1_timestamp", "service2_timestamp", "service3_timestamp", "end_timestamp", "trace_id"}
-
-func record(m message.Message) []string {
-	id, _ := telemetry.IDs(m.Key())
-	return []string{strconv.FormatInt(m.SessionID, 10), m.Service1.String(), m.Service2.String(), m.Service3.String(), m.End.String(), id.String()}
-}
-
 // messages answers GET /sessions/{id}/messages. CSV and lines without a limit
 // are streamed page by page.
 func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
@@ -343,40 +244,4 @@ func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
 	if err != nil { // the client must notice that it does not have all
 		panic(http.ErrAbortHandler)
 	}
-}
-
-// writePage writes messages as JSON, with the value of after for the next page.
-func writePage(w http.ResponseWriter, page []message.Message, which Selection) {
-	messages := make([]json.RawMessage, len(page))
-	for i, m := range page {
-		messages[i] = line(nil, m)
-	}
-	var next *message.Stamp
-	if !which.Slowest && len(page) == which.Limit {
-		next = &page[len(page)-1].Service1
-	}
-	httpserver.JSON(w, http.StatusOK, map[string]any{"messages": messages, "next": next})
-}
-
-// rows writes messages. A client has [httpserver.AnswerTimeout] for each flush.
-type rows struct {
-	write func(message.Message)
-	flush func() error
-}
-
-func rowWriter(w http.ResponseWriter, format string) rows {
-	var text bytes.Buffer
-	deadline := http.NewResponseController(w)
-	flush := func() error {
-		_ = deadline.SetWriteDeadline(time.Now().Add(httpserver.AnswerTimeout)) // an error comes back from the write
-		_, err := text.WriteTo(w)
-		return err
-	}
-	if format == asLines {
-		return rows{func(m message.Message) { text.Write(append(line(text.AvailableBuffer(), m), '\n')) }, flush}
-	}
-	table := csv.NewWriter(&text)
-	put := func(record []string) { _ = table.Write(record) } // a buffer never fails
-	put(columns)
-	return rows{func(m message.Message) { put(record(m)) }, func() error { table.Flush(); return flush() }}
 }

@@ -8,11 +8,10 @@ import (
 	"sync"
 	"time"
 
-	"go.opentelemetry.io/otel/codes"
-	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
 // state is where a message without a row is.
@@ -404,8 +403,7 @@ func (l *ledger) release() {
 // lose gives a message up.
 func (l *ledger) lose(e *entry, reason string) {
 	l.meters.givenUp.Inc()
-	e.span.SetStatus(codes.Error, "given up: "+reason)
-	e.span.SetAttributes(semconv.ErrorTypeKey.String("given_up"))
+	telemetry.Fail(e.span, "given_up", "given up: "+reason)
 	e.span.End()
 	e.late, e.reason = true, reason
 	l.release()

@@ -109,5 +109,9 @@ func (s *Service) Status(ctx context.Context) Status { return s.engine.status(ct
 // another one has begun since, it has the columns of its row only. Its error is
 // that of the store.
 func (s *Service) Session(ctx context.Context, id int64) (Status, error) {
-	return s.engine.statusOf(ctx, id)
+	if now := s.engine.status(ctx); now.Session != nil && now.Session.ID == id {
+		return now, nil
+	}
+	row, err := s.engine.sessionRow(ctx, id)
+	return Status{State: Idle, Session: &Summary{Session: row}}, err
 }

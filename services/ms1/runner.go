@@ -193,7 +193,7 @@ func (s *runner) record(reason EndReason) {
 		if err == nil {
 			s.row, s.recorded = row, true
 			if acknowledged := s.ledger.account().stored; *row.Stored < acknowledged {
-				s.fault = &MissingRowsError{Acknowledged: acknowledged, Rows: *row.Stored}
+				s.fault = &missingRowsError{acknowledged: acknowledged, rows: *row.Stored}
 			}
 		}
 		if over && s.fault != nil {

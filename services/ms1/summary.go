@@ -2,7 +2,6 @@ package ms1
 
 import (
 	"context"
-	"strconv"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -75,15 +74,6 @@ func (e *engine) status(ctx context.Context) Status {
 	return Status{State: state, Session: &sum, InFlight: busy}
 }
 
-// statusOf returns the status of the session with this number.
-func (e *engine) statusOf(ctx context.Context, id int64) (Status, error) {
-	if now := e.status(ctx); now.Session != nil && now.Session.ID == id {
-		return now, nil
-	}
-	row, err := e.sessionRow(ctx, id)
-	return Status{State: Idle, Session: &Summary{Session: row}}, err
-}
-
 // sessionRow returns the columns of a session, for the current one with its
 // current figures. Its errors are ErrNoSession and the store's.
 func (e *engine) sessionRow(ctx context.Context, id int64) (Session, error) {
@@ -121,13 +111,4 @@ func logSummary(log zerolog.Logger, s Summary, notRecorded error) {
 			line().Msgf("session %d: commit: %s", s.ID, h.Commit)
 		}
 	}
-}
-
-// parseID returns the number in a path, or ErrNoSession for an invalid one.
-func parseID(s string) (int64, error) {
-	id, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || id < 1 || strconv.FormatInt(id, 10) != s {
-		return 0, ErrNoSession
-	}
-	return id, nil
 }

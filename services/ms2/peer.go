@@ -13,7 +13,6 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/segmentio/kafka-go"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
@@ -159,8 +158,8 @@ func (s *Service) describe(span trace.Span, attributes ...attribute.KeyValue) {
 func (s *Service) reject(ctx context.Context, reason string, c closure) error {
 	s.metrics.rejected.WithLabelValues(reason).Inc()
 	_, span := s.telemetry.Tracer.Start(ctx, s.spanName, consumer...)
-	s.describe(span, semconv.ErrorTypeKey.String(reason))
-	span.SetStatus(codes.Error, c.text)
+	s.describe(span)
+	telemetry.Fail(span, reason, c.text)
 	span.End()
 	s.rejected.Warn().Str("reason", reason).Str("detail", cut(c.text)).Stringer("trace_id", span.SpanContext().TraceID()).Msg("frame rejected")
 	return c

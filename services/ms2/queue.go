@@ -9,7 +9,6 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
-	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
@@ -304,7 +303,6 @@ func (q *queue) ready() error {
 }
 
 func (e entry) fail(kind, text string) {
-	e.span.SetAttributes(semconv.ErrorTypeKey.String(kind))
-	e.span.SetStatus(codes.Error, text)
+	telemetry.Fail(e.span, kind, text)
 	e.span.End()
 }

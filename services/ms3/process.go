@@ -12,7 +12,6 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
@@ -115,14 +114,14 @@ func (c *consumer) end(r *delivery, done bool) {
 // abandon ends records that are not done. They will be fetched again.
 func (c *consumer) abandon(rs []*delivery) {
 	for _, r := range rs {
-		fail(r.span, "abandoned", "shutdown before MS1 stored the message")
+		telemetry.Fail(r.span, "abandoned", "shutdown before MS1 stored the message")
 		c.end(r, false)
 	}
 }
 
 // bury ends a record that can never be stored by a dead letter.
 func (c *consumer) bury(p *poster, r *delivery, kind, reason string, status int) {
-	fail(r.span, kind, reason)
+	telemetry.Fail(r.span, kind, reason)
 	c.end(r, c.writeLetter(p.ctx, r, kind, reason, status))
 }
 
@@ -177,9 +176,4 @@ func (c *consumer) writeLetter(ctx context.Context, m *delivery, kind, reason st
 	c.lettersLog.Warn().Str("reason", reason).Int("partition", m.Partition).Int64("offset", m.Offset).
 		Stringer("trace_id", telemetry.TraceID(m.span, m.key)).Msg("dead letter written")
 	return true
-}
-
-func fail(span trace.Span, kind, text string) {
-	span.SetAttributes(semconv.ErrorTypeKey.String(kind))
-	span.SetStatus(codes.Error, text)
 }
