@@ -4,9 +4,45 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
+	"testing"
+
+	"gopkg.in/yaml.v3"
 )
+
+// TestMountsAreLabelled: an SELinux host closes a mounted directory to
+// containers unless the mount has the option z.
+func TestMountsAreLabelled(t *testing.T) {
+	for _, file := range []string{"compose.yaml", "cluster.yaml", "monitoring.yaml"} {
+		text, err := os.ReadFile("../" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var project struct {
+			Services map[string]struct{ Volumes []string }
+		}
+		if err := yaml.Unmarshal(text, &project); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		mounts := 0
+		for name, service := range project.Services {
+			for _, volume := range service.Volumes {
+				if !strings.HasPrefix(volume, ".") {
+					continue
+				}
+				mounts++
+				if options := volume[strings.LastIndex(volume, ":")+1:]; !slices.Contains(strings.Split(options, ","), "z") {
+					t.Errorf("%s: %s: mount %s must have the option z", file, name, volume)
+				}
+			}
+		}
+		if mounts == 0 {
+			t.Errorf("%s: no mounts", file)
+		}
+	}
+}
 
 // inspected is the part of the output of `docker inspect` that the tests need.
 type inspected struct {

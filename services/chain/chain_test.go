@@ -49,12 +49,18 @@ func TestRounds(t *testing.T) {
 
 func TestMS2KilledAndRestarted(t *testing.T) {
 	c := newChain(t)
+	c.patient()
 	c.up()
-	c.load(6, 32)
-	c.running["ms2"].Signal(syscall.SIGKILL)
-	time.AfterFunc(2*time.Second, func() { c.start("ms2") })
-	s := c.end()
-	c.noneLost(s)
+	var outage time.Duration
+	_, pause := c.survives(32, func() {
+		began := time.Now()
+		c.running["ms2"].Signal(syscall.SIGKILL)
+		time.Sleep(2 * time.Second)
+		c.start("ms2")
+		c.ready("ms2")
+		outage = time.Since(began)
+	})
+	atMost(t, pause, outage, 15*time.Second)
 }
 
 // MS3 dies when MS1 has committed and before it can know, so its offset is not

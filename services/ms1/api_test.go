@@ -179,6 +179,9 @@ func TestASessionThroughTheAPI(t *testing.T) {
 	a.sent(2)
 	a.want(a.do("GET", "/stop", ""), 200, `"end_reason":"stopped"`, `"generated":2`, `"stored":1`, `"duplicates":1`, `"lost":1`, "total_seconds", `"ms1_to_ms2":{"p50_seconds":0.000001`)
 	a.want(a.do("GET", "/sessions/1", ""), 200, `"end_reason":"stopped"`, `"lost":1`, `"lost_messages":[{"service1_timestamp":`, `"reason":"`)
+	if log, key := a.console.String(), a.sent(2).Key().String(); !strings.Contains(log, "message given up") || !strings.Contains(log, key) {
+		t.Errorf("the lost message %s is not in the log:\n%s", key, log)
+	}
 	a.want(a.do("POST", "/store", back(a.sent(2))), 200, "stored")
 	a.want(a.do("GET", "/status", ""), 200, `"state":"idle"`, `"stored":2`, `"lost":0`)
 	metrics := a.do("GET", "/metrics", "").text

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	gorilla "github.com/gorilla/websocket"
@@ -290,6 +291,29 @@ func TestDialsAgain(t *testing.T) {
 		m.Start()
 		defer m.Close()
 		next(t, connected)
+	})
+}
+
+// TestRedialsFollowQuickly: after a restart of MS2, a pause between two attempts
+// costs a session less than a second.
+func TestRedialsFollowQuickly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		l := New("ws://ms2.test/ws", credentials.Access{}, zerolog.Nop())
+		var last time.Time
+		attempts := 0
+		l.dial = func(context.Context, string, string) (net.Conn, error) {
+			if pause := time.Since(last); attempts > 0 && pause > 600*time.Millisecond {
+				t.Fatalf("attempt %d: got a pause of %s, want at most 600ms", attempts+1, pause)
+			}
+			last = time.Now()
+			attempts++
+			return nil, errors.New("connection refused")
+		}
+		if err := l.Run(ctx, func(uint64) {}); err != nil || attempts < 6000 {
+			t.Errorf("got %d attempts and %v, want at least 6000 in an hour", attempts, err)
+		}
 	})
 }
 
