@@ -17,7 +17,7 @@ import (
 func TestCluster(t *testing.T) {
 	s := newStack(t)
 	if os.Getenv("TRICYCLE_TEST_CLUSTER") == "" {
-		t.Skip("TRICYCLE_TEST_CLUSTER: must be 1, with 6 GB of memory and 4 processors")
+		t.Skip("TRICYCLE_TEST_CLUSTER: must be 1, with 6 GB of memory")
 	}
 	s.files = []string{"compose/compose.yaml", "compose/cluster.yaml"}
 	t.Logf("healthy after %.1f s", s.up().Seconds())
