@@ -51,8 +51,7 @@ func check(t *testing.T, s Summary, want figures) {
 }
 
 func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), 100*time.Millisecond)
+	inBench(t, 100*time.Millisecond, func(t *testing.T, b *bench) {
 		most := 0
 		back := b.transport.onSend
 		b.transport.onSend = func(m message.Message) {
@@ -83,14 +82,11 @@ func TestLockStepSendsTheNextWhenTheLastCameBack(t *testing.T) {
 
 // The goroutine that commits a message sends the next one before it answers.
 func TestACommitSendsTheNextMessage(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 1)
 		synctest.Wait()
 		for n := 1; n < 100; n++ {
-			if outcome, err := b.back(b.transport.frames()[n-1]); outcome != OutcomeStored || err != nil {
-				t.Fatalf("got %q, %v, want it stored", outcome, err)
-			}
+			b.takes(b.transport.frames()[n-1], OutcomeStored)
 			if got := len(b.transport.frames()); got != n+1 {
 				t.Fatalf("%d messages sent after %d answers, want %d", got, n, n+1)
 			}
@@ -102,8 +98,7 @@ func TestACommitSendsTheNextMessage(t *testing.T) {
 func TestABlockedTransportDelaysNoCommit(t *testing.T) {
 	for _, inFlight := range []int{2, maxDirect, maxDirect + 1, MaxInFlight} {
 		t.Run(fmt.Sprint(inFlight, " in flight"), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := newBench(t, usual(), never)
+			inBench(t, never, func(t *testing.T, b *bench) {
 				b.begin(60, inFlight)
 				synctest.Wait()
 				sent := b.transport.frames()
@@ -111,9 +106,7 @@ func TestABlockedTransportDelaysNoCommit(t *testing.T) {
 				b.transport.connect(2) // everything is queued again, and the sender blocks
 				synctest.Wait()
 				for _, m := range sent[:2] {
-					if outcome, err := b.back(m); outcome != OutcomeStored || err != nil {
-						t.Errorf("got %q, %v, want it stored", outcome, err)
-					}
+					b.takes(m, OutcomeStored)
 				}
 				close(b.transport.block)
 				synctest.Wait()
@@ -123,8 +116,7 @@ func TestABlockedTransportDelaysNoCommit(t *testing.T) {
 }
 
 func TestPipelineKeepsInFlightMessagesUnderWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), 100*time.Millisecond)
+	inBench(t, 100*time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(3, 256)
 		checkAllStored(t, b.wait(), 7680, 256)
 		grouped := false
@@ -141,8 +133,7 @@ func TestPipelineKeepsInFlightMessagesUnderWay(t *testing.T) {
 }
 
 func TestKeysIncreaseWhateverTheClockDoes(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), 10*time.Millisecond)
+	inBench(t, 10*time.Millisecond, func(t *testing.T, b *bench) {
 		began := time.Now()
 		b.wall = func() time.Time {
 			if now := time.Now(); now.Sub(began) < time.Second {
@@ -173,8 +164,7 @@ func TestKeysIncreaseWhateverTheClockDoes(t *testing.T) {
 }
 
 func TestALostMessageIsResentThenGivenUpAndTheSessionEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		began := time.Now()
 		var at []int
 		b.transport.onSend = func(message.Message) {
@@ -195,8 +185,7 @@ func TestALostMessageIsResentThenGivenUpAndTheSessionEnds(t *testing.T) {
 }
 
 func TestGivenUpMessagesMakeRoomForOthers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(130, 2)
 		check(t, b.wait(), figures{generated: 6, lost: 6, resent: 24, reason: IntervalElapsed})
 		for _, m := range b.transport.frames() {
@@ -208,8 +197,7 @@ func TestGivenUpMessagesMakeRoomForOthers(t *testing.T) {
 }
 
 func TestASessionWithoutConnectionEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(2, 4)
 		time.Sleep(time.Second)
 		b.transport.connect(0)
@@ -224,22 +212,16 @@ func TestASessionWithoutConnectionEnds(t *testing.T) {
 }
 
 func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		id := b.begin(60, 1000)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		began := time.Now()
 		time.AfterFunc(3*time.Second, func() { // some come back during the drain
 			for _, m := range b.transport.frames()[:400] {
-				if _, err := b.back(m); err != nil {
-					t.Error(err)
-				}
+				b.takes(m, OutcomeStored)
 			}
 		})
-		s, err := b.engine.stop(t.Context(), func() {})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := b.stopSession()
 		check(t, s, figures{generated: 1000, stored: 400, lost: 600, reason: Stopped})
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("stopping took %s", took)
@@ -249,11 +231,8 @@ func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
 		}
 		// Late messages move from lost to stored.
 		late := b.transport.frames()[400]
-		for i, want := range []Outcome{OutcomeStored, OutcomeRepeat} {
-			if got, err := b.back(late); got != want || err != nil {
-				t.Errorf("arrival %d after the end: %q, %v, want %q", i+1, got, err, want)
-			}
-		}
+		b.takes(late, OutcomeStored)
+		b.takes(late, OutcomeRepeat)
 		row, err := b.sessionRow(t.Context(), id)
 		if err != nil || *row.Stored != 401 || *row.Lost != 599 {
 			t.Errorf("stored %d, lost %d, %v; want 401 and 599", *row.Stored, *row.Lost, err)
@@ -265,8 +244,7 @@ func TestStopDrainsAndCountsWhatItCouldNotWaitFor(t *testing.T) {
 }
 
 func TestTwoStopsGetTheSameAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 10)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		var wg sync.WaitGroup
@@ -290,17 +268,13 @@ func TestTwoStopsGetTheSameAnswer(t *testing.T) {
 }
 
 func TestStopCutsTheDrainAfterTheIntervalShort(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		time.Sleep(3 * time.Second)
 		if got := b.status(t.Context()).State; got != Draining {
 			t.Fatalf("state %s, want draining", got)
 		}
-		s, err := b.engine.stop(t.Context(), func() {})
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := b.stopSession()
 		check(t, s, figures{generated: 1, resent: 1, lost: 1, reason: IntervalElapsed})
 		if *s.TotalSeconds > 7.2 {
 			t.Errorf("total time %v s, want 3 and the drain of 4", *s.TotalSeconds)
@@ -309,29 +283,23 @@ func TestStopCutsTheDrainAfterTheIntervalShort(t *testing.T) {
 }
 
 func TestReconnectSendsAtOnceWhatWasUnderWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(1, 3)
 		time.Sleep(100 * time.Millisecond)
 		b.transport.connect(0)
 		time.Sleep(time.Second)
 		b.transport.connect(2)
 		synctest.Wait()
-		if got := len(b.transport.frames()); got != 6 {
-			t.Fatalf("%d frames, want each of 3 messages twice", got)
-		}
+		b.wantFrames(6) // each message twice
 		for _, m := range b.transport.frames()[:3] {
-			if _, err := b.back(m); err != nil {
-				t.Error(err)
-			}
+			b.takes(m, OutcomeStored)
 		}
 		check(t, b.wait(), figures{generated: 3, stored: 3, resent: 3, reason: IntervalElapsed})
 	})
 }
 
 func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		b.transport.block = make(chan struct{})
 		b.begin(1, 50)
 		time.Sleep(40 * time.Second) // several times the resend time
@@ -339,43 +307,33 @@ func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
 		synctest.Wait()
 		close(b.transport.block)
 		check(t, b.wait(), figures{generated: 50, stored: 50, reason: IntervalElapsed})
-		if got := len(b.transport.frames()); got != 50 {
-			t.Errorf("%d frames, want 50", got)
-		}
+		b.wantFrames(50)
 	})
 }
 
 func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.transport.mu.Lock()
 		b.transport.number = 2
 		b.transport.mu.Unlock()
 		b.begin(1, 1)
 		time.Sleep(time.Second) // never over if the message were sent again and again
-		if got := len(b.transport.frames()); got != 1 {
-			t.Errorf("%d frames, want 1", got)
-		}
+		b.wantFrames(1)
 	})
 }
 
 func TestWhatCameBackIsNotSentAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		time.Sleep(time.Second)
 		b.transport.connect(0)
 		time.Sleep(6 * time.Second) // it waits to be sent again
 		m := b.transport.frames()[0]
-		if got, err := b.back(m); got != OutcomeStored || err != nil {
-			t.Errorf("%q, %v, want stored", got, err)
-		}
+		b.takes(m, OutcomeStored)
 		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
 		b.transport.connect(2)
 		synctest.Wait()
-		if got := len(b.transport.frames()); got != 1 {
-			t.Errorf("%d frames, want 1", got)
-		}
+		b.wantFrames(1)
 	})
 }
 
@@ -433,20 +391,15 @@ func TestLateMessagesMustBePlausible(t *testing.T) {
 }
 
 func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond)
 		if _, err := b.store.CloseInterrupted(t.Context(), message.StampOf(time.Now())); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := b.back(b.transport.frames()[0]); got != OutcomeStored || err != nil {
-			t.Errorf("%q, %v, want stored: it was interrupted", got, err)
-		}
+		b.takes(b.transport.frames()[0], OutcomeStored) // the session was interrupted
 		synctest.Wait()
-		if got := len(b.transport.frames()); got != 2 {
-			t.Errorf("%d frames, want another message in the place of the one that cannot be stored", got)
-		}
+		b.wantFrames(2) // another message in the place of the one that cannot be stored
 		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrSessionEnded) {
 			t.Errorf("stop: %v, want that the session is not open", err)
 		}
@@ -466,8 +419,7 @@ func TestARowThatSomebodyHasClosedByHandTakesNothing(t *testing.T) {
 }
 
 func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		time.Sleep(100 * time.Millisecond)
 		m := b.transport.frames()[0]
@@ -476,13 +428,9 @@ func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 			t.Fatalf("storing without a database: %v, want its error", err)
 		}
 		time.Sleep(6 * time.Second)
-		if got := len(b.transport.frames()); got != 2 {
-			t.Errorf("%d frames, want the resend", got)
-		}
+		b.wantFrames(2) // the resend
 		b.store.fail(nil)
-		if got, err := b.back(m); got != OutcomeStored || err != nil {
-			t.Errorf("%q, %v, want stored", got, err)
-		}
+		b.takes(m, OutcomeStored)
 		check(t, b.wait(), figures{generated: 1, stored: 1, resent: 1, reason: IntervalElapsed})
 	})
 }
@@ -496,51 +444,38 @@ func TestACommitUnderWayIsNotGivenUp(t *testing.T) {
 		time.Sleep(1900 * time.Millisecond)
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(time.Second, func() {
-			if got := len(b.transport.frames()); got != 1 {
-				t.Errorf("%d frames, want no other in the place of the one that is being stored", got)
-			}
+			b.wantFrames(1) // none in the place of the one that is being stored
 			close(b.store.hold)
 		})
-		if got, err := b.back(b.transport.frames()[0]); got != OutcomeStored || err != nil {
-			t.Errorf("%q, %v, want stored", got, err)
-		}
+		b.takes(b.transport.frames()[0], OutcomeStored)
 		check(t, b.wait(), figures{generated: 2, stored: 1, lost: 1, reason: IntervalElapsed})
 	})
 }
 
 func TestACommitUnderWayIsNotSentAgain(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		time.Sleep(time.Second)
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(time.Second, func() {
 			b.transport.connect(2)
 			synctest.Wait()
-			if got := len(b.transport.frames()); got != 1 {
-				t.Errorf("%d frames, want 1", got)
-			}
+			b.wantFrames(1)
 			close(b.store.hold)
 		})
-		if got, err := b.back(b.transport.frames()[0]); got != OutcomeStored || err != nil {
-			t.Errorf("%q, %v, want stored", got, err)
-		}
+		b.takes(b.transport.frames()[0], OutcomeStored)
 		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
 	})
 }
 
 func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		m := b.transport.frames()[0]
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(1200*time.Millisecond, func() { _, _ = b.back(m) }) // it fails 3 s later
-		s, err := b.engine.stop(t.Context(), func() {})                    // the drain is over at 4 s
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := b.stopSession()                                               // the drain is over at 4 s
 		check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
 		if got := servicetest.Counted(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
 			t.Errorf("%v given up, want 1", got)
@@ -549,18 +484,14 @@ func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
 }
 
 func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		m := b.transport.frames()[0]
 		b.store.hold = make(chan struct{})
 		time.AfterFunc(3900*time.Millisecond, func() { _, _ = b.back(m) })
 		time.AfterFunc(4500*time.Millisecond, func() { close(b.store.hold) })
-		s, err := b.engine.stop(t.Context(), func() {}) // the drain is over at 4 s
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := b.stopSession() // the drain is over at 4 s
 		check(t, s, figures{generated: 1, stored: 1, reason: Stopped})
 	})
 }
@@ -583,9 +514,7 @@ func TestAGivenUpMessageThatComesBackInItsSessionIsStored(t *testing.T) {
 			t.Errorf("found %v sent, want nothing again of what was given up", got)
 		}
 		b.store.fail(nil)
-		if got, err := b.back(m); got != OutcomeStored || err != nil {
-			t.Errorf("%q, %v, want stored", got, err)
-		}
+		b.takes(m, OutcomeStored)
 		s := b.wait()
 		if *s.Stored != 1 || *s.Lost != *s.Generated-1 {
 			t.Errorf("figures %+v, want one stored", figuresOf(s))
@@ -594,8 +523,7 @@ func TestAGivenUpMessageThatComesBackInItsSessionIsStored(t *testing.T) {
 }
 
 func TestTheSameMessageAHundredTimesAtOnceIsOneRow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		time.Sleep(100 * time.Millisecond)
 		m := b.transport.frames()[0]
@@ -625,32 +553,23 @@ func TestTheSameMessageAHundredTimesAtOnceIsOneRow(t *testing.T) {
 }
 
 func TestAMessageNeverSentIsNeverStored(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		id := b.begin(1, 1)
 		time.Sleep(100 * time.Millisecond)
 		sent := b.transport.frames()[0].Service1
-		forged := map[string]message.Message{
-			"a key of this session": {SessionID: id, Service1: sent - 1},
-			"a session to come":     {SessionID: id + 1, Service1: sent},
-		}
-		for name, m := range forged {
-			if got, err := b.back(m); got != OutcomeUnknown || err != nil {
-				t.Errorf("%s: %q, %v, want unknown", name, got, err)
-			}
+		forged := []message.Message{{SessionID: id, Service1: sent - 1}, {SessionID: id + 1, Service1: sent}} // a session to come
+		for _, m := range forged {
+			b.takes(m, OutcomeUnknown)
 		}
 		b.wait()
-		for name, m := range forged { // nothing was lost, so nothing is awaited
-			if got, err := b.back(m); got != OutcomeUnknown || err != nil {
-				t.Errorf("%s, after the end: %q, %v, want unknown", name, got, err)
-			}
+		for _, m := range forged { // nothing was lost, so nothing is awaited
+			b.takes(m, OutcomeUnknown)
 		}
 	})
 }
 
 func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		b.store.fail(errors.New("connection refused"))
@@ -676,8 +595,7 @@ func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
 }
 
 func TestASessionWhoseRowWasDeletedMakesWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), 10*time.Millisecond)
+	inBench(t, 10*time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(60, 1)
 		time.Sleep(time.Second)
 		b.store.fail(ErrNoSession)
@@ -696,8 +614,7 @@ func TestASessionWhoseRowWasDeletedMakesWay(t *testing.T) {
 func TestShutdownEndsTheSession(t *testing.T) {
 	for name, fault := range map[string]error{"with the database": nil, "without it": errors.New("connection refused")} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				b := newBench(t, usual(), never)
+			inBench(t, never, func(t *testing.T, b *bench) {
 				b.begin(60, 5)
 				time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 				b.store.fail(fault)
@@ -721,8 +638,7 @@ func TestShutdownEndsTheSession(t *testing.T) {
 }
 
 func TestAcknowledgedRowsThatAreMissing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), 10*time.Millisecond)
+	inBench(t, 10*time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		time.Sleep(500 * time.Millisecond)
 		b.store.forget()
@@ -740,8 +656,7 @@ func TestAcknowledgedRowsThatAreMissing(t *testing.T) {
 }
 
 func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 2)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		m := b.transport.frames()[0]
@@ -751,10 +666,7 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 			got, _ := b.back(m)
 			late <- got
 		})
-		s, err := b.engine.stop(t.Context(), func() {}) // gives up at 4 s, records by 5 s
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := b.stopSession() // gives up at 4 s, records by 5 s
 		check(t, s, figures{generated: 2, lost: 2, reason: Stopped})
 		close(b.store.hold) // the commit comes through, behind the figures
 		if got := <-late; got != OutcomeStored {
@@ -767,8 +679,7 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 }
 
 func TestAClientThatLeavesDoesNotLeaveHalfASession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		left, leave := context.WithCancel(t.Context())
 		leave()
 		if id, err := b.start(left, 1, 1, func() {}); id != 1 || err != nil {
@@ -779,8 +690,7 @@ func TestAClientThatLeavesDoesNotLeaveHalfASession(t *testing.T) {
 }
 
 func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		var mu sync.Mutex
 		var wg sync.WaitGroup
 		started, busy := 0, 0
@@ -812,8 +722,7 @@ func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
 }
 
 func TestStartNamesWhatIsMissing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		b.transport.connect(0)
 		b.store.fail(errors.New("connection refused"))
 		_, err := b.start(t.Context(), 1, 1, func() {})
@@ -829,8 +738,7 @@ func TestStartNamesWhatIsMissing(t *testing.T) {
 // A message may be back before the sessions of the crash are closed. To the
 // database its session is still open, and to this MS1 it is unknown.
 func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), never)
+	inBench(t, never, func(t *testing.T, b *bench) {
 		b.engine.mu.Lock()
 		b.engine.recovered = false
 		b.engine.mu.Unlock()
@@ -842,8 +750,7 @@ func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
 
 // Counting the rows of a crashed session of a day takes minutes.
 func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		var notReady *notReadyError
 		b.engine.mu.Lock()
 		b.engine.recovered = false
@@ -859,8 +766,7 @@ func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
 }
 
 func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBench(t, usual(), time.Millisecond)
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		b.wait()
 		b.store.mu.Lock()

@@ -351,6 +351,38 @@ func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *benc
 	return b
 }
 
+// inBench runs a test with the usual configuration in a synctest bubble.
+func inBench(t *testing.T, delay time.Duration, test func(t *testing.T, b *bench)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, newBench(t, usual(), delay)) })
+}
+
+// takes brings a message round and checks the outcome.
+func (b *bench) takes(m message.Message, want Outcome) {
+	b.t.Helper()
+	if got, err := b.back(m); got != want || err != nil {
+		b.t.Errorf("%s: got %q, %v, want %q", m.Key(), got, err, want)
+	}
+}
+
+// wantFrames checks how many frames were sent.
+func (b *bench) wantFrames(want int) {
+	b.t.Helper()
+	if got := len(b.transport.frames()); got != want {
+		b.t.Errorf("%d frames, want %d", got, want)
+	}
+}
+
+// stopSession ends the session as /stop does.
+func (b *bench) stopSession() Summary {
+	b.t.Helper()
+	s, err := b.engine.stop(b.t.Context(), func() {})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
 // back brings a message round, as MS3 does.
 func (b *bench) back(m message.Message) (Outcome, error) {
 	m.Service2, m.Service3, m.End = m.Service1+100, m.Service1+200, message.StampOf(b.wall())

@@ -133,6 +133,15 @@ func begin(t *testing.T, ctx context.Context, s ms1.Store) int64 {
 	return id
 }
 
+func finish(t *testing.T, ctx context.Context, s ms1.Store, id int64, c ms1.Closing) ms1.Session {
+	t.Helper()
+	row, err := s.End(ctx, id, c)
+	if err != nil {
+		t.Fatalf("End: %v", err)
+	}
+	return row
+}
+
 func insert(t *testing.T, ctx context.Context, s ms1.Store, id int64, batch ...message.Message) {
 	t.Helper()
 	if err := s.Insert(ctx, id, batch); err != nil {
@@ -227,6 +236,13 @@ func wantSession(t *testing.T, ctx context.Context, s ms1.Store, id int64, want 
 	wantFigures(t, row, want)
 }
 
+func wantLate(t *testing.T, ctx context.Context, s ms1.Store, m message.Message, want ms1.Outcome) {
+	t.Helper()
+	if got, err := ms1.StoreLate(ctx, s, m); err != nil || got != want {
+		t.Errorf("StoreLate: got %q, error %v, want %q", got, err, want)
+	}
+}
+
 func wantErr(t *testing.T, what string, err, want error) {
 	t.Helper()
 	if !errors.Is(err, want) {
@@ -275,10 +291,7 @@ func sessions(t *testing.T, d Database) {
 	if want := (ms1.Session{ID: id, StartedAt: t0, IntervalSeconds: 86_400, InFlight: 4_096}); open != want {
 		t.Errorf("got %+v, want %+v", open, want)
 	}
-	ended, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 7, Generated: 12, Resent: 3, Duplicates: 4, Reason: ms1.Stopped})
-	if err != nil {
-		t.Fatal(err)
-	}
+	ended := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 7, Generated: 12, Resent: 3, Duplicates: 4, Reason: ms1.Stopped})
 	last, err := s.LastSession(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -338,10 +351,7 @@ func firstRowWins(t *testing.T, d Database) {
 	d.wantRows(t, id, m...)
 	insert(t, ctx, s, other, Message(other, 0)) // the same stamp in another session is another key
 	d.wantRows(t, other, Message(other, 0))
-	row, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.IntervalElapsed})
-	if err != nil {
-		t.Fatal(err)
-	}
+	row := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.IntervalElapsed})
 	wantFigures(t, row, "generated 3 stored 3 resent 0 duplicates 0 lost 0 interval elapsed")
 }
 
@@ -357,9 +367,7 @@ func notOpen(t *testing.T, d Database) {
 	s, ctx := d.start(t)
 	id := begin(t, ctx, s)
 	insert(t, ctx, s, id, messages(id, 0, 2)...)
-	if _, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 5, Reason: ms1.Stopped}); err != nil {
-		t.Fatal(err)
-	}
+	finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 5, Reason: ms1.Stopped})
 	wantErr(t, "a new message", s.Insert(ctx, id, messages(id, 2, 1)), ms1.ErrSessionEnded)
 	wantErr(t, "a row and a new message", s.Insert(ctx, id, messages(id, 1, 2)), ms1.ErrSessionEnded)
 	wantErr(t, "an unknown session", s.Insert(ctx, id+1, messages(id+1, 0, 1)), ms1.ErrSessionEnded)
@@ -376,16 +384,10 @@ func end(t *testing.T, d Database) {
 	id, other := begin(t, ctx, s), begin(t, ctx, s)
 	insert(t, ctx, s, id, messages(id, 0, 3)...)
 	insert(t, ctx, s, other, messages(other, 0, 5)...)
-	row, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Shutdown})
-	if err != nil {
-		t.Fatal(err)
-	}
+	row := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Shutdown})
 	const want = "generated 4 stored 3 resent 2 duplicates 1 lost 1 shutdown"
 	wantFigures(t, row, want)
-	again, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 99, Generated: 9, Reason: ms1.Stopped})
-	if err != nil {
-		t.Fatal(err)
-	}
+	again := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 99, Generated: 9, Reason: ms1.Stopped})
 	wantFigures(t, again, want)
 	if again.EndedAt != t0+9 {
 		t.Errorf("got end %v, want %v", again.EndedAt, t0+9)
@@ -425,10 +427,7 @@ func endDuringInsert(t *testing.T, d Database) {
 			})
 		}
 		<-halfway
-		row, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 1_000_000, Reason: ms1.Stopped})
-		if err != nil {
-			t.Fatal(err)
-		}
+		row := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 1_000_000, Reason: ms1.Stopped})
 		writers.Wait()
 		if rows := int64(len(d.rows(t, id))); *row.Stored != rows || stored.Load() != rows {
 			t.Errorf("got stored %d in the session's row and %d acknowledged, want the number of rows, %d", *row.Stored, stored.Load(), rows)
@@ -442,9 +441,7 @@ func interrupted(t *testing.T, d Database) {
 	ctx := deadline(t)
 	done, empty, some := begin(t, ctx, s), begin(t, ctx, s), begin(t, ctx, s)
 	insert(t, ctx, s, some, messages(some, 0, 2)...)
-	if _, err := s.End(ctx, done, ms1.Closing{EndedAt: t0 + 9, Generated: 1, Reason: ms1.Stopped}); err != nil {
-		t.Fatal(err)
-	}
+	finish(t, ctx, s, done, ms1.Closing{EndedAt: t0 + 9, Generated: 1, Reason: ms1.Stopped})
 	stop() // without the End of the others
 	s = d.Open(t)
 	Start(t, s)
@@ -517,9 +514,7 @@ func late(t *testing.T, d Database) {
 			rows := messages(id, 0, 2)
 			insert(t, ctx, s, id, rows...)
 			if c.closing != nil {
-				if _, err := s.End(ctx, id, *c.closing); err != nil {
-					t.Fatal(err)
-				}
+				finish(t, ctx, s, id, *c.closing)
 			}
 			m := Message(id, c.message)
 			m.End += 777 // a repeat changes no stamp
@@ -529,36 +524,26 @@ func late(t *testing.T, d Database) {
 			}
 			if c.want == ms1.OutcomeStored {
 				rows = append(rows, m)
-				if again, err := ms1.StoreLate(ctx, s, m); err != nil || again != ms1.OutcomeRepeat {
-					t.Errorf("once more: got %v, %v, want %v", again, err, ms1.OutcomeRepeat)
-				}
+				wantLate(t, ctx, s, m, ms1.OutcomeRepeat)
 			}
 			d.wantRows(t, id, rows...)
 			wantSession(t, ctx, s, id, c.figures)
 		})
 	}
 	t.Run("unknown session", func(t *testing.T) {
-		if got, err := ms1.StoreLate(ctx, s, Message(1_000_000, 0)); err != nil || got != ms1.OutcomeUnknown {
-			t.Errorf("got %v, %v, want %v", got, err, ms1.OutcomeUnknown)
-		}
+		wantLate(t, ctx, s, Message(1_000_000, 0), ms1.OutcomeUnknown)
 	})
 	t.Run("session's very first microsecond", func(t *testing.T) {
 		id := begin(t, ctx, s)
-		if _, err := s.End(ctx, id, *lost(0)); err != nil { // generated 2, stored 0
-			t.Fatal(err)
-		}
-		if got, err := ms1.StoreLate(ctx, s, Message(id, 0)); err != nil || got != ms1.OutcomeStored {
-			t.Errorf("got %v, %v, want %v", got, err, ms1.OutcomeStored)
-		}
+		finish(t, ctx, s, id, *lost(0)) // generated 2, stored 0
+		wantLate(t, ctx, s, Message(id, 0), ms1.OutcomeStored)
 	})
 }
 
 func lateInParallel(t *testing.T, d Database) {
 	s, ctx := d.start(t)
 	id := begin(t, ctx, s)
-	if _, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.Stopped}); err != nil {
-		t.Fatal(err)
-	}
+	finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.Stopped})
 	outcomes := map[ms1.Outcome]*atomic.Int64{"": {}, ms1.OutcomeUnknown: {}, ms1.OutcomeStored: {}, ms1.OutcomeRepeat: {}}
 	var all sync.WaitGroup
 	for range 100 {
@@ -606,15 +591,11 @@ func lostMessages(t *testing.T, d Database) {
 	}
 	want("open", 9)
 	for range 2 { // the second changes nothing
-		if _, err := s.End(ctx, id, closing); err != nil {
-			t.Fatal(err)
-		}
+		finish(t, ctx, s, id, closing)
 		want("ended", 9, all[1:]...)
 	}
 	want("one of them", 1, all[1])
-	if outcome, err := ms1.StoreLate(ctx, s, Message(id, 2)); err != nil || outcome != ms1.OutcomeStored {
-		t.Errorf("StoreLate: got %q, error %v, want it stored", outcome, err)
-	}
+	wantLate(t, ctx, s, Message(id, 2), ms1.OutcomeStored)
 	want("one came late", 9, all[2])
 	if _, err := d.DB.Exec(fmt.Sprintf("DELETE FROM sessions WHERE id = %d", id)); err != nil {
 		t.Fatal(err)
@@ -626,9 +607,7 @@ func lostMessages(t *testing.T, d Database) {
 		closing.Lost = append(closing.Lost, ms1.LostMessage{Service1: t0 + message.Stamp(n), Reason: "many"})
 	}
 	closing.Generated = ms1.MaxInFlight
-	if _, err := s.End(ctx, other, closing); err != nil {
-		t.Fatal(err)
-	}
+	finish(t, ctx, s, other, closing)
 	want("many", 2*ms1.MaxInFlight, closing.Lost...)
 }
 
@@ -650,10 +629,7 @@ func sessionPages(t *testing.T, d Database) {
 	}
 	want(0, 9)
 	a, b, c := begin(t, ctx, s), begin(t, ctx, s), begin(t, ctx, s)
-	ended, err := s.End(ctx, b, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Stopped})
-	if err != nil {
-		t.Fatal(err)
-	}
+	ended := finish(t, ctx, s, b, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Stopped})
 	want(0, 9, c, b, a)
 	want(0, 2, c, b)
 	want(b, 2, a)
@@ -714,9 +690,7 @@ func firstVersion(t *testing.T, d Database) {
 	s, ctx = d.start(t)
 	d.wantRows(t, id, Message(id, 1))
 	lost := ms1.LostMessage{Service1: t0 + 2, Reason: "lost"}
-	if _, err := s.End(ctx, id, ms1.Closing{EndedAt: t0 + 9, Generated: 2, Reason: ms1.Stopped, Lost: []ms1.LostMessage{lost}}); err != nil {
-		t.Fatal(err)
-	}
+	finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 2, Reason: ms1.Stopped, Lost: []ms1.LostMessage{lost}})
 	if found, err := s.LostMessages(ctx, id, 9); err != nil || !slices.Equal(found, []ms1.LostMessage{lost}) {
 		t.Errorf("got %v, error %v, want %v", found, err, lost)
 	}
