@@ -34,14 +34,14 @@ import (
 // paths of curl, the flags of our programs, files, tables. A program without a
 // rule is an error.
 func TestCommands(t *testing.T) {
-	tree := tree(t)
+	tree, known := tree(t), know(t)
 	seen := 0
 	for _, name := range pages(t, tree) {
 		if strings.HasPrefix(name, "docs/reference/") {
 			continue
 		}
 		p := readPage(t, tree, name)
-		c := checker{tree: tree, root: root(t)}
+		c := checker{tree: tree, known: known}
 		var texts []string
 		for _, b := range p.blocks {
 			if b.info == "sh" {
@@ -63,9 +63,20 @@ func TestCommands(t *testing.T) {
 // checker compares commands with the tree.
 type checker struct {
 	tree  fs.FS
-	root  string   // the same, for functions that read the real tree
+	known *knowledge
 	built []string // programs that earlier commands of the page have built
 	seen  int
+}
+
+// knowledge is what the checkers of all pages have read of the real tree.
+type knowledge struct {
+	source *generate.Source
+	tests  map[string][]string // by package pattern
+}
+
+func know(t *testing.T) *knowledge {
+	t.Helper()
+	return &knowledge{generate.NewSource(root(t)), map[string][]string{}}
 }
 
 // rule returns the check for the commands of a program.
@@ -171,7 +182,7 @@ func (c *checker) exists(name string) error {
 func (c *checker) variable(name string) error {
 	found := false
 	for _, program := range generate.Programs {
-		keys, err := generate.Keys(c.root, program)
+		keys, err := c.known.source.Keys(program)
 		if err != nil {
 			return err
 		}
@@ -209,7 +220,7 @@ func (c *checker) ours(program string, args []string) (err error) {
 		}
 		return err
 	}
-	known, err := generate.Flags(c.root, program)
+	known, err := c.known.source.Flags(program)
 	if err != nil {
 		return err
 	}
@@ -308,6 +319,8 @@ func (c *checker) goCommand(args []string) error {
 	return nil
 }
 
+var testName = regexp.MustCompile(`^(Test|Fuzz|Benchmark)`)
+
 // main checks that a directory contains a main package.
 func (c *checker) main(directory string) error {
 	files, err := fs.Glob(c.tree, path.Join(directory, "*.go"))
@@ -328,6 +341,9 @@ func (c *checker) main(directory string) error {
 
 // tests returns the tests of a package, or of all packages below a directory.
 func (c *checker) tests(pattern string) (names []string, err error) {
+	if names, ok := c.known.tests[pattern]; ok {
+		return names, nil
+	}
 	directory, all := strings.CutSuffix(pattern, "/...")
 	directory = path.Clean(directory)
 	goFiles := 0
@@ -353,7 +369,7 @@ func (c *checker) tests(pattern string) (names []string, err error) {
 			return err
 		}
 		for _, d := range file.Decls {
-			if f, ok := d.(*ast.FuncDecl); ok && regexp.MustCompile(`^(Test|Fuzz|Benchmark)`).MatchString(f.Name.Name) {
+			if f, ok := d.(*ast.FuncDecl); ok && testName.MatchString(f.Name.Name) {
 				names = append(names, f.Name.Name)
 			}
 		}
@@ -361,6 +377,9 @@ func (c *checker) tests(pattern string) (names []string, err error) {
 	})
 	if err == nil && goFiles == 0 {
 		err = fmt.Errorf("package %s does not exist", pattern)
+	}
+	if err == nil {
+		c.known.tests[pattern] = names
 	}
 	return names, err
 }
@@ -644,7 +663,7 @@ func (c *checker) sql(args []string) error {
 
 // TestRules runs each rule on a command that it must reject.
 func TestRules(t *testing.T) {
-	real := tree(t)
+	real, known := tree(t), know(t)
 	made := fstest.MapFS{
 		"compose.yaml":         {Data: []byte("include: [compose/compose.yaml]")},
 		"compose/compose.yaml": {Data: []byte("services: {ms1: {}, mariadb: {}, look: {profiles: [inspect]}}")},
@@ -712,7 +731,7 @@ func TestRules(t *testing.T) {
 		"tools/some.sh":                      "",
 		"tools/somebody.sh":                  "tools/somebody.sh does not exist",
 	} {
-		c := checker{tree: real, root: root(t)}
+		c := checker{tree: real, known: known}
 		if regexp.MustCompile(`^(docker|nix|tools)`).MatchString(command) {
 			c.tree = made // a small tree with known names
 		}

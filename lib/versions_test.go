@@ -15,14 +15,16 @@ import (
 // A place is where files name a version: the first group of the pattern.
 type place struct{ files, pattern string }
 
-// versions are those that several files name. The first place decides, and
+// A version is one that several files name. The first place decides, and
 // must be there; every mention in the others must agree,
 // as 1.26 does with 1.26.8.
-var versions = []struct {
+type version struct {
 	name   string
 	places []place
 	also   string // another that they may speak of
-}{
+}
+
+var versions = []version{
 	{"Go", []place{
 		{"go.mod", `\ntoolchain go([\d.]+)`},
 		{"go.mod", `\ngo (\d+\.\d+)`},
@@ -117,34 +119,29 @@ func find(tree fs.FS, p place) (found []mention, err error) {
 	return found, nil
 }
 
-// disagreements returns one line for each mention that does not agree.
-func disagreements(tree fs.FS) (lines []string, err error) {
-	say := func(m mention) (string, error) {
-		text, err := fs.ReadFile(tree, m.file)
-		return strings.ReplaceAll(string(text[m.from:m.to]), "_", "."), err
-	}
-	for _, version := range versions {
-		var want, decides string
-		for i, p := range version.places {
-			found, err := find(tree, p)
+// disagreements returns one line for each mention of a version that does not
+// agree with the first.
+func (v version) disagreements(tree fs.FS) (lines []string, err error) {
+	var want, decides string
+	for i, p := range v.places {
+		found, err := find(tree, p)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 && len(found) == 0 {
+			return []string{fmt.Sprintf("%s: must have a version of %s like %s", p.files, v.name, p.pattern)}, nil
+		}
+		for _, m := range found {
+			text, err := fs.ReadFile(tree, m.file)
 			if err != nil {
 				return nil, err
 			}
-			if i == 0 && len(found) == 0 {
-				lines = append(lines, fmt.Sprintf("%s: must have a version of %s like %s", p.files, version.name, p.pattern))
-				break
+			got := strings.ReplaceAll(string(text[m.from:m.to]), "_", ".")
+			if decides == "" {
+				want, decides = got, m.file
 			}
-			for _, m := range found {
-				got, err := say(m)
-				if err != nil {
-					return nil, err
-				}
-				if decides == "" {
-					want, decides = got, m.file
-				}
-				if got != version.also && !agree(got, want) {
-					lines = append(lines, fmt.Sprintf("%s: %s must be %s as in %s, got %s", m.file, version.name, want, decides, got))
-				}
+			if got != v.also && !agree(got, want) {
+				lines = append(lines, fmt.Sprintf("%s: %s must be %s as in %s, got %s", m.file, v.name, want, decides, got))
 			}
 		}
 	}
@@ -158,12 +155,14 @@ func agree(a, b string) bool {
 }
 
 func TestVersions(t *testing.T) {
-	lines, err := disagreements(tree(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range lines {
-		t.Error(line)
+	for _, v := range versions {
+		lines, err := v.disagreements(tree(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range lines {
+			t.Error(line)
+		}
 	}
 }
 
@@ -186,7 +185,7 @@ func TestVersionsAreCompared(t *testing.T) {
 					}
 					other := slices.Clone(text)
 					other[m.from] = cmp.Or(map[byte]byte{'1': '2'}[text[m.from]], '1')
-					lines, err := disagreements(overlay{tree, fstest.MapFS{m.file: {Data: other}}})
+					lines, err := version.disagreements(overlay{tree, fstest.MapFS{m.file: {Data: other}}})
 					if err != nil {
 						t.Fatal(err)
 					}

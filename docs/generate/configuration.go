@@ -55,10 +55,8 @@ func defaultsOf(program string) interface{ Validate() error } {
 	return &c
 }
 
-// Keys returns the configuration keys of a program of the tree at root.
-func Keys(root, program string) ([]Key, error) { return keys(newSource(root), program) }
-
-func keys(src *source, program string) ([]Key, error) {
+// Keys returns the configuration keys of a program.
+func (s *Source) Keys(program string) ([]Key, error) {
 	probed := defaultsOf(program)
 	if c, ok := probed.(*allinone.Config); ok {
 		c.Database.Address = mariadb.Defaults().Address // else nobody looks at its section
@@ -78,7 +76,7 @@ func keys(src *source, program string) ([]Key, error) {
 					return err
 				}
 			default:
-				meaning, err := src.fieldComment(v.Type(), field.Name)
+				meaning, err := s.fieldComment(v.Type(), field.Name)
 				if err == nil && meaning == "" {
 					err = fmt.Errorf("%s.%s: must have a comment for the key %s", v.Type(), field.Name, name)
 				}
@@ -147,12 +145,10 @@ func show(v reflect.Value) string {
 // Flag is a flag of a program.
 type Flag struct{ Name, Meaning string }
 
-// Flags returns the flags of a program of the tree at root.
-func Flags(root, program string) ([]Flag, error) { return flags(newSource(root), program) }
-
-func flags(src *source, program string) (all []Flag, err error) {
+// Flags returns the flags of a program.
+func (s *Source) Flags(program string) (all []Flag, err error) {
 	for _, directory := range []string{"lib/program", "services/" + program + "/cmd/" + program} {
-		err = errors.Join(err, src.inspect(directory, func(n ast.Node) bool {
+		err = errors.Join(err, s.inspect(directory, func(n ast.Node) bool {
 			call, _ := n.(*ast.CallExpr)
 			if call == nil || len(call.Args) < 3 {
 				return true
@@ -180,7 +176,7 @@ func flags(src *source, program string) (all []Flag, err error) {
 	return all, err
 }
 
-func configurationPage(src *source, pages map[string]string) error {
+func configurationPage(src *Source, pages map[string]string) error {
 	p := newPage("Configuration", "A program reads the YAML files that its flag `-config` names, then the environment, then its flags; "+
 		"the last one counts. A\nmissing key has its default. An unknown key, another type or a value out of range is an error with file, "+
 		"line and key. The\nranges come from the errors of the program. The shipped files are in [compose/config](../../compose/config).\n\n"+
@@ -189,7 +185,7 @@ func configurationPage(src *source, pages map[string]string) error {
 		"or list. A `"+config.Variable("")+"…` variable without a key is an error too, except those of [compose.yaml](../../compose/compose.yaml)\n"+
 		"and `"+config.Variable("test")+"_…` of the tests. `-print-config` prints the configuration with the source of each value.")
 	for _, program := range Programs {
-		all, err := keys(src, program)
+		all, err := src.Keys(program)
 		if err != nil {
 			return err
 		}
@@ -199,7 +195,7 @@ func configurationPage(src *source, pages map[string]string) error {
 			rows = append(rows, []string{code(k.Name), code(config.Variable(k.Name)), k.Type, unitOf(k.Name), code(k.Default), k.Range, k.Meaning})
 		}
 		p.table([]string{"key", "variable", "type", "unit", "default", "range", "meaning"}, rows)
-		known, err := flags(src, program)
+		known, err := src.Flags(program)
 		if err != nil {
 			return err
 		}
@@ -224,7 +220,7 @@ func configurationPage(src *source, pages map[string]string) error {
 }
 
 // environment returns the OTEL_* variables that a package reads.
-func (s *source) environment(directory string) (names []string, err error) {
+func (s *Source) environment(directory string) (names []string, err error) {
 	err = s.inspect(directory, func(n ast.Node) bool {
 		if e, ok := n.(ast.Expr); ok {
 			if text, ok := literal(e); ok && strings.HasPrefix(text, "OTEL_") && !strings.ContainsAny(text, ": ") {

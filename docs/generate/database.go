@@ -38,7 +38,7 @@ var Queries = []Query{
 			"FROM messages WHERE session_id = 1 GROUP BY second ORDER BY second"},
 }
 
-func databasePage(src *source, pages map[string]string) error {
+func databasePage(src *Source, pages map[string]string) error {
 	p := newPage("Database", "`database.name` selects the database in MariaDB. MS1 creates the tables at start and migrates older ones; the table\n"+
 		"`goose_db_version` has their version. Every time is UTC, with microseconds. The embedded database of `allinone` has the same tables and\n"+
 		"columns, with times as text as in [the message](message.md). Deleting a session deletes its messages\n"+

@@ -23,11 +23,11 @@ const Command = "go generate ./..."
 // Pages returns the text of every generated page by its path below [Directory].
 // root is the directory of go.mod.
 func Pages(root string) (map[string]string, error) {
-	src := newSource(root)
+	src := NewSource(root)
 	pages := map[string]string{}
 	for _, kind := range []struct {
 		name string
-		make func(*source, map[string]string) error
+		make func(*Source, map[string]string) error
 	}{
 		{"the HTTP APIs", httpPage},
 		{"the configuration", configurationPage},

@@ -101,8 +101,9 @@ func TestWriteRemovesWhatIsNoLongerGenerated(t *testing.T) {
 // TestVariables: no two keys of a program have one variable, such as a.b_c and
 // a_b.c would.
 func TestVariables(t *testing.T) {
+	source := NewSource(tree(t))
 	for _, program := range Programs {
-		all, err := Keys(tree(t), program)
+		all, err := source.Keys(program)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,6 +122,7 @@ func TestVariables(t *testing.T) {
 // files. A test of each program checks that these have every key.
 func TestKeysAreThoseOfTheFiles(t *testing.T) {
 	root := tree(t)
+	source := NewSource(root)
 	for _, program := range Programs {
 		text, err := os.ReadFile(filepath.Join(root, "compose/config", program+".yaml"))
 		if err != nil {
@@ -142,7 +144,7 @@ func TestKeysAreThoseOfTheFiles(t *testing.T) {
 			}
 		}
 		walk(file, "")
-		all, err := Keys(root, program)
+		all, err := source.Keys(program)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,7 +10,7 @@ import (
 
 // httpPage lists the operations of the OpenAPI descriptions, which are written
 // by hand.
-func httpPage(_ *source, pages map[string]string) error {
+func httpPage(_ *Source, pages map[string]string) error {
 	p := newPage("HTTP APIs", "Every path, method and answer. The OpenAPI 3.1 descriptions have the details; the tests of the services compare every exchange with them.")
 	for _, service := range []string{"ms1", "ms2", "ms3"} {
 		name := service + ".openapi.yaml"

@@ -11,7 +11,7 @@ import (
 
 // packagePages writes a page for each Go package from its doc comments. go/doc
 // and its Markdown are those of the toolchain that go.mod pins.
-func packagePages(src *source, pages map[string]string) error {
+func packagePages(src *Source, pages map[string]string) error {
 	directories, err := src.directories()
 	if err != nil {
 		return err
@@ -19,7 +19,7 @@ func packagePages(src *source, pages map[string]string) error {
 	p := newPage("Go packages", "Each package with its exported names, from its doc comments.")
 	var rows [][]string
 	for _, directory := range directories {
-		fresh := newSource(src.root) // go/doc removes unexported names from the trees
+		fresh := NewSource(src.root) // go/doc removes unexported names from the trees
 		files, err := fresh.parse(directory)
 		if err != nil {
 			return err
@@ -37,7 +37,7 @@ func packagePages(src *source, pages map[string]string) error {
 	return nil
 }
 
-func (s *source) packagePage(pkg *doc.Package, directory string) string {
+func (s *Source) packagePage(pkg *doc.Package, directory string) string {
 	printer := pkg.Printer()
 	printer.HeadingLevel = 3
 	printer.HeadingID = nil
@@ -91,7 +91,7 @@ func (s *source) packagePage(pkg *doc.Package, directory string) string {
 var blankLines = regexp.MustCompile(`\n\n+`)
 
 // declaration returns a declaration without its comment and its body.
-func (s *source) declaration(decl ast.Node) string {
+func (s *Source) declaration(decl ast.Node) string {
 	switch d := decl.(type) {
 	case *ast.FuncDecl:
 		d.Body, d.Doc = nil, nil

@@ -19,19 +19,20 @@ import (
 
 const module = "github.com/tricycle-relay/tricycle/"
 
-// source is the Go code of the tree, each package parsed once.
-type source struct {
+// Source is the Go code of a tree, each package parsed once.
+type Source struct {
 	root  string
 	fset  *token.FileSet
 	files map[string][]*ast.File
 }
 
-func newSource(root string) *source {
-	return &source{root: root, fset: token.NewFileSet(), files: map[string][]*ast.File{}}
+// NewSource returns the code of the tree at root.
+func NewSource(root string) *Source {
+	return &Source{root: root, fset: token.NewFileSet(), files: map[string][]*ast.File{}}
 }
 
 // parse returns the files of the package in a directory, without its tests.
-func (s *source) parse(directory string) ([]*ast.File, error) {
+func (s *Source) parse(directory string) ([]*ast.File, error) {
 	if files, ok := s.files[directory]; ok {
 		return files, nil
 	}
@@ -59,7 +60,7 @@ func (s *source) parse(directory string) ([]*ast.File, error) {
 }
 
 // directories returns the directories of lib and services that contain a package.
-func (s *source) directories() (directories []string, err error) {
+func (s *Source) directories() (directories []string, err error) {
 	for _, top := range []string{"lib", "services"} {
 		err = errors.Join(err, filepath.WalkDir(filepath.Join(s.root, top), func(name string, d fs.DirEntry, err error) error {
 			if err != nil || !d.IsDir() {
@@ -83,7 +84,7 @@ func (s *source) directories() (directories []string, err error) {
 }
 
 // fieldComment returns the comments of a field of a struct of this module.
-func (s *source) fieldComment(t reflect.Type, field string) (comment string, err error) {
+func (s *Source) fieldComment(t reflect.Type, field string) (comment string, err error) {
 	err = s.inspect(strings.TrimPrefix(t.PkgPath(), module), func(n ast.Node) bool {
 		spec, ok := n.(*ast.TypeSpec)
 		if !ok || spec.Name.Name != t.Name() {
@@ -102,7 +103,7 @@ func (s *source) fieldComment(t reflect.Type, field string) (comment string, err
 }
 
 // inspect calls f for every node of a package, in the order of the code.
-func (s *source) inspect(directory string, f func(ast.Node) bool) error {
+func (s *Source) inspect(directory string, f func(ast.Node) bool) error {
 	files, err := s.parse(directory)
 	for _, file := range files {
 		ast.Inspect(file, f)
@@ -132,7 +133,7 @@ func remark(groups ...*ast.CommentGroup) string {
 }
 
 // format returns code as gofmt writes it.
-func (s *source) format(node ast.Node) string {
+func (s *Source) format(node ast.Node) string {
 	var b bytes.Buffer
 	config := printer.Config{Mode: printer.UseSpaces | printer.TabIndent, Tabwidth: 8}
 	if err := config.Fprint(&b, s.fset, node); err != nil {
