@@ -5,19 +5,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
-	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/tricycle-relay/tricycle/lib/dial"
 	"github.com/tricycle-relay/tricycle/lib/retry"
@@ -31,14 +27,10 @@ const (
 	requestTimeout = 8 * time.Second
 	// electionTime is how long a partition may be without a leader before that
 	// is worth a warning; a topic that was just created is for a moment.
-	electionTime    = 5 * time.Second
-	examineInterval = 30 * time.Second
+	electionTime = 5 * time.Second
 )
 
-var (
-	errNotYet  = errors.New("not connected yet")
-	errSetting = errors.New("topic")
-)
+var errNotYet = errors.New("not connected yet")
 
 // Cluster is a client of a Kafka cluster that reopens all its connections as
 // soon as no partition can be reached: kafka-go by itself may keep those of a
@@ -140,15 +132,6 @@ func (c *Cluster) Run(ctx context.Context) error {
 	return nil
 }
 
-// hasNoLeader reports whether a partition is between two leaders, or the topic
-// not yet known to every broker.
-func hasNoLeader(err error) bool {
-	return slices.ContainsFunc([]error{
-		kafka.NotLeaderForPartition, kafka.LeaderNotAvailable, kafka.UnknownTopicOrPartition,
-		protocol.ErrNoLeader, protocol.ErrNoPartition, protocol.ErrNoTopic,
-	}, func(e error) bool { return errors.Is(err, e) })
-}
-
 // Ready returns the error of the last check: nil if a partition could be
 // reached and the topic's settings admit messages.
 func (c *Cluster) Ready(context.Context) error {
@@ -184,18 +167,6 @@ func (c *Cluster) Client() *kafka.Client {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.kafka
-}
-
-// TooLarge reports whether a produce request exceeded max.message.bytes of the
-// topic.
-func TooLarge(err error) bool {
-	return errors.Is(err, kafka.MessageSizeTooLarge) || errors.Is(err, kafka.RecordListTooLarge)
-}
-
-// Torn reports whether the broker closed the connection during a request, as it
-// does for one larger than its socket.request.max.bytes.
-func Torn(err error) bool {
-	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // Produce writes messages to one partition in one request (acks=all) and returns
@@ -265,82 +236,6 @@ func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error,
 	return len(metadata.Topics[0].Partitions), bad, nil
 }
 
-// create creates topics. It returns an error, because new topics have no leaders
-// yet, unless the broker forbids to create the one of dead letters: messages do
-// not need it.
-func (c *Cluster) create(ctx context.Context, missing []kafka.TopicConfig) error {
-	resp, err := c.Client().CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: missing})
-	if err != nil {
-		return fmt.Errorf("create topics: %w", err)
-	}
-	created := true
-	for name, err := range resp.Errors {
-		switch {
-		case errors.Is(err, kafka.TopicAlreadyExists): // another service was faster
-			created = false
-		case denied(err) && name == c.config.Topic:
-			return fmt.Errorf("kafka.topic: must exist or be created by a user who may, got no topic %s: %w", name, err)
-		case denied(err) && len(missing) == 1:
-			if !c.warned[name] {
-				c.warned[name] = true
-				c.log.Warn().Err(err).Str("topic", name).Msg("dead-letter topic missing, creation forbidden")
-			}
-			return nil
-		case err != nil && !denied(err): // the denied one is requested again, alone
-			return fmt.Errorf("create topic %s: %w", name, err)
-		}
-	}
-	if created {
-		c.log.Info().Str("topic", c.config.Topic).Str("dead_letter_topic", c.config.DeadLetterTopic).Msg("topics created")
-	}
-	c.examined = time.Time{}
-	return fmt.Errorf("topics just created: %w", kafka.LeaderNotAvailable)
-}
-
-// denied reports whether the broker forbids what was asked.
-func denied(err error) bool {
-	return errors.Is(err, kafka.TopicAuthorizationFailed) || errors.Is(err, kafka.ClusterAuthorizationFailed)
-}
-
-// examine checks the settings of the topics. It returns an error if they admit
-// no message, and logs a warning if they admit decompression bombs.
-func (c *Cluster) examine(ctx context.Context, client *kafka.Client) error {
-	if time.Since(c.examined) < examineInterval {
-		return nil
-	}
-	var resources []kafka.DescribeConfigRequestResource
-	for _, name := range []string{c.config.Topic, c.config.DeadLetterTopic} {
-		resources = append(resources, kafka.DescribeConfigRequestResource{
-			ResourceType: kafka.ResourceTypeTopic, ResourceName: name, ConfigNames: []string{maxMessageBytes, compressionType},
-		})
-	}
-	resp, err := client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: resources})
-	if err != nil {
-		c.log.Debug().Err(err).Msg("topic settings not checked")
-		return nil
-	}
-	for _, r := range resp.Resources {
-		if r.Error != nil { // no permission, for example
-			c.log.Debug().Err(r.Error).Str("topic", r.ResourceName).Msg("topic settings not checked")
-		}
-		for _, e := range r.ConfigEntries {
-			n, _ := strconv.Atoi(e.ConfigValue)
-			switch {
-			case e.ConfigName == maxMessageBytes && n < MessageBytes && r.ResourceName == c.config.Topic:
-				return fmt.Errorf("%w %s: %s: must be at least %d, got %d", errSetting, r.ResourceName, maxMessageBytes, MessageBytes, n)
-			case e.ConfigName == maxMessageBytes && n > maxRecordBytes, e.ConfigName == compressionType && e.ConfigValue != uncompressed:
-				if text := r.ResourceName + e.ConfigName + e.ConfigValue; !c.warned[text] {
-					c.warned[text] = true
-					c.log.Warn().Str("topic", r.ResourceName).Str("setting", e.ConfigName).Str("value", e.ConfigValue).Str("expected", Limits()[e.ConfigName]).
-						Msg("topic admits decompression bombs")
-				}
-			}
-		}
-	}
-	c.examined = time.Now()
-	return nil
-}
-
 func (c *Cluster) open() {
 	ctx, cancel := context.WithCancel(context.Background())
 	transport := &kafka.Transport{
@@ -361,31 +256,6 @@ func (c *Cluster) reopen() {
 	c.open()
 }
 
-// plainConn is a connection without TLS. It detects a broker that expects TLS,
-// which answers with a TLS alert, the size of a huge response, or closes the
-// connection.
-type plainConn struct {
-	net.Conn
-	answered bool // used by the one reader of the connection
-}
-
-// Read implements [net.Conn].
-func (c *plainConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	if c.answered {
-		return n, err
-	}
-	c.answered = n > 0
-	switch {
-	case n >= 2 && p[0] == 21 && p[1] == 3:
-		return 0, fmt.Errorf("kafka.tls.enabled: must be true for %s, got false", c.RemoteAddr())
-	case n == 0 && Torn(err):
-		// Without %w: kafka-go replaces an io.EOF by another error.
-		return 0, fmt.Errorf("no answer from %s with kafka.tls.enabled false: %s", c.RemoteAddr(), err.Error())
-	}
-	return n, err
-}
-
 // Bootstrap is the address for which [Cluster.Dial] dials the configured brokers,
 // the next one if one does not answer. Given the list, kafka-go would keep using
 // the first that accepts a connection.
@@ -401,17 +271,4 @@ func (c *Cluster) Dial(owner context.Context) func(ctx context.Context, network,
 		}
 		return dial(ctx, network, address)
 	}
-}
-
-// ErrorType returns the value of the span attribute error.type: the name of
-// Kafka's error code, timeout or connection.
-func ErrorType(err error) string {
-	var code kafka.Error
-	switch {
-	case errors.As(err, &code):
-		return strings.ReplaceAll(strings.ToLower(code.Title()), " ", "_")
-	case errors.Is(err, context.DeadlineExceeded):
-		return "timeout"
-	}
-	return "connection"
 }

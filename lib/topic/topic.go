@@ -1,5 +1,6 @@
 // Package topic implements the Kafka side that MS2 and MS3 share: the topics of
-// messages and of dead letters, and the [Cluster] by which a service reaches the brokers.
+// messages and of dead letters, and the [Cluster] by which a service reaches the
+// brokers.
 //
 // The key of a record is the message's key, its value the encoded message. Its
 // headers carry the W3C trace context. A dead letter is the record as it was
