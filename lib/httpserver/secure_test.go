@@ -140,9 +140,7 @@ func TestToken(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	write := func(text string) {
 		t.Helper()
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.File(t, file, text)
 	}
 	write("first-Token/1==\n")
 	var log servicetest.Console

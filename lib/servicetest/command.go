@@ -163,10 +163,7 @@ func Variables[C any, PC validator[C]](t *testing.T, p program.Program[C]) {
 	if c.Wait() != 0 {
 		t.Fatal(c.Err.String())
 	}
-	printed := filepath.Join(t.TempDir(), "printed.yaml")
-	if err := os.WriteFile(printed, []byte(c.Out.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	printed := File(t, "printed.yaml", c.Out.String())
 	var again C
 	if err := config.Load(PC(&again), printed); err != nil {
 		t.Fatal(err)
@@ -238,9 +235,7 @@ func Life[C any, PC validator[C]](t testing.TB, p program.Program[C], text, refu
 	file := filepath.Join(dir, "log", p.Name+".log")
 	run := func(listen string, args ...string) *Command {
 		overlay := filepath.Join(dir, "overlay.yaml")
-		if err := os.WriteFile(overlay, fmt.Appendf(nil, "listen: %s\nlogging: {file: %s}\n", listen, file), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		File(t, overlay, fmt.Sprintf("listen: %s\nlogging: {file: %s}\n", listen, file))
 		return Run[C, PC](t, p, append([]string{"-config", overlay}, args...)...)
 	}
 	first := run("127.0.0.1:0")

@@ -9,6 +9,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -43,6 +45,19 @@ func Eventually(t testing.TB, d time.Duration, what string, condition func() boo
 			t.Fatalf("waited %s in vain: %s", d, what)
 		}
 	}
+}
+
+// File writes a file for the test and returns its path. A path that is not
+// absolute is that of a new directory.
+func File(t testing.TB, path, text string) string {
+	t.Helper()
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(t.TempDir(), path)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 // Service is a service that listens, as its clients see it.

@@ -307,10 +307,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	file := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(file, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file := servicetest.File(t, "file", "")
 	for name, test := range map[string]struct {
 		change func(*Config)
 		want   string

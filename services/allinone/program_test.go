@@ -51,10 +51,7 @@ func child(t *testing.T, program string, args ...string) (*servicetest.Process, 
 
 func killed(t *testing.T, program string) {
 	data := t.TempDir()
-	slow := filepath.Join(t.TempDir(), "slow.yaml") // MS3, so that messages wait in the broker
-	if err := os.WriteFile(slow, []byte("workers: 1\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	slow := servicetest.File(t, "slow.yaml", "workers: 1\n") // MS3, so that messages wait in the broker
 	args := []string{"-listen", anyPort, "-data", data, "-config", slow, "-interval", "600", "-in-flight", "256"}
 	db := look(t, data)
 	rows := func(session int64) int64 {
@@ -98,10 +95,7 @@ func killed(t *testing.T, program string) {
 }
 
 func exitStatus(t *testing.T, program string) {
-	file := filepath.Join(t.TempDir(), "wrong.yaml")
-	if err := os.WriteFile(file, []byte("kafka:\n  broker: here\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file := servicetest.File(t, "wrong.yaml", "kafka:\n  broker: here\n")
 	for name, test := range map[string]struct {
 		args       []string
 		status     int
@@ -200,9 +194,7 @@ func consoleFull(t *testing.T, program string) {
 
 func databaseDeleted(t *testing.T, program string) {
 	data, file := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "drain.yaml")
-	if err := os.WriteFile(file, []byte("interaction: {drain_seconds: 1}\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.File(t, file, "interaction: {drain_seconds: 1}\n")
 	p, url := child(t, program, "-listen", anyPort, "-data", data, "-in-flight", "8", "-config", file)
 	expect(t, http.StatusAccepted, url+"/start?interval=600")
 	db := look(t, data)

@@ -11,8 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -445,10 +443,7 @@ func TestPortTaken(t *testing.T) {
 // Routes that act want the token; those that only read need none.
 func TestToken(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file := servicetest.File(t, "token", "secret\n")
 	a := newAPIWith(t, func(c *Config) { c.TokenFile = file })
 	const token = "Bearer secret"
 	a.want(a.do("GET", "/start", ""), 401, "Authorization: must be Bearer")

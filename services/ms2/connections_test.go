@@ -3,8 +3,6 @@ package ms2
 import (
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -89,10 +87,7 @@ func TestHandshake(t *testing.T) {
 
 func TestHandshakeWithAToken(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(file, []byte("secret\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file := servicetest.File(t, "token", "secret\n")
 	r := start(t, topictest.Config(t), func(c *Config) { c.TokenFile = file }).ready()
 	for token, want := range map[string]int{"secret": 101, "other": 401} {
 		status, body := r.Do(http.MethodGet, "/ws", http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}, "Sec-Websocket-Version": {"13"},

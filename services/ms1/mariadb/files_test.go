@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // TestREADMEAccounts runs the README's statements on a server that has the
@@ -29,9 +30,7 @@ func TestREADMEAccounts(t *testing.T) {
 		d.SQL("DROP USER IF EXISTS tricycle@'%', tricycle@localhost; CREATE USER IF NOT EXISTS ''@localhost; " +
 			"CREATE DATABASE IF NOT EXISTS tricycle; USE mysql; DROP DATABASE tricycle; " + string(block[1]))
 		d.PasswordFile = t.TempDir() + "/password"
-		if err := os.WriteFile(d.PasswordFile, []byte("choose one\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.File(t, d.PasswordFile, "choose one\n")
 		s, stop := serve(t, d, d.Address)
 		ready(t, s)
 		stop()

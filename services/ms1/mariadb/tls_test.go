@@ -103,9 +103,7 @@ func TestServerThatRequiresTLS(t *testing.T) {
 		s := connected(t, d, TLS{Mode: tlsRequired}, "")
 		accounts := d.SQL("SELECT GROUP_CONCAT(CONCAT('ALTER USER ', QUOTE(User), '@', QUOTE(Host), ' IDENTIFIED BY ''rotated''') SEPARATOR '; ') FROM mysql.user WHERE User = 'tricycle'")
 		d.SQL(accounts)
-		if err := os.WriteFile(d.PasswordFile, []byte("rotated\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.File(t, d.PasswordFile, "rotated\n")
 		last := d.SQL("SELECT MAX(ID) FROM information_schema.PROCESSLIST")
 		d.SQL("KILL USER tricycle")
 		servicetest.Eventually(t, 20*time.Second, "it connects with the new password", func() bool {

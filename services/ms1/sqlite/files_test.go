@@ -82,9 +82,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s, directory := running(t, zerolog.Nop())
-			if err := os.WriteFile(filepath.Join(directory, "tricycle.db-shm.new"), nil, 0o600); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.File(t, filepath.Join(directory, "tricycle.db-shm.new"), "")
 			id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
 			if err == nil {
 				err = s.Insert(t.Context(), id, []message.Message{row(id, 0)})

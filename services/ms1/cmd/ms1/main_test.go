@@ -46,10 +46,7 @@ func TestRangesOfTheConfiguration(t *testing.T) {
 		"interaction.interval":               "interaction: {interval: 5}",
 		"interaction.interval_seconds: expe": "interaction: {interval_seconds: 5s}",
 	} {
-		file := filepath.Join(t.TempDir(), "ms1.yaml")
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		file := servicetest.File(t, "ms1.yaml", text)
 		c := command().Config
 		if err := config.Load(&c, file); err == nil || !strings.Contains(err.Error(), key) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, want one line that names %s", text, err, key)

@@ -97,9 +97,7 @@ func TestKillBetweenPostAndCommit(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "ms3.yaml")
 	text := "listen: 127.0.0.1:0\nms1:\n  url: " + ms1.URL + "/store\n  batch_messages: 1\ngroup_id: group." + k.Topic + "\nkafka:\n  brokers: [\"" + k.Brokers[0] + "\"]\n  topic: " + k.Topic +
 		"\n  dead_letter_topic: " + k.DeadLetterTopic + "\n"
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.File(t, file, text)
 	run := func() *exec.Cmd {
 		child := exec.Command(os.Args[0], "-config", file)
 		child.Env = append(os.Environ(), childVariable+"=1")
