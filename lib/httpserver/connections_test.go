@@ -51,7 +51,7 @@ func (c client) get(path string) (string, error) {
 
 func TestIdleConnectionsGiveWay(t *testing.T) {
 	const extra = 100
-	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
 	var clients []client
 	for i := range httpserver.MaxConnections + extra {
 		c := connect(t, address)
@@ -72,27 +72,21 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 	if closed != extra || last > 2*extra {
 		t.Errorf("got %d connections closed, up to the one numbered %d, want the %d that were idle longest", closed, last, extra)
 	}
-	if _, err := stop(); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestSilentConnectionsGiveWay(t *testing.T) {
-	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
 	for range 2 * httpserver.MaxConnections { // none sends anything
 		connect(t, address)
 	}
 	if got, err := connect(t, address).get("/"); err != nil || got != "ok" {
 		t.Errorf("got %q, %v, want an answer", got, err)
 	}
-	if _, err := stop(); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestBusyConnectionsAreKept(t *testing.T) {
 	arrived, finish := make(chan struct{}), make(chan struct{})
-	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		arrived <- struct{}{}
 		<-finish
 		fmt.Fprint(w, "ok")
@@ -130,9 +124,6 @@ func TestBusyConnectionsAreKept(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := stop(); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestStopsWhileConnectionsWait(t *testing.T) {
@@ -152,7 +143,7 @@ func TestStopsWhileConnectionsWait(t *testing.T) {
 }
 
 func TestHijackedConnectionsDoNotCount(t *testing.T) {
-	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/hijack" {
 			fmt.Fprint(w, "ok")
 			return
@@ -184,9 +175,6 @@ func TestHijackedConnectionsDoNotCount(t *testing.T) {
 	for _, c := range clients {
 		c.Close()
 	}
-	if _, err := stop(); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestClientsThatDoNotRead(t *testing.T) {
@@ -196,7 +184,7 @@ func TestClientsThatDoNotRead(t *testing.T) {
 		err   error
 	}
 	ended := make(chan outcome, 1)
-	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		var o outcome
 		for o.err == nil && o.bytes < 64<<20 {
 			var n int
@@ -219,15 +207,12 @@ func TestClientsThatDoNotRead(t *testing.T) {
 	case <-time.After(10 * answerTimeout):
 		t.Error("the answer is held indefinitely")
 	}
-	if _, err := stop(); err != nil {
-		t.Error(err)
-	}
 }
 
 // The time for an answer is not used up by the handler, or by the answer before.
 func TestLateAnswersArrive(t *testing.T) {
 	t.Parallel()
-	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/late" {
 			time.Sleep(answerTimeout + answerTimeout/2) // a time that the server must not count
 		}
@@ -239,14 +224,11 @@ func TestLateAnswersArrive(t *testing.T) {
 			t.Errorf("%s: got %q, %v, want an answer", path, got, err)
 		}
 	}
-	if _, err := stop(); err != nil {
-		t.Error(err)
-	}
 }
 
 func TestUnreadableRequestsGetProblems(t *testing.T) {
 	t.Parallel()
-	address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "of the handler", http.StatusBadRequest)
 	}), zerolog.Nop())
 	for name, c := range map[string]struct {
@@ -305,8 +287,5 @@ func TestUnreadableRequestsGetProblems(t *testing.T) {
 				t.Errorf("got the detail %q, want %q", problem.Detail, c.detail)
 			}
 		})
-	}
-	if _, err := stop(); err != nil {
-		t.Error(err)
 	}
 }

@@ -122,9 +122,9 @@ type Server struct {
 
 // Listen opens a TCP listener on address ("host:port", port 0 for a free one)
 // for a server of the handler, with TLS if the pair names a certificate. Nothing
-// is served before [Server.Run]. The server has at most [MaxConnections] connections; at the limit it closes the
-// one that has been idle longest. A client that takes longer than
-// [AnswerTimeout] to read an answer is cut off.
+// is served before [Server.Run]. The server has at most [MaxConnections]
+// connections; at the limit it closes the one that has been idle longest. A client
+// that takes longer than [AnswerTimeout] to read an answer is cut off.
 func Listen(address string, p credentials.Pair, handler http.Handler, logger zerolog.Logger) (*Server, error) {
 	limitedLog := logging.Limit(logger)
 	secure, err := p.Server("tls", func(err error) { limitedLog.Error().Err(err).Msg("changed certificate not used") })
