@@ -56,30 +56,19 @@ const consoleTime = "15:04:05.000"
 
 // Log is the outputs of a logger of [New].
 type Log struct {
-	console, file *Output // nil if there is none that counts
+	Console, File *Output // nil if there is none that counts
 	rotating      io.Closer
 	lock          io.Closer
 }
 
-// Dropped returns the numbers of lines that console and file did not accept.
-func (l *Log) Dropped() (console, file int) {
-	if l.console != nil {
-		console = l.console.Dropped()
-	}
-	if l.file != nil {
-		file = l.file.Dropped()
-	}
-	return console, file
-}
-
 // Close waits up to half a second for the last lines and closes the file.
 func (l *Log) Close() error {
-	if l.file == nil {
+	if l.File == nil {
 		return nil
 	}
-	_ = l.file.Close() // never fails
+	_ = l.File.Close() // never fails
 	select {
-	case <-l.file.done:
+	case <-l.File.done:
 		return errors.Join(l.rotating.Close(), l.lock.Close())
 	default: // closing a file that hangs could hang too
 		return nil
@@ -95,7 +84,7 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 		return zerolog.Nop(), nil, fmt.Errorf("logging.level: %w", err)
 	}
 	l := &Log{}
-	l.console, _ = console.(*Output)
+	l.Console, _ = console.(*Output)
 	logger := func(out io.Writer) zerolog.Logger {
 		return zerolog.New(cleaner{out}).Level(level).Hook(stamp).With().Str("service", service).Logger()
 	}
@@ -109,13 +98,13 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 	}
 	rotating := &timberjack.Logger{Filename: path, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles, FileMode: 0o600}
 	l.rotating = rotating
-	l.file = newOutput(rotating, func(dropped int) []byte {
+	l.File = newOutput(rotating, func(dropped int) []byte {
 		var line bytes.Buffer
 		log := logger(&line)
 		log.Warn().Int("count", dropped).Msg("log lines dropped")
 		return line.Bytes()
 	})
-	return logger(zerolog.MultiLevelWriter(out, l.file)), l, nil
+	return logger(zerolog.MultiLevelWriter(out, l.File)), l, nil
 }
 
 // stamp adds the time. The format of zerolog's own is a global variable.

@@ -175,8 +175,11 @@ func (o *Output) run() {
 	}
 }
 
-// Dropped returns the number of lines that did not reach the output.
+// Dropped returns the number of lines that did not reach the output, 0 for nil.
 func (o *Output) Dropped() int {
+	if o == nil {
+		return 0
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.dropped

@@ -151,7 +151,7 @@ func TestAFileThatRefusesALine(t *testing.T) {
 	}
 	log.Info().Ints("numbers", make([]int, 1<<20)).Msg("too long")
 	log.Info().Msg("hello")
-	if console, file := l.Dropped(); console != 0 || file != 1 {
+	if console, file := l.Console.Dropped(), l.File.Dropped(); console != 0 || file != 1 {
 		t.Errorf("got %d and %d lines dropped, want 0 and 1", console, file)
 	}
 	if err := l.Close(); err != nil {

@@ -45,8 +45,7 @@ func Serve[S Service](ctx context.Context, name string, l logging.Config, t tele
 		}, func() float64 { return float64(count()) })
 	}
 	tel.Metrics.MustRegister(
-		dropped("console", func() int { n, _ := output.Dropped(); return n }),
-		dropped("file", func() int { _, n := output.Dropped(); return n }))
+		dropped("console", output.Console.Dropped), dropped("file", output.File.Dropped))
 	defer func() {
 		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 		defer cancel()
