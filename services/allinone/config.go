@@ -22,7 +22,7 @@ type Config struct {
 	Data         string                `yaml:"data"`          // directory of the embedded parts and the logs; it is created
 	Once         bool                  `yaml:"once"`          // run one session, then exit; a session of another client is waited for
 	Open         bool                  `yaml:"open"`          // open MS1's page in a browser; not with once
-	TokenFile    string                `yaml:"token_file"`    // holds the bearer token that /start, /stop and /store want, on one line; read again when it changes; empty: none
+	TokenFile    string                `yaml:"token_file"`    // holds the bearer token that /start, /stop and /store require, on one line; read again when it changes; empty: none
 	Interaction  ms1.InteractionConfig `yaml:"interaction"`
 	Workers      int                   `yaml:"workers"`  // concurrent requests of MS3 to MS1
 	GroupID      string                `yaml:"group_id"` // MS3's consumer group

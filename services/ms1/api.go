@@ -26,7 +26,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
-// handler returns the HTTP API. The routes that act want the token. The checks are
+// handler returns the HTTP API. The routes that act require the token. The checks are
 // those of /readyz.
 func (s *Service) handler(token *credentials.Token, checks []httpserver.Check) http.Handler {
 	guarded := func(route string, next http.HandlerFunc) http.HandlerFunc {

@@ -17,7 +17,7 @@ type Config struct {
 	Listen       string            `yaml:"listen"`        // host:port of the HTTP API
 	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
 	TLS          credentials.Pair  `yaml:"tls"`
-	TokenFile    string            `yaml:"token_file"` // holds the bearer token that /start, /stop and /store want, on one line; read again when it changes; empty: none
+	TokenFile    string            `yaml:"token_file"` // holds the bearer token that /start, /stop and /store require, on one line; read again when it changes; empty: none
 	Interaction  InteractionConfig `yaml:"interaction"`
 	MS2          MS2Config         `yaml:"ms2"`
 	Tracing      telemetry.Config  `yaml:"tracing"`

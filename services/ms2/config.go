@@ -16,7 +16,7 @@ type Config struct {
 	Listen       string            `yaml:"listen"`        // host:port of WebSocket, health and metrics; port 0 for a free one
 	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
 	TLS          credentials.Pair  `yaml:"tls"`
-	TokenFile    string            `yaml:"token_file"` // holds the bearer token that the handshake wants, on one line; read again when it changes; empty: none
+	TokenFile    string            `yaml:"token_file"` // holds the bearer token that the handshake requires, on one line; read again when it changes; empty: none
 	Kafka        topic.Config      `yaml:"kafka"`
 	Tracing      telemetry.Config  `yaml:"tracing"`
 	Logging      logging.Config    `yaml:"logging"`
