@@ -43,14 +43,19 @@ type bare struct {
 	frame, record, post atomic.Pointer[func() error] // the next step on each arrival
 	done                chan error
 	close               []func()
+	processes           map[string][]int // this one and the servers
 }
 
 // newBare connects everything to the parts. The database must be empty.
-func newBare(ctx context.Context, brokers []string, db *sql.DB) (b *bare, err error) {
+func newBare(ctx context.Context, brokers []string, db *sql.DB, servers map[string]int) (b *bare, err error) {
 	b = &bare{
+		processes: map[string][]int{"bench": {os.Getpid()}},
 		kafka: &kafka.Client{Addr: kafka.TCP(brokers...), Transport: &kafka.Transport{}},
 		topic: "bench." + rand.Text(), partitions: topic.Defaults().Partitions,
 		client: &http.Client{Transport: &http.Transport{}}, db: db, done: make(chan error, 1),
+	}
+	for name, pid := range servers {
+		b.processes[name] = []int{pid}
 	}
 	b.close = append(b.close, b.kafka.Transport.(*kafka.Transport).CloseIdleConnections, b.client.CloseIdleConnections)
 	defer func() {
@@ -305,7 +310,7 @@ func (b *bare) loop(ctx context.Context, long time.Duration) (Trial, error) {
 		func() error { return b.produce(ctx) },
 		func() error { return b.postStore(ctx) },
 		func() error { b.finish(b.insert(ctx)); return nil })
-	used, err := cpuTime(os.Getpid())
+	used, err := cpuTimes(b.processes)
 	if err != nil {
 		return Trial{}, err
 	}
@@ -318,8 +323,11 @@ func (b *bare) loop(ctx context.Context, long time.Duration) (Trial, error) {
 		Subject: bareSubject, InFlight: 1, Messages: int64(len(times)), Times: map[string]Percentile{},
 		PerSecond: float64(len(times)) / time.Since(begin).Seconds(),
 	}
-	after, err := cpuTime(os.Getpid())
-	t.CPU = map[string]float64{"bench": micros(after-used) / float64(len(times))}
+	after, err := cpuTimes(b.processes)
+	t.CPU = map[string]float64{}
+	for name, d := range after {
+		t.CPU[name] = micros(d-used[name]) / float64(len(times))
+	}
 	addNext(t.Times, times)
 	return t, err
 }

@@ -308,7 +308,7 @@ func (p plan) bare(ctx context.Context, e environment) (trials []Trial, err erro
 	db.SetMaxOpenConns(1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	b, err := newBare(ctx, brokers, db)
+	b, err := newBare(ctx, brokers, db, e.processes)
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,21 @@ import (
 // platform that Go supports.
 const clockTick = 10 * time.Millisecond
 
+// cpuTimes returns the processor time that processes have used so far, by name.
+func cpuTimes(processes map[string][]int) (map[string]time.Duration, error) {
+	used := map[string]time.Duration{}
+	for name, pids := range processes {
+		for _, pid := range pids {
+			d, err := cpuTime(pid)
+			if err != nil {
+				return nil, fmt.Errorf("processor time of %s: %w", name, err)
+			}
+			used[name] += d
+		}
+	}
+	return used, nil
+}
+
 // cpuTime returns the processor time that a process has used, in user and in
 // kernel mode.
 func cpuTime(pid int) (time.Duration, error) {

@@ -323,7 +323,7 @@ func (s *system) poll(ctx context.Context, long time.Duration, what string, cond
 
 // trial runs a session and returns its figures.
 func (s *system) trial(ctx context.Context, seconds, inFlight int) (t Trial, err error) {
-	before, err := s.cpu()
+	before, err := cpuTimes(s.processes)
 	if err != nil {
 		return t, err
 	}
@@ -357,7 +357,7 @@ func (s *system) trial(ctx context.Context, seconds, inFlight int) (t Trial, err
 	}); err != nil {
 		return t, err
 	}
-	after, err := s.cpu()
+	after, err := cpuTimes(s.processes)
 	if err != nil {
 		return t, err
 	}
@@ -387,21 +387,6 @@ func (s *system) trial(ctx context.Context, seconds, inFlight int) (t Trial, err
 	t.SpansDropped, err = s.dropped(ctx)
 	t.SpansDropped -= dropped
 	return t, err
-}
-
-// cpu returns the processor time used so far, by the name of the process.
-func (s *system) cpu() (map[string]time.Duration, error) {
-	used := map[string]time.Duration{}
-	for name, pids := range s.processes {
-		for _, pid := range pids {
-			d, err := cpuTime(pid)
-			if err != nil {
-				return nil, fmt.Errorf("processor time of %s: %w", name, err)
-			}
-			used[name] += d
-		}
-	}
-	return used, nil
 }
 
 // dropped returns the spans that were dropped so far.

@@ -22,7 +22,7 @@ begin 'build'
 build now
 go build -o "$work/bench" ./bench
 # The runtime's settings of the containers. They have one processor each; other revisions run as theirs did, without.
-settings=$(sed -n 's/^ *\(GOMAXPROCS\|GOGC\): "\(.*\)"$/,\1=\2/p' compose/compose.yaml | tr -d '\n')
+settings=$(sed -nE 's/^    (GOMAXPROCS|GOGC|GOMEMLIMIT): "?([^"]*)"?$/,\1=\2/p' compose/compose.yaml | tr -d '\n')
 unset GOMAXPROCS GOGC GOMEMLIMIT # the caller's
 flags=(-programs "now=$work/programs/now$settings")
 while [ $# -gt 0 ] && [ "$1" != -- ]; do

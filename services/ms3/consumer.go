@@ -139,7 +139,7 @@ func (c *consumer) consume(ctx, work context.Context) error {
 
 // fetch starts processing each record of the reader until ctx ends.
 func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
-	p := &poster{consumer: c, ctx: ctx, work: work}
+	p := newPoster(ctx, work, c)
 	began := time.Now()
 	for ctx.Err() == nil {
 		c.waiting.Store(true)

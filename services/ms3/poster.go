@@ -38,9 +38,16 @@ type poster struct {
 	ctx      context.Context // no message is posted again after it
 	work     context.Context // of the requests
 
+	wake chan struct{} // takes a token for each goroutine that need no longer wait
+
 	mu       sync.Mutex
 	queue    []*delivery
 	requests int // in flight
+	waiting  int // goroutines that make requests and have none
+}
+
+func newPoster(ctx, work context.Context, c *consumer) *poster {
+	return &poster{consumer: c, ctx: ctx, work: work, wake: make(chan struct{}, c.config.Workers)}
 }
 
 // add queues records and starts as many requests as they are worth.
@@ -49,26 +56,47 @@ func (p *poster) add(rs ...*delivery) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.queue = append(p.queue, rs...)
+	if p.ctx.Err() != nil {
+		p.abandon()
+		return
+	}
 	for rest := len(p.queue); rest > 0 && p.requests < workers && (p.requests < eager || rest >= batch); rest -= batch {
 		p.requests++
-		go p.run()
+		if p.waiting == 0 {
+			go p.run()
+			continue
+		}
+		p.waiting--
+		p.wake <- struct{}{}
 	}
 }
 
-// run makes requests, one after the other, until no record waits.
+func (p *poster) abandon() {
+	p.consumer.abandon(p.queue)
+	p.queue = nil
+}
+
+// run makes requests, one after the other, until ctx ends. Without records it
+// waits: the stack of a new goroutine would have to grow in each request.
 func (p *poster) run() {
-	for batch := p.next(); len(batch) > 0; batch = p.next() {
-		p.post(batch)
+	for p.ctx.Err() == nil {
+		for batch := p.next(); len(batch) > 0; batch = p.next() {
+			p.post(batch)
+		}
+		select {
+		case <-p.wake:
+		case <-p.ctx.Done():
+		}
 	}
+	p.next() // abandons what is left
 }
 
-// next takes a batch out of the queue. An empty batch ends the run.
+// next takes a batch out of the queue. After an empty batch the caller waits.
 func (p *poster) next() []*delivery {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.ctx.Err() != nil {
-		p.consumer.abandon(p.queue)
-		p.queue = nil
+		p.abandon()
 	}
 	n := 0
 	for n < min(len(p.queue), p.consumer.config.MS1.BatchMessages) && (n == 0 || !p.queue[0].alone && !p.queue[n].alone) {
@@ -78,6 +106,7 @@ func (p *poster) next() []*delivery {
 	if p.queue = p.queue[n:]; n == 0 {
 		p.queue = nil
 		p.requests--
+		p.waiting++
 	}
 	return batch
 }

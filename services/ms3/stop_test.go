@@ -15,13 +15,16 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 	k, store, source := neighbours(t, topictest.Config(t))
 	ms, records := messages(8)
 	inside, release := make(chan struct{}, 8), make(chan struct{})
-	store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
+	store.answers(func(w http.ResponseWriter, r *http.Request, m message.Message, _ int) {
 		if m.Key() == ms[5].Key() {
 			w.WriteHeader(503)
 			return
 		}
 		inside <- struct{}{}
-		<-release
+		select {
+		case <-release:
+		case <-r.Context().Done(): // after a failure of the test
+		}
 	})
 	r := start(t, k, store.URL, func(c *Config) { c.MS1.BatchMessages = 1 })
 	source.produce(0, records...)
