@@ -50,8 +50,8 @@ type bare struct {
 func newBare(ctx context.Context, brokers []string, db *sql.DB, servers map[string]int) (b *bare, err error) {
 	b = &bare{
 		processes: map[string][]int{"bench": {os.Getpid()}},
-		kafka: &kafka.Client{Addr: kafka.TCP(brokers...), Transport: &kafka.Transport{}},
-		topic: "bench." + rand.Text(), partitions: topic.Defaults().Partitions,
+		kafka:     &kafka.Client{Addr: kafka.TCP(brokers...), Transport: &kafka.Transport{}},
+		topic:     "bench." + rand.Text(), partitions: topic.Defaults().Partitions,
 		client: &http.Client{Transport: &http.Transport{}}, db: db, done: make(chan error, 1),
 	}
 	for name, pid := range servers {

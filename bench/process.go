@@ -16,7 +16,8 @@ import (
 // platform that Go supports.
 const clockTick = 10 * time.Millisecond
 
-// cpuTimes returns the processor time that processes have used so far, by name.
+// cpuTimes returns the processor time that processes have used so far. Its keys
+// are their names.
 func cpuTimes(processes map[string][]int) (map[string]time.Duration, error) {
 	used := map[string]time.Duration{}
 	for name, pids := range processes {
