@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/segmentio/kafka-go"
 	"gopkg.in/yaml.v3"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
@@ -61,7 +62,8 @@ type chain struct {
 	front    map[string]string // where the test reaches a service, if not at its address
 	overlays map[string]settings
 	running  map[string]*servicetest.Process
-	initial  bool // each program is process 1 of its own
+	initial  bool             // each program is process 1 of its own
+	brokers  *kafka.Transport // with which the test reaches the brokers; nil for plain text
 }
 
 // newChain prepares a chain. Nothing runs yet.

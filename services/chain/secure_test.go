@@ -36,7 +36,7 @@ type secured struct {
 	ca       *credentialstest.Authority
 	files    string // directory of ca.pem, the passwords of ms2 and ms3 for Kafka, the token that MS1 and MS2 want, and those that ms1 and ms3 send
 	database *servertest.Database
-	brokers  []*servertest.Server
+	servers  []*servertest.Server // the brokers
 }
 
 // newSecured prepares a chain on servers of its own that accept nothing else.
@@ -53,11 +53,11 @@ func newSecured(t *testing.T, brokers int) *secured {
 	}
 	t.Cleanup(func() { db.Close() })
 	password := rand.Text()
-	s.brokers = servertest.SecureBrokers(t, brokers, servertest.Security{
+	s.servers = servertest.SecureBrokers(t, brokers, servertest.Security{
 		CAFile: ca.File, CertificateFile: pair.CertificateFile, KeyFile: pair.KeyFile, Password: password})
 
 	s.chain = newChainOn(t, storetest.Server{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db})
-	s.useKafka(4, brokers, s.brokers...)
+	s.useKafka(6, brokers, s.servers...)
 	s.secret("ca.pem", "")
 	copyFile(t, ca.File, s.path("ca.pem"))
 	token := rand.Text()
@@ -137,10 +137,8 @@ func (s *secured) permit(superuser string) {
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(text)
-	transport := &kafka.Transport{TLS: &tls.Config{RootCAs: pool}, SASL: plain.Mechanism{Username: "broker", Password: superuser}}
-	defer transport.CloseIdleConnections()
-	admin := &kafka.Client{Addr: kafka.TCP(s.kafka.Brokers...), Transport: transport, Timeout: 20 * time.Second}
-	ctx := s.t.Context()
+	s.chain.brokers = &kafka.Transport{TLS: &tls.Config{RootCAs: pool}, SASL: plain.Mechanism{Username: "broker", Password: superuser}}
+	admin, ctx := s.admin(), s.t.Context()
 
 	users := &kafka.AlterUserScramCredentialsRequest{}
 	for name, mechanism := range map[string]kafka.ScramMechanism{"ms2": kafka.ScramMechanismSha512, "ms3": kafka.ScramMechanismSha256} {
@@ -169,7 +167,7 @@ func (s *secured) permit(superuser string) {
 
 	topics := &kafka.CreateTopicsRequest{}
 	for _, name := range []string{s.kafka.Topic, s.kafka.DeadLetterTopic} {
-		topics.Topics = append(topics.Topics, kafka.TopicConfig{Topic: name, NumPartitions: 4, ReplicationFactor: len(s.brokers)})
+		topics.Topics = append(topics.Topics, kafka.TopicConfig{Topic: name, NumPartitions: 6, ReplicationFactor: len(s.servers)})
 	}
 	created, err := admin.CreateTopics(ctx, topics)
 	if err != nil {
@@ -207,12 +205,36 @@ func TestEveryLinkIsSecure(t *testing.T) {
 	t.Run("one broker", func(t *testing.T) { everyLinkIsSecure(t, 1) })
 	t.Run("three brokers", func(t *testing.T) {
 		slow(t)
-		everyLinkIsSecure(t, 3)
+		s := everyLinkIsSecure(t, 3)
+		_, pause := s.survives(32, func() {
+			for i, b := range s.servers {
+				b.Kill()
+				began, before := time.Now(), s.status().Session.Stored
+				servicetest.Eventually(t, 30*time.Second, "the session goes on", func() bool { return s.status().Session.Stored > before+500 })
+				t.Logf("broker %d killed: 500 messages stored after %s", i+1, time.Since(began).Round(time.Millisecond))
+				b.Start()
+				servicetest.Eventually(t, time.Minute, "every replica is in sync", s.inSync)
+			}
+		})
+		atMost(t, pause, 0, 20*time.Second) // two brokers remain at any time
+
+		_, pause = s.survives(32, s.servers[0].Kill) // for good
+		atMost(t, pause, 0, 20*time.Second)
+		for _, inFlight := range []int{1, 64} {
+			s.begin(3, inFlight)
+			s.noneLost(s.end())
+		}
+		for _, name := range []string{"ms1", "ms2", "ms3"} {
+			s.ready(name)
+		}
 	})
 }
 
-func everyLinkIsSecure(t *testing.T, brokers int) {
+// everyLinkIsSecure returns a chain that has stored messages.
+func everyLinkIsSecure(t *testing.T, brokers int) *secured {
+	t.Helper()
 	s := newSecured(t, brokers)
+	s.patient()
 	s.up()
 	for _, inFlight := range []int{1, 64} {
 		s.begin(3, inFlight)
@@ -233,6 +255,7 @@ func everyLinkIsSecure(t *testing.T, brokers int) {
 	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("plain text to TLS: %s, want 400", resp.Status)
 	}
+	return s
 }
 
 // Files that become wrong under load, and are corrected without a restart.
@@ -264,8 +287,8 @@ func TestWrongFilesUnderLoad(t *testing.T) {
 		for name := range passwords {
 			s.secret(name+".password", "wrong")
 		}
-		s.brokers[0].Stop() // for new connections
-		s.brokers[0].Start()
+		s.servers[0].Stop() // for new connections
+		s.servers[0].Start()
 		for name := range passwords {
 			logs(name, "with the password in "+s.path(name+".password"))
 		}
