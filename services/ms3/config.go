@@ -18,6 +18,7 @@ const maxBatch = 64
 type Config struct {
 	Listen       string            `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
 	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	TLS          credentials.Pair  `yaml:"tls"`
 	MS1          MS1               `yaml:"ms1"`
 	Workers      int               `yaml:"workers"`  // requests to MS1 in flight at once
 	GroupID      string            `yaml:"group_id"` // of the consumer group, whose members share the partitions
@@ -56,7 +57,7 @@ func (c *Config) Validate() error {
 		group = errors.New(`group_id: must be a name, got ""`)
 	}
 	return errors.Join(
-		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
+		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts), c.TLS.Validate("tls"),
 		config.URL("ms1.url", c.MS1.URL, "http", "https"),
 		config.InRange("ms1.batch_messages", c.MS1.BatchMessages, 1, maxBatch),
 		config.InRange("workers", c.Workers, 1, 1024),

@@ -27,7 +27,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/rs/zerolog"
 
-	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/program"
@@ -67,7 +66,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 		httpserver.Check{Name: "kafka", Probe: s.consumer.ready},
 		httpserver.Check{Name: "ms1", Probe: client.ready},
 	)
-	if s.server, err = httpserver.Listen(c.Listen, credentials.Pair{}, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
+	if s.server, err = httpserver.Listen(c.Listen, c.TLS, routes.Handler(append([]string{c.Listen}, c.AllowedHosts...)...), log); err != nil {
 		return nil, fmt.Errorf("listen for health checks: %w", err)
 	}
 	return s, nil

@@ -22,7 +22,7 @@ func command() program.Program[ms3.Config] {
 		Serves: func(c ms3.Config) program.Served {
 			// MS1 stops first, and drains through MS3: its absence is no reason to
 			// restart this.
-			return program.Served{Address: c.Listen, Ready: "/readyz?exclude=ms1", Profiling: c.Profiling}
+			return program.Served{Address: c.Listen, Ready: "/readyz?exclude=ms1", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
 		},
 		Run: func(ctx context.Context, c ms3.Config, console io.Writer) error { return ms3.Run(ctx, c, console, nil) },
 	}
