@@ -297,13 +297,14 @@ func URL(key, value string, schemes ...string) error {
 	return fmt.Errorf("%s: must be a URL such as %s://host:port, got %q", key, schemes[0], redacted(value))
 }
 
-// File returns the content of the file that a key names.
+// File returns the content of the file that a key names, without the byte order
+// mark of some editors.
 func File(key, path string) ([]byte, error) {
 	data, err := read(path)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", key, err)
 	}
-	return data, nil
+	return bytes.TrimPrefix(data, []byte("\ufeff")), nil
 }
 
 // Secret returns the one line of the file that a key names, and "" for an empty
@@ -319,6 +320,9 @@ func Secret(key, path string) (string, error) {
 	secret := strings.TrimRight(string(data), "\r\n")
 	if secret == "" {
 		return "", fmt.Errorf("%s: must name a file with a secret, got %s, which is empty", key, path)
+	}
+	if strings.HasPrefix(secret, "\xff\xfe") { // as PowerShell writes it
+		return "", fmt.Errorf("%s: must name a file in UTF-8, got %s in UTF-16", key, path)
 	}
 	if strings.ContainsAny(secret, "\r\n") {
 		return "", fmt.Errorf("%s: must name a file with one line, got %s, which has more", key, path)

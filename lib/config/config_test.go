@@ -345,6 +345,7 @@ func TestSecret(t *testing.T) {
 		"plain":                 {"hunter2", "hunter2"},
 		"a line end":            {"hunter2\n", "hunter2"},
 		"a Windows line end":    {"hunter2\r\n", "hunter2"},
+		"a byte order mark":     {"\ufeffhunter2\n", "hunter2"},
 		"blanks are part":       {" hunter 2 \n", " hunter 2 "},
 		"not UTF-8":             {"\xff\x00\n", "\xff\x00"},
 		"an empty file":         {"", ""},
@@ -368,6 +369,11 @@ func TestSecret(t *testing.T) {
 		path := file(t, "hunter2\nhunter3\n")
 		_, err := config.Secret("password_file", path)
 		expect(t, err, "password_file: must name a file with one line, got "+path+", which has more")
+	})
+	t.Run("UTF-16", func(t *testing.T) {
+		path := file(t, "\xff\xfeh\x00\r\x00\n\x00")
+		_, err := config.Secret("password_file", path)
+		expect(t, err, "password_file: must name a file in UTF-8, got "+path+" in UTF-16")
 	})
 	t.Run("no file named", func(t *testing.T) {
 		if got, err := config.Secret("password_file", ""); got != "" || err != nil {

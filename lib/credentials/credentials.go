@@ -10,9 +10,11 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
@@ -89,22 +91,31 @@ func (c Certificates) Handshake(section, serverName string) Handshake {
 func (c Certificates) Explain(section, server string, err error) error {
 	var unverified *tls.CertificateVerificationError
 	var invalid x509.CertificateInvalidError
+	var host x509.HostnameError
 	var header tls.RecordHeaderError
-	var alert tls.AlertError
 	switch {
 	case errors.As(err, &unverified) && errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		err = validity(invalid.Cert) // x509's text has the time, so each one would look new in the log
 		return fmt.Errorf("%s: certificate of %s: %w", section, server, err)
+	case errors.As(err, &unverified) && errors.As(err, &host):
+		return fmt.Errorf("%s: certificate of %s: %w", section, server, host)
 	case errors.As(err, &unverified):
 		return fmt.Errorf("%s.ca_file: verify certificate of %s with %s: %w", section, server, cmp.Or(c.CAFile, "the system's CAs"), unverified.Err)
-	case errors.As(err, &alert) && c.CertificateFile == "":
-		return fmt.Errorf("%s.certificate_file: %s refuses a client without certificate: %w", section, server, alert)
-	case errors.As(err, &alert):
-		return fmt.Errorf("%s.certificate_file: %s refuses %s: %w", section, server, c.CertificateFile, alert)
+	case Alert(err):
+		return fmt.Errorf("%s: %s refuses TLS with certificate_file %q: %w", section, server, c.CertificateFile, err)
 	case errors.As(err, &header):
 		return fmt.Errorf("%s: expected TLS at %s, found plain text", section, server)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		return fmt.Errorf("%s: expected TLS at %s, found a closed connection: %w", section, server, err)
 	}
 	return fmt.Errorf("%s: TLS handshake with %s: %w", section, server, err)
+}
+
+// Alert reports whether the peer has ended a connection by a TLS alert. Without
+// a certificate that it wants, the first read can return this.
+func Alert(err error) bool {
+	var remote *net.OpError
+	return errors.As(err, &remote) && remote.Op == "remote error" // its cause has no exported type
 }
 
 // validity returns an error if now is outside the validity of a certificate.

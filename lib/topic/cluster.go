@@ -87,7 +87,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 				err = fmt.Errorf("get the offsets of %s, partition %d: %w", c.config.Topic, number, cause)
 			}
 		}
-		err = c.config.explain(err)
+		err = c.config.explain(err, c.Partitions() > 0)
 		c.mu.Lock()
 		if c.err = err; err == nil {
 			c.partitions, c.bad = partitions, bad

@@ -2,7 +2,6 @@ package topic
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"strings"
@@ -13,6 +12,7 @@ import (
 	"github.com/segmentio/kafka-go/sasl/scram"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 )
 
 // mechanism returns kafka-go's mechanism of that name.
@@ -55,15 +55,19 @@ func (c *Cluster) Login() sasl.Mechanism {
 	return login{c.config.SASL}
 }
 
-// explain returns an error with the key that it is about, if that is known.
-func (c Config) explain(err error) error {
-	var alert tls.AlertError
+// explain returns an error with the key that it is about, if that is known. The
+// brokers have answered before, or not yet.
+func (c Config) explain(err error, before bool) error {
 	switch {
 	case errors.Is(err, kafka.SASLAuthenticationFailed):
 		return fmt.Errorf("kafka.sasl: user %q with the password in %s: %w", c.SASL.User, c.SASL.PasswordFile, err)
 	case errors.Is(err, kafka.UnsupportedSASLMechanism):
 		return fmt.Errorf("kafka.sasl.mechanism: %s: %w", c.SASL.Mechanism, err)
-	case errors.As(err, &alert):
+	case errors.Is(err, kafka.IllegalSASLState):
+		return fmt.Errorf("kafka.sasl.mechanism: must be empty for brokers without SASL, got %q: %w", c.SASL.Mechanism, err)
+	case Torn(err) && !before && c.SASL == (SASL{}):
+		return fmt.Errorf("kafka.sasl.mechanism: must not be empty if the brokers require SASL, and one closes the connection: %w", err)
+	case credentials.Alert(err):
 		return c.TLS.Explain("kafka.tls", strings.Join(c.Brokers, ", "), err)
 	}
 	return err

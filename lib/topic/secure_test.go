@@ -95,11 +95,11 @@ func TestCheckFiles(t *testing.T) {
 // recovers as soon as the file is right.
 func TestSecureBroker(t *testing.T) {
 	t.Parallel()
-	ca, stranger := credentialstest.New(t), credentialstest.New(t)
 	for _, mechanism := range []string{"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"} {
 		t.Run(mechanism, func(t *testing.T) {
 			t.Parallel()
-			cluster, address := topictest.Cluster(t, kfake.TLS(ca.Server("localhost")), kfake.EnableSASL(), kfake.Superuser(mechanism, "tricycle", "right"))
+			config, fail := credentialstest.New(t).Failing("localhost")
+			cluster, address := topictest.Cluster(t, kfake.TLS(config), kfake.EnableSASL(), kfake.Superuser(mechanism, "tricycle", "right"))
 			c := topictest.For(t, address)
 			c.TLS = topic.TLS{Enabled: true, Certificates: credentials.Certificates{CAFile: secret(t, "")}, ServerName: "localhost"}
 			c.SASL = topic.SASL{Mechanism: mechanism, User: "tricycle", PasswordFile: secret(t, "wrong")}
@@ -109,12 +109,9 @@ func TestSecureBroker(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- l.Run(ctx) }()
 			defer func() { cancel(); <-done }()
-			copyFile := func(from, to string) {
-				data, err := os.ReadFile(from)
-				if err == nil {
-					err = os.WriteFile(to, data, 0o600)
-				}
-				if err != nil {
+			write := func(password string) {
+				t.Helper()
+				if err := os.WriteFile(c.SASL.PasswordFile, []byte(password), 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -123,15 +120,14 @@ func TestSecureBroker(t *testing.T) {
 				servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(fmt.Sprint(l.Ready(ctx)), want) })
 				servicetest.Eventually(t, 20*time.Second, "logged: "+want, func() bool { return log.Has(strings.ReplaceAll(want, `"`, `\"`)) })
 			}
-			is("kafka.tls.ca_file: must name a PEM file with certificates, got " + c.TLS.CAFile)
-			copyFile(stranger.File, c.TLS.CAFile)
-			is("kafka.tls.ca_file: verify certificate of " + address + " with " + c.TLS.CAFile + ": x509: certificate signed by unknown authority")
 			// Kafka answers a wrong password; this broker closes the connection.
 			fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.SASLAuthenticate}, Err: kerr.SaslAuthenticationFailed, Count: -1})
-			copyFile(ca.File, c.TLS.CAFile)
+			fail("kafka.tls", c.TLS.CAFile, address, is)
 			is(`kafka.sasl: user "tricycle" with the password in ` + c.SASL.PasswordFile + ": ")
+			write("right\nwrong\n")
+			is("kafka.sasl.password_file: must name a file with one line, got " + c.SASL.PasswordFile + ", which has more")
 			fault.Remove()
-			copyFile(secret(t, "right"), c.SASL.PasswordFile)
+			write("right\r\n")
 			servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
 			if _, err := l.Produce(ctx, c.Topic, 0, kafka.Message{Value: []byte("v")}); err != nil {
 				t.Error(err)
@@ -140,66 +136,83 @@ func TestSecureBroker(t *testing.T) {
 	}
 }
 
-func TestBrokerThatIsNotTrusted(t *testing.T) {
-	t.Parallel()
-	ca := credentialstest.New(t)
-	expired := ca.Server("localhost")
-	pair := ca.Issue("localhost")
-	ca.Write(pair, time.Now().Add(-time.Minute), "localhost")
-	expired.Certificates[0] = load(t, pair)
-	for name, c := range map[string]struct {
-		options []kfake.Opt
-		change  func(*topic.Config)
-		want    string
-	}{
-		"plain text to TLS":     {[]kfake.Opt{kfake.TLS(ca.Server("localhost"))}, func(c *topic.Config) { c.TLS = topic.TLS{} }, "with kafka.tls.enabled false: "},
-		"TLS to plain text":     {nil, func(*topic.Config) {}, "kafka.tls: TLS handshake with "},
-		"expired":               {[]kfake.Opt{kfake.TLS(expired)}, func(*topic.Config) {}, "kafka.tls: certificate of 127.0.0.1"},
-		"another name":          {[]kfake.Opt{kfake.TLS(ca.Server("other.example"))}, func(*topic.Config) {}, "x509: certificate is valid for other.example, not localhost"},
-		"the address is not in": {[]kfake.Opt{kfake.TLS(ca.Server("localhost"))}, func(c *topic.Config) { c.TLS.ServerName = "" }, "x509: cannot validate certificate for 127.0.0.1"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			_, address := topictest.Cluster(t, c.options...)
-			config := topictest.For(t, address)
-			config.TLS = topic.TLS{Enabled: true, Certificates: credentials.Certificates{CAFile: ca.File}, ServerName: "localhost"}
-			c.change(&config)
-			l := topic.NewCluster(config, "test", zerolog.Nop())
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- l.Run(ctx) }()
-			defer func() { cancel(); <-done }()
-			servicetest.Eventually(t, 20*time.Second, c.want, func() bool { return strings.Contains(l.Ready(ctx).Error(), c.want) })
-		})
-	}
-}
-
-// Kafka answers plain text with a TLS alert.
-func TestPlainTextToABrokerWithTLS(t *testing.T) {
-	t.Parallel()
+// rude returns the address of a broker that ends each connection with an answer
+// to the first byte.
+func rude(t *testing.T, answer ...byte) string {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
+	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {
 			conn, err := listener.Accept()
 			if err != nil {
 				return
 			}
-			_, _ = conn.Read(make([]byte, 1))
-			_, _ = conn.Write([]byte{21, 3, 3, 0, 2, 2, 80})
+			_, _ = conn.Read(make([]byte, 4096))
+			_, _ = conn.Write(answer)
 			_ = conn.Close()
 		}
 	}()
-	l := topic.NewCluster(topictest.For(t, listener.Addr().String()), "test", zerolog.Nop())
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
-	defer func() { cancel(); <-done }()
-	want := "kafka.tls.enabled: must be true for " + listener.Addr().String() + ", got false"
-	servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+	return listener.Addr().String()
+}
+
+// Mistakes that no file can mend. The answers are those of Kafka 4.
+func TestBrokerThatExpectsOtherClients(t *testing.T) {
+	t.Parallel()
+	ca := credentialstest.New(t)
+	certified := ca.Server("localhost")
+	certified.ClientAuth = tls.RequireAnyClientCert
+	with := func(options ...kfake.Opt) func(*testing.T) string {
+		return func(t *testing.T) string { _, address := topictest.Cluster(t, options...); return address }
+	}
+	handshake := func(refusal *kerr.Error) func(*testing.T) string {
+		return func(t *testing.T) string {
+			cluster, address := topictest.Cluster(t, kfake.TLS(ca.Server("localhost")), kfake.EnableSASL())
+			cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.SASLHandshake}, Err: refusal, Count: -1})
+			return address
+		}
+	}
+	for name, c := range map[string]struct {
+		broker func(*testing.T) string
+		change func(*topic.Config)
+		want   string
+	}{
+		"plain text to TLS": {func(t *testing.T) string { return rude(t, 21, 3, 3, 0, 2, 2, 80) }, func(c *topic.Config) { c.TLS = topic.TLS{} },
+			"kafka.tls.enabled: must be true for ADDRESS, got false"},
+		"plain text to TLS that closes": {with(kfake.TLS(ca.Server("localhost"))), func(c *topic.Config) { c.TLS = topic.TLS{} },
+			"no answer from ADDRESS with kafka.tls.enabled false: "},
+		"TLS to plain text": {func(t *testing.T) string { return rude(t) }, func(*topic.Config) {},
+			"kafka.tls: expected TLS at ADDRESS, found a closed connection: "},
+		"the address is not in the certificate": {with(kfake.TLS(ca.Server("localhost"))), func(c *topic.Config) { c.TLS.ServerName = "" },
+			"kafka.tls: certificate of ADDRESS: x509: cannot validate certificate for 127.0.0.1"},
+		"no certificate": {with(kfake.TLS(certified)), func(*topic.Config) {},
+			`kafka.tls: ADDRESS refuses TLS with certificate_file "": `},
+		"mechanism that is off": {handshake(kerr.UnsupportedSaslMechanism), func(*topic.Config) {},
+			"kafka.sasl.mechanism: SCRAM-SHA-256: "},
+		"SASL that is off": {handshake(kerr.IllegalSaslState), func(*topic.Config) {},
+			`kafka.sasl.mechanism: must be empty for brokers without SASL, got "SCRAM-SHA-256": `},
+		"SASL that is required": {with(kfake.TLS(ca.Server("localhost")), kfake.EnableSASL()), func(c *topic.Config) { c.SASL = topic.SASL{} },
+			"kafka.sasl.mechanism: must not be empty if the brokers require SASL, and one closes the connection: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address := c.broker(t)
+			config := topictest.For(t, address)
+			config.TLS = topic.TLS{Enabled: true, Certificates: credentials.Certificates{CAFile: ca.File}, ServerName: "localhost"}
+			config.SASL = topic.SASL{Mechanism: "SCRAM-SHA-256", User: "tricycle", PasswordFile: secret(t, "right")}
+			c.change(&config)
+			l := topic.NewCluster(config, "test", zerolog.Nop())
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- l.Run(ctx) }()
+			defer func() { cancel(); <-done }()
+			want := strings.ReplaceAll(c.want, "ADDRESS", address)
+			servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+		})
+	}
 }
 
 // A user who may neither create topics nor read their settings needs only those
@@ -243,13 +256,4 @@ func TestLeastRights(t *testing.T) {
 		topictest.Run(t, topic.NewCluster(c, "test", zerolog.New(&log)))
 		servicetest.Eventually(t, time.Minute, "logged", func() bool { return strings.Contains(log.String(), "dead-letter topic missing") })
 	})
-}
-
-func load(t *testing.T, p credentials.Pair) tls.Certificate {
-	t.Helper()
-	pair, err := tls.LoadX509KeyPair(p.CertificateFile, p.KeyFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return pair
 }

@@ -225,12 +225,12 @@ func (c *storeClient) ready(ctx context.Context) error {
 		return err
 	}
 	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxAnswer))
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	// MS1 answers 421 unless its name is an allowed host; it takes messages
 	// under any name.
 	known := resp.StatusCode == http.StatusMisdirectedRequest && resp.Header.Get("Content-Type") == httpserver.ProblemType
 	if resp.StatusCode != http.StatusOK && !known {
-		return fmt.Errorf("%s: must answer 200, got %s", c.health, resp.Status)
+		return fmt.Errorf("ms1.url: %s must answer 200, got %s: %.100q", c.health, resp.Status, text)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -19,6 +20,7 @@ import (
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
+	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
@@ -262,6 +264,59 @@ func TestReadiness(t *testing.T) {
 	}
 }
 
+// A wrong certificate or file is a clear error, and requests succeed as soon as
+// it is right.
+func TestTLSToMS1(t *testing.T) {
+	t.Parallel()
+	config, fail := credentialstest.New(t).Failing("127.0.0.1")
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	server.TLS = config
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that the client ends
+	server.StartTLS()
+	defer server.Close()
+	ca := credentialstest.New(t).File
+	s, err := newStoreClient(Config{MS1: MS1{URL: server.URL + "/store", Access: credentials.Access{CAFile: ca}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.http.CloseIdleConnections()
+	fail("ms1", ca, server.Listener.Addr().String(), func(want string) {
+		t.Helper()
+		if _, err := s.post(t.Context(), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+		if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	})
+	if err := s.ready(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TLS on one side only names the key of the address.
+func TestTLSOnOneSide(t *testing.T) {
+	t.Parallel()
+	plain, secure := httptest.NewServer(http.NotFoundHandler()), httptest.NewUnstartedServer(http.NotFoundHandler())
+	defer plain.Close()
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	defer secure.Close()
+	for url, want := range map[string]string{
+		"https://" + plain.Listener.Addr().String(): "ms1: expected TLS at " + plain.Listener.Addr().String() + ", found plain text",
+		"http://" + secure.Listener.Addr().String(): "ms1.url: http://" + secure.Listener.Addr().String() + `/healthz must answer 200, got 400 Bad Request: "Client sent an HTTP request to an HTTPS server.\n"`,
+	} {
+		s, err := newStoreClient(Config{MS1: MS1{URL: url + "/store"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+		s.http.CloseIdleConnections()
+	}
+}
+
 // A 401 is a wrong configuration: nothing is consumed until the token is right.
 func TestTokenThatMS1Refuses(t *testing.T) {
 	t.Parallel()
@@ -302,7 +357,12 @@ func TestTokenThatMS1Refuses(t *testing.T) {
 		answers, err := s.post(t.Context(), nil)
 		return err == nil && answers[0].stored && s.ready(t.Context()) == nil
 	})
-	if _, err := newStoreClient(Config{MS1: MS1{URL: server.URL, Access: credentials.Access{TokenFile: "absent"}}}); err == nil || !strings.HasPrefix(err.Error(), "ms1.token_file: open absent: ") {
-		t.Errorf("got %v, want key and file", err)
+	for want, a := range map[string]credentials.Access{
+		"ms1.token_file: open absent: ": {TokenFile: "absent"},
+		"ms1.ca_file: open absent: ":    {CAFile: "absent"},
+	} {
+		if _, err := newStoreClient(Config{MS1: MS1{URL: server.URL, Access: a}}); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 }

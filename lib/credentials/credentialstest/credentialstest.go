@@ -13,6 +13,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,8 +60,13 @@ func (a *Authority) Issue(hosts ...string) credentials.Pair {
 // Write writes a new certificate and key to the files of a pair.
 func (a *Authority) Write(p credentials.Pair, until time.Time, hosts ...string) {
 	a.t.Helper()
+	a.write(p, until.Add(-3*time.Hour), until, hosts...)
+}
+
+func (a *Authority) write(p credentials.Pair, from, until time.Time, hosts ...string) {
+	a.t.Helper()
 	template := &x509.Certificate{
-		Subject: pkix.Name{CommonName: hosts[0]}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until,
+		Subject: pkix.Name{CommonName: hosts[0]}, NotBefore: from, NotAfter: until,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, h := range hosts {
@@ -82,12 +88,58 @@ func (a *Authority) Write(p credentials.Pair, until time.Time, hosts ...string) 
 // Server returns the configuration of a server with a certificate of the CA.
 func (a *Authority) Server(hosts ...string) *tls.Config {
 	a.t.Helper()
-	p := a.Issue(hosts...)
+	return a.server(a.Issue(hosts...))
+}
+
+func (a *Authority) server(p credentials.Pair) *tls.Config {
+	a.t.Helper()
 	pair, err := tls.LoadX509KeyPair(p.CertificateFile, p.KeyFile)
 	if err != nil {
 		a.t.Fatal(err)
 	}
 	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+}
+
+// Failing returns the configuration of a server for the host, and a function
+// that makes it, or the CA file of its client, wrong in one way after another.
+// After each it calls is with the error that the client must report. At last
+// both are right. The client's keys are in the section.
+func (a *Authority) Failing(host string) (config *tls.Config, fail func(section, file, address string, is func(want string))) {
+	a.t.Helper()
+	var current atomic.Pointer[tls.Config]
+	config = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return current.Load(), nil }}
+	right := a.Server(host)
+	current.Store(right)
+	valid := func(from, until time.Duration, host string) *tls.Config {
+		p := a.Issue(host)
+		a.write(p, time.Now().Add(from), time.Now().Add(until), host)
+		return a.server(p)
+	}
+	known, stranger := read(a.t, a.File), read(a.t, New(a.t).File)
+	return config, func(section, file, address string, is func(want string)) {
+		a.t.Helper()
+		certificate := section + ": certificate of " + address + ": "
+		for _, f := range []struct {
+			server *tls.Config
+			ca     string // text of the file; empty for no file
+			want   string
+		}{
+			{right, stranger, section + ".ca_file: verify certificate of " + address + " with " + file + ": x509: certificate signed by unknown authority"},
+			{valid(-2*time.Hour, -time.Hour, host), known, certificate + "certificate is valid from "},
+			{valid(-time.Hour, time.Hour, "other.example"), known, certificate + "x509: "},
+			{right, "", section + ".ca_file: open " + file + ": no such file or directory"},
+			{right, "not PEM", section + ".ca_file: must name a PEM file with certificates, got " + file + " without any"},
+			{valid(time.Hour, 2*time.Hour, host), known, certificate + "certificate is valid from "},
+		} {
+			_ = os.Remove(file) // first: no connection may be right
+			current.Store(f.server)
+			if f.ca != "" {
+				write(a.t, file, []byte(f.ca))
+			}
+			is(f.want)
+		}
+		current.Store(right)
+	}
 }
 
 // sign returns a certificate for the key, signed by the CA.
@@ -98,6 +150,14 @@ func (a *Authority) sign(template, parent *x509.Certificate, key *ecdsa.PrivateK
 		a.t.Fatal(err)
 	}
 	return der
+}
+
+func read(t testing.TB, file string) string {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }
 
 func newKey(t testing.TB) *ecdsa.PrivateKey {

@@ -81,7 +81,7 @@ func (c Config) explain(err error) error {
 		return fmt.Errorf("database.tls.mode: must be another for this server, got %q: %w", c.TLS.Mode, err)
 	case errors.As(err, &refused) && refused.Number == 1045: // also without the TLS that the server requires, in 10.11
 		return fmt.Errorf("database.user %q, password_file %q, tls.mode %q: %w", c.User, c.PasswordFile, c.TLS.Mode, err)
-	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(tls.AlertError)), errors.As(err, new(tls.RecordHeaderError)):
+	case errors.As(err, new(*tls.CertificateVerificationError)), errors.As(err, new(tls.RecordHeaderError)), credentials.Alert(err):
 		return c.TLS.Explain("database.tls", c.Address, err)
 	}
 	return err

@@ -86,17 +86,40 @@ func TestServerThatRequiresTLS(t *testing.T) {
 		{TLS{Mode: tlsPreferred}, ""},
 		{TLS{Mode: tlsRequired}, ""},
 		{TLS{Mode: tlsVerifyCA, Certificates: known}, ""},
-		{TLS{Mode: tlsVerifyIdentity, Certificates: known}, "database.tls.ca_file: verify certificate of " + d.Address + " with " + ca.File + ": x509: cannot validate certificate for 127.0.0.1"},
+		{TLS{Mode: tlsVerifyIdentity, Certificates: known}, "database.tls: certificate of " + d.Address + ": x509: cannot validate certificate for 127.0.0.1"},
 		{TLS{Mode: tlsVerifyCA, Certificates: credentials.Certificates{CAFile: stranger.File}}, "x509: certificate signed by unknown authority"},
 	} {
 		t.Run(c.tls.Mode, func(t *testing.T) { connected(t, d, c.tls, c.want) })
 	}
 
 	t.Run("files that are corrected", func(t *testing.T) {
-		file := filepath.Join(t.TempDir(), "ca.pem")
+		dir := t.TempDir()
+		file, changed := filepath.Join(dir, "ca.pem"), *d
+		changed.PasswordFile = filepath.Join(dir, "password")
+		write := func(file, text string) {
+			t.Helper()
+			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write(changed.PasswordFile, "wrong\n")
 		replace(t, file, stranger.File)
-		s := connected(t, d, TLS{Mode: tlsVerifyCA, Certificates: credentials.Certificates{CAFile: file}}, "database.tls.ca_file: verify certificate of "+d.Address+" with "+file)
+		s := connected(t, &changed, TLS{Mode: tlsVerifyCA, Certificates: credentials.Certificates{CAFile: file}}, "database.tls.ca_file: verify certificate of "+d.Address+" with "+file)
+		is := func(want string) {
+			t.Helper()
+			servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(s.Ready(t.Context()).Error(), want) })
+		}
+		write(file, "no PEM")
+		is("database.tls.ca_file: must name a PEM file with certificates, got " + file + " without any")
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		is("database.tls.ca_file: open " + file + ": no such file")
 		replace(t, file, ca.File)
+		is(`database.user "tricycle", password_file "` + changed.PasswordFile + `", tls.mode "verify-ca": Error 1045`)
+		write(changed.PasswordFile, d.Password+"\n\nx\n")
+		is("database.password_file: must name a file with one line, got " + changed.PasswordFile + ", which has more")
+		write(changed.PasswordFile, d.Password+"\r\n")
 		ready(t, s)
 	})
 	t.Run("password that is rotated", func(t *testing.T) {

@@ -671,10 +671,10 @@ func TestEnds(t *testing.T) {
 	})
 }
 
-// A wrong file is a clear error, and a connection follows as soon as the file is
-// right.
+// A wrong certificate or file is a clear error, and a connection follows as soon
+// as it is right.
 func TestTLSAndToken(t *testing.T) {
-	ca, stranger := credentialstest.New(t), credentialstest.New(t)
+	config, fail := credentialstest.New(t).Failing("127.0.0.1")
 	upgraded := make(chan struct{}, 10)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer right" {
@@ -689,26 +689,19 @@ func TestTLSAndToken(t *testing.T) {
 		upgraded <- struct{}{}
 		_, _, _ = conn.ReadMessage()
 	}))
-	server.TLS = ca.Server("127.0.0.1")
+	server.TLS = config
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that the client ends
 	server.StartTLS()
 	defer server.Close()
-	write := func(file string, data []byte) string {
+	dir := t.TempDir()
+	access := credentials.Access{CAFile: dir + "/ca.pem", TokenFile: dir + "/token"}
+	write := func(token string) {
 		t.Helper()
-		if err := os.WriteFile(file, data, 0o600); err != nil {
+		if err := os.WriteFile(access.TokenFile, []byte(token), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return file
 	}
-	read := func(file string) []byte {
-		t.Helper()
-		data, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return data
-	}
-	access := credentials.Access{CAFile: write(t.TempDir()+"/ca.pem", read(stranger.File)), TokenFile: write(t.TempDir()+"/token", []byte("wrong\n"))}
+	write("wrong\n")
 	url := "wss" + strings.TrimPrefix(server.URL, "https")
 	l := New(url, access, zerolog.Nop())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -718,10 +711,11 @@ func TestTLSAndToken(t *testing.T) {
 		t.Helper()
 		servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(fmt.Sprint(l.Ready(ctx)), want) })
 	}
-	is("ms2.ca_file: verify certificate of " + server.Listener.Addr().String() + " with " + access.CAFile + ": x509: certificate signed by unknown authority")
-	write(access.CAFile, read(ca.File))
+	fail("ms2", access.CAFile, server.Listener.Addr().String(), is)
 	is(`ms2.token_file: must name a file with MS2's token, got "` + access.TokenFile + `" and 401 Unauthorized from ` + url)
-	write(access.TokenFile, []byte("right\n"))
+	write("right\nwrong\n")
+	is("ms2.token_file: must name a file with one line, got " + access.TokenFile + ", which has more")
+	write("right\r\n")
 	<-upgraded
 	cancel()
 	if err := <-done; err != nil {
@@ -729,12 +723,19 @@ func TestTLSAndToken(t *testing.T) {
 	}
 }
 
-func TestTLSToAServerWithoutIt(t *testing.T) {
-	server := httptest.NewServer(http.NotFoundHandler())
-	defer server.Close()
-	l := New("wss"+strings.TrimPrefix(server.URL, "http"), credentials.Access{}, zerolog.Nop())
-	want := "ms2: expected TLS at " + server.Listener.Addr().String() + ", found plain text"
-	if err := l.connect(t.Context(), nil); err == nil || !strings.Contains(err.Error(), want) {
-		t.Errorf("got %v, want %q", err, want)
+func TestTLSOnOneSide(t *testing.T) {
+	plain, secure := httptest.NewServer(http.NotFoundHandler()), httptest.NewUnstartedServer(http.NotFoundHandler())
+	defer plain.Close()
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	defer secure.Close()
+	for url, want := range map[string]string{
+		"wss://" + plain.Listener.Addr().String(): "ms2: expected TLS at " + plain.Listener.Addr().String() + ", found plain text",
+		"ws://" + secure.Listener.Addr().String(): "ms2.url: dial ws://" + secure.Listener.Addr().String() + `: websocket: bad handshake: 400 Bad Request: "Client sent an HTTP request to an HTTPS server.\n"`,
+	} {
+		l := New(url, credentials.Access{}, zerolog.Nop())
+		if err := l.connect(t.Context(), nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 }
