@@ -159,7 +159,7 @@ func rude(t *testing.T, answer ...byte) string {
 	return listener.Addr().String()
 }
 
-// Mistakes that no file can mend. The answers are those of Kafka 4.
+// Mistakes that are in no file. The answers are those of Kafka 4.
 func TestBrokerThatExpectsOtherClients(t *testing.T) {
 	t.Parallel()
 	ca := credentialstest.New(t)
