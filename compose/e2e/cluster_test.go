@@ -4,7 +4,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -56,7 +55,7 @@ func TestCluster(t *testing.T) {
 	if code := get("/start", "another", &started); code != http.StatusUnauthorized {
 		t.Errorf("got %d with another token, want 401", code)
 	}
-	if code := get("/start?interval=20&in_flight=64", token, &started); code != http.StatusAccepted {
+	if code := get("/start?interval=90&in_flight=64", token, &started); code != http.StatusAccepted {
 		t.Fatalf("got %d, want 202", code)
 	}
 	var now struct {
@@ -68,13 +67,9 @@ func TestCluster(t *testing.T) {
 	}
 	s.eventually(30*time.Second, "the session is under load", stored(500))
 	s.docker(s.compose("kill", "kafka2")...)
+	killed := time.Now()
 	s.eventually(60*time.Second, "messages go on with two brokers", stored(now.Session.Stored+500))
-	s.eventually(2*time.Minute, "the session has ended", func() bool { return stored(0)() && now.State == "idle" })
-	if last := now.Session; last.Lost != 0 || last.Generated != last.Stored {
-		t.Errorf("got %+v, want none lost", last)
-	}
-	want := fmt.Sprintf("%d\t%d", now.Session.Stored, now.Session.Stored)
-	if got := s.sql(fmt.Sprintf("SELECT COUNT(*), COUNT(DISTINCT service1_timestamp) FROM messages WHERE session_id = %d", started.ID)); got != want {
-		t.Errorf("rows and keys: got %q, want %q as in the summary", got, want)
-	}
+	t.Logf("500 messages stored %.1f s after the kill", time.Since(killed).Seconds())
+	s.eventually(3*time.Minute, "the session has ended", func() bool { return stored(0)() && now.State == "idle" })
+	s.noneLost(started.ID, now.Session)
 }

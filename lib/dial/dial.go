@@ -32,12 +32,13 @@ type Dialer struct {
 	Handshake func(ctx context.Context, conn net.Conn, host string) (net.Conn, error)
 
 	mu     sync.Mutex
-	failed map[string]time.Time // last failure, by IP address and port
+	failed map[string]time.Time // last failure, by IP address and port or, of its lookup, by host
 }
 
 // DialContext connects to address: one host:port, or several equivalent ones
 // separated by spaces. It tries each IP address of each host for at most 3 s:
-// first those without a failure, then those whose failure is oldest. An address
+// first those without a failure, then those whose failure is oldest. A host
+// whose lookup failed, or took more than 3 s, is tried after the others. An address
 // fails if no connection to it can be opened, or if one fails, or is closed
 // after a second, before the peer has sent a byte. [Dialer.Avoid] reports other
 // failures.
@@ -67,25 +68,40 @@ func (d *Dialer) Until(owner context.Context) func(ctx context.Context, network,
 
 // dial returns a connection for the caller, and the TCP connection below it.
 func (d *Dialer) dial(ctx context.Context, network, address string) (net.Conn, *conn, error) {
-	candidates, err := d.candidates(ctx, address)
-	for i, candidate := range candidates {
-		limit := timeout
-		if deadline, ok := ctx.Deadline(); ok { // leave time for the others
-			limit = min(limit, time.Until(deadline)/time.Duration(len(candidates)-i))
+	groups, err := d.groups(address)
+	for n, group := range groups {
+		later := len(groups) - 1 - n
+		lookups, cancel := ctx, context.CancelFunc(func() {})
+		if len(groups) > 1 || len(group) > 1 { // leave time for the other hosts
+			lookups, cancel = context.WithTimeout(ctx, share(ctx, 2+later))
 		}
-		limited, cancel := context.WithTimeout(ctx, max(limit, 1))
-		secure, c, cause := d.try(limited, network, candidate)
+		candidates, cause := d.candidates(lookups, group)
 		cancel()
-		if cause == nil {
-			return secure, c, nil
-		}
 		err = join(err, cause)
-		if ctx.Err() != nil { // not a failure of the address
-			break
+		for i, candidate := range candidates {
+			limited, cancel := context.WithTimeout(ctx, share(ctx, len(candidates)-i+later))
+			secure, c, cause := d.try(limited, network, candidate)
+			cancel()
+			if cause == nil {
+				return secure, c, nil
+			}
+			err = join(err, cause)
+			if ctx.Err() != nil { // not a failure of the address
+				return nil, nil, err
+			}
+			d.Avoid(candidate.address)
 		}
-		d.Avoid(candidate.address)
 	}
 	return nil, nil, err
+}
+
+// share returns the time for the first of n attempts.
+func share(ctx context.Context, n int) time.Duration {
+	limit := timeout
+	if deadline, ok := ctx.Deadline(); ok { // leave time for the others
+		limit = min(limit, time.Until(deadline)/time.Duration(n))
+	}
+	return max(limit, 1)
 }
 
 func (d *Dialer) try(ctx context.Context, network string, to candidate) (net.Conn, *conn, error) {
@@ -107,34 +123,70 @@ func (d *Dialer) try(ctx context.Context, network string, to candidate) (net.Con
 
 // join returns both errors as one on one line.
 func join(err, next error) error {
-	if err == nil {
+	switch {
+	case err == nil:
 		return next
+	case next == nil:
+		return err
 	}
 	return fmt.Errorf("%w, %w", err, next)
 }
 
+// host is a host and a port of it.
+type host struct{ name, port string }
+
 // candidate is an IP address with port, and the name of its host.
 type candidate struct{ address, host string }
 
-// candidates returns addresses in the order of attempts, and the errors of the
-// hosts that cannot be resolved.
-func (d *Dialer) candidates(ctx context.Context, address string) (found []candidate, err error) {
+// groups returns the hosts of address: first those to be looked up together,
+// then those whose last lookup has failed. A name server may take longer than
+// the caller has to tell that it does not know a host.
+func (d *Dialer) groups(address string) (groups [][]host, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var known, unknown []host
+	for _, a := range strings.Fields(address) {
+		name, port, cause := net.SplitHostPort(a)
+		_, failed := d.failed[name]
+		switch {
+		case cause != nil:
+			err = join(err, cause)
+		case failed:
+			unknown = append(unknown, host{name, port})
+		default:
+			known = append(known, host{name, port})
+		}
+	}
+	for _, group := range [][]host{known, unknown} {
+		if len(group) > 0 {
+			groups = append(groups, group)
+		}
+	}
+	return groups, err
+}
+
+// candidates returns the addresses of a group in the order of attempts, and the
+// errors of the hosts that cannot be resolved.
+func (d *Dialer) candidates(ctx context.Context, group []host) (found []candidate, err error) {
 	lookup := d.LookupHost
 	if lookup == nil {
 		lookup = net.DefaultResolver.LookupHost
 	}
-	for _, a := range strings.Fields(address) {
-		host, port, cause := net.SplitHostPort(a)
-		if cause == nil {
-			var ips []string
-			if ips, cause = lookup(ctx, host); cause == nil {
-				for _, ip := range ips {
-					found = append(found, candidate{net.JoinHostPort(ip, port), host})
-				}
-				continue
-			}
+	ips, causes := make([][]string, len(group)), make([]error, len(group))
+	var all sync.WaitGroup
+	for i, h := range group {
+		all.Go(func() { ips[i], causes[i] = lookup(ctx, h.name) })
+	}
+	all.Wait()
+	for i, h := range group {
+		if err = join(err, causes[i]); causes[i] == nil {
+			d.answered(h.name)
+		} else if !errors.Is(context.Cause(ctx), context.Canceled) {
+			d.Avoid(h.name)
 		}
-		err = join(err, cause)
+		for _, ip := range ips[i] {
+			found = append(found, candidate{net.JoinHostPort(ip, h.port), h.name})
+		}
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

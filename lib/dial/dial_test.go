@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,6 +102,40 @@ func TestAListIsTriedLikeTheAddressesOfAName(t *testing.T) {
 	if _, text := greeting(t, d, list); text != "x" {
 		t.Error("the list was not walked on")
 	}
+}
+
+// Docker's name server takes longer than a client waits for the name of a
+// container that is gone, if its network leads nowhere else.
+func TestANameThatIsNotResolvedIsTriedLast(t *testing.T) {
+	port := listen(t, "127.0.0.2", "0", "x")
+	var asked atomic.Int64
+	d := &dial.Dialer{LookupHost: func(ctx context.Context, host string) ([]string, error) {
+		if host == "gone" && asked.Add(1) < 3 {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return []string{"127.0.0.2"}, nil
+	}}
+	reach := func(address string, lookups int64) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		c, err := d.DialContext(ctx, "tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if n := asked.Load(); n != lookups {
+			t.Errorf("%s: asked for the name %d times, want %d", address, n, lookups)
+		}
+	}
+	reach("gone:"+port+" here:"+port, 1)
+	reach("gone:"+port+" here:"+port, 1)
+	if _, err := d.DialContext(t.Context(), "tcp", "here:1 gone:1"); err == nil || asked.Load() != 2 {
+		t.Errorf("got %v after %d lookups, want the name to be asked for again when the other address fails", err, asked.Load())
+	}
+	reach("gone:"+port, 3) // it is back
+	reach("gone:"+port+" here:"+port, 4)
 }
 
 func TestARefusalIsFollowedByTheNextAddress(t *testing.T) {
