@@ -104,6 +104,17 @@ browser() {
   export TRICYCLE_TEST_BROWSER TRICYCLE_TEST_AXE
 }
 
+# schemathesis: finds or installs it for the probing of the HTTP API.
+schemathesis() {
+  begin 'Schemathesis'
+  if TRICYCLE_TEST_SCHEMATHESIS=$(.ci/schemathesis); then
+    export TRICYCLE_TEST_SCHEMATHESIS
+  else
+    echo 'skipped: not installed, the HTTP API is not probed'
+    absent+='|TRICYCLE_TEST_SCHEMATHESIS'
+  fi
+}
+
 # tests NAME SKIPS [FLAG...]: tests all packages with coverage. A skip whose reason does not match the pattern SKIPS is a
 # problem. Coverage is that of the packages of services and lib, except test packages, whose names end in 'test'.
 tests() {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -219,9 +220,10 @@ func (e *events) leave(l chan sent) {
 func (s *Service) listen(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	after := int64(-1)
-	if text := r.Header.Get("Last-Event-ID"); text != "" {
+	if values, ok := r.Header["Last-Event-Id"]; ok {
 		var err error
-		if after, err = strconv.ParseInt(text, 10, 64); err != nil || after < 0 {
+		text := strings.Join(values, ", ")
+		if after, err = strconv.ParseInt(text, 10, 64); err != nil || after < 0 || strconv.FormatInt(after, 10) != text {
 			badRequest(w, fmt.Errorf("header Last-Event-ID: must be a whole number from 0, got %q", text))
 			return
 		}

@@ -333,7 +333,9 @@ func TestEvents(t *testing.T) {
 		t.Errorf("got event %s, want the newest, after %s", newest, id)
 	}
 
-	a.want(a.do("GET", "/events", "", "Last-Event-ID", "x"), 400)
+	for _, id := range []string{"x", "-1", "+1", "01", "9223372036854775808"} {
+		a.want(a.do("GET", "/events", "", "Last-Event-ID", id), 400)
+	}
 	a.want(a.do("HEAD", "/events", "", "Last-Event-ID", "x"), 400)
 	a.want(a.do("HEAD", "/events", ""), 200)
 
