@@ -69,13 +69,9 @@ func TestProbing(t *testing.T) {
 			}
 			file := filepath.Join(c.dir, name+".openapi.yaml")
 			writeFile(t, file, string(description))
-			address := "http://" + c.address[name]
-			if name == "ms1" {
-				proxy := oneEvent(address)
-				defer proxy.Close()
-				address = proxy.URL
-			}
-			cmd := exec.Command(program, "run", file, "--url", address, "--header", "Authorization: Bearer "+secret,
+			proxy := shortAnswers(c.address[name])
+			defer proxy.Close()
+			cmd := exec.Command(program, "run", file, "--url", proxy.URL, "--header", "Authorization: Bearer "+secret,
 				"--max-examples", cmp.Or(os.Getenv("TRICYCLE_TEST_PROBES"), "10"), "--continue-on-failure", "--request-timeout", "10", "--no-color")
 			cmd.Dir, cmd.Env = c.dir, append(os.Environ(), "SCHEMATHESIS_HOOKS=hooks", "PYTHONPATH="+c.dir)
 			out, err := cmd.CombinedOutput()
@@ -86,15 +82,20 @@ func TestProbing(t *testing.T) {
 	}
 }
 
-// oneEvent is a proxy that ends the answers of /events, which are endless, after
-// an event.
-func oneEvent(address string) *httptest.Server {
+// shortAnswers is a proxy that ends the answers that are endless: those of
+// /events after an event, and accepted handshakes.
+func shortAnswers(address string) *httptest.Server {
 	return httptest.NewServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) {
-			to, _ := url.Parse(address) // of a service that runs
-			r.SetURL(to)
-		},
+		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: address}) },
 		ModifyResponse: func(resp *http.Response) error {
+			if resp.StatusCode == http.StatusSwitchingProtocols {
+				resp.Body.Close()
+				resp.Body = struct {
+					io.ReadCloser
+					io.Writer
+				}{http.NoBody, io.Discard}
+				return nil
+			}
 			if resp.Request.Method != http.MethodGet || resp.Header.Get("Content-Type") != "text/event-stream" {
 				return nil
 			}
