@@ -222,6 +222,8 @@ func (b *Tab) Looks(view string) {
 			b.Fatal(err)
 		}
 		b.Until(fmt.Sprintf("document.documentElement.scrollWidth <= %d", l.width))
+		// Drawings are made for the width, so that their text has the size of the other text.
+		b.Until("[...document.querySelectorAll('svg')].every((s) => !s.checkVisibility() || s.clientWidth / s.viewBox.baseVal.width > 0.8)")
 		b.picture(view + "-" + l.name)
 		if l.name != "phone" {
 			b.accessible(view + ", " + l.name)

@@ -70,6 +70,7 @@ func TestPage(t *testing.T) {
 	}
 	step("from start to summary", func(t *testing.T) {
 		b.Shows("#state", "idle")
+		b.Shows("#hops", "−2.5 ms") // of the session before
 		b.Looks("start")
 		b.Begin("600", "64")
 		b.Shows("#state", "running")
@@ -101,8 +102,8 @@ func TestPage(t *testing.T) {
 		b.Until("document.querySelector('#session tr.open + tr svg').getAttribute('aria-label').startsWith('Waterfall: MS1 to MS2')")
 		b.Until("/^http:..127.0.0.1:16686.trace.[0-9a-f]{32}$/.test(document.querySelector('#session tr.open a').href)")
 		b.Looks("session")
-		b.Visit("session/99")
 		b.Expect("404")
+		b.Visit("session/99")
 		b.Shows("#session .problem", "no session")
 		b.Looks("unknown-session")
 	})
@@ -138,11 +139,15 @@ func TestPage(t *testing.T) {
 
 	step("a refusal is shown", func(t *testing.T) {
 		b.Expect("409")
-		b.Begin("1", "1")
+		b.Begin("600", "1")
+		b.Shows("#state", "running")
+		// Another person has pressed Start before this tab shows it.
 		browsertest.Evaluate[chromedp.Void](b, "document.querySelector('#start').disabled = false; document.querySelector('#start').click()")
-		b.Shows("#problem", "session")
-		b.Shows("#progress-text", "ended")
+		b.Shows("#problem", "is running")
 		b.Looks("refused")
+		b.Do(chromedp.Click(chromedp.CSS("#stop")))
+		b.Shows("#progress-text", "ended: stopped")
+		b.Until("document.querySelector('#problem').textContent === ''")
 	})
 
 	step("the connection is lost and comes back", func(t *testing.T) {

@@ -24,6 +24,11 @@ function create(element, attributes, children) {
 const html = (tag, attributes = {}, ...children) => create(document.createElement(tag), attributes, children);
 const svg = (tag, attributes = {}, ...children) => create(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const words = (x, y, style, ...text) => svg("text", { x, y, class: style }, ...text);
+// draw puts into a box what a function returns, again when the layout changes.
+function draw(box, what) {
+  box.drawn = what;
+  box.replaceChildren(what());
+}
 const picture = (width, height, label, ...children) => svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...children);
 
 // Notations
@@ -96,6 +101,7 @@ const reason = (error) => (error instanceof TypeError ? "MS1 does not answer." :
 let lastID = "0"; // at first all that MS1 has kept
 let latest = null; // event
 let points = []; // events of the current session
+let distributions = null; // of the current session
 let online = false;
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
 
@@ -139,16 +145,22 @@ function receive(text) {
   const event = JSON.parse(data);
   const before = latest;
   latest = event;
-  if (event.session?.id !== before?.session?.id) points = [];
+  if (event.session?.id !== before?.session?.id) {
+    points = [];
+    distributions = null;
+  }
   if (event.state !== "idle" || points.length) points.push(event);
   if (points.length > maxPoints) points.shift();
-  if (before && event.state !== before.state) changed(event);
+  if (!before) loadHistogram();
+  else if (event.state !== before.state || event.session?.id !== before.session?.id) changed(event);
 }
 
 // changed announces a new state, and brings in what belongs to it.
 function changed({ state, session }) {
+  if (!session) return; // MS1 has restarted and not read the database yet
   if (state === "running") $("announce").textContent = `Session ${session.id} is running.`;
   if (state === "idle") {
+    $("problem").textContent = "";
     $("announce").textContent = `Session ${session.id} has ended: ${count(session.generated)} generated, ${count(session.stored)} stored, ${count(session.lost)} lost.`;
     loadHistogram();
     if (view() === "sessions") loadSessions();
@@ -175,9 +187,9 @@ function show() {
   $("start").disabled = !online || latest.state !== "idle";
   $("stop").disabled = !online || latest.state === "idle";
   if (view() !== "live") return;
-  $("round").replaceChildren(drawRound(recent));
+  draw($("round"), () => drawRound(recent));
   showSession();
-  drawOverTime();
+  draw($("over-time"), drawOverTime);
   if (latest.state !== "idle" && sinceHistogram++ % histogramEvery === 0) loadHistogram();
 }
 
@@ -197,7 +209,7 @@ function showSession() {
       : `Session ${s.id} ended: ${s.end_reason}${s.total_seconds === null ? "" : ` after ${s.total_seconds.toFixed(1)} s`}`;
   if (s.error) $("progress-text").textContent += `. ${s.error}`;
   $("figures").replaceChildren(...figures({ ...s, lost: running ? s.lost - latest.messages_in_flight : s.lost }, running ? latest.messages_in_flight : 0));
-  $("hops").replaceChildren(hopTable(s.hops, "Latency of the session"));
+  $("hops").replaceChildren(hopTable(s.hops || distributions, "Latency of the session"));
 }
 
 function figures(s, inFlight) {
@@ -213,13 +225,14 @@ function figures(s, inFlight) {
 function hopTable(hops, caption) {
   const shown = hopsOf(hops);
   if (!shown.length) return html("p", {}, "No message is stored yet.");
+  const skewed = shown.some((hop) => hops[hop].negative);
   return html("table", {}, html("caption", { class: "hidden" }, caption),
-    html("thead", {}, html("tr", {}, ...["Hop", "p50", "p95", "p99", "Max", "Negative"].map((name) => html("th", { scope: "col" }, name)))),
+    html("thead", {}, html("tr", {}, ...["Hop", "p50", "p95", "p99", "Max", ...(skewed ? ["Negative"] : [])].map((name) => html("th", { scope: "col" }, name)))),
     html("tbody", {}, ...shown.map((hop) => {
       const h = hops[hop];
       return html("tr", {}, html("th", { scope: "row" }, hopNames[hop]),
         ...[h.p50_seconds, h.p95_seconds, h.p99_seconds, h.max_seconds].map((t) => html("td", {}, duration(t))),
-        html("td", { class: h.negative ? "bad" : null }, h.negative ? `${count(h.negative)} (clocks differ)` : "0"));
+        skewed ? html("td", { class: h.negative ? "bad" : null }, h.negative ? `${count(h.negative)} (clocks differ)` : "0") : null);
     })));
 }
 
@@ -256,7 +269,7 @@ const partNames = { ms1: "MS1", ms2: "MS2", kafka: "Kafka", ms3: "MS3", database
 const narrow = matchMedia("(max-width: 40rem)");
 narrow.addEventListener("change", () => {
   fit();
-  if (latest) show();
+  for (const box of document.querySelectorAll("*")) if (box.drawn) draw(box, box.drawn);
 });
 
 // health returns the class and the text of a part's health.
@@ -328,8 +341,7 @@ function drawOverTime() {
   const values = shown.flatMap(({ recent: { hops } }) => [hops[hop].p50_seconds, hops[hop].p99_seconds]).filter((t) => t > 0);
   if (!values.length) {
     const negative = shown.some(({ recent: { hops } }) => hops[hop].negative);
-    $("over-time").replaceChildren(nothing(negative ? "All times are negative, because clocks differ." : "No message in the last minutes."));
-    return;
+    return nothing(negative ? "All times are negative, because clocks differ." : "No message in the last minutes.");
   }
   const range = decades(values);
   const from = micros(shown[0].at);
@@ -349,7 +361,7 @@ function drawOverTime() {
     const t = last.recent.hops[hop][quantile];
     return t > 0 ? words(x(last) + 6, y(t) + 4, style, name) : null;
   };
-  $("over-time").replaceChildren(picture(chart.width, chart.height,
+  return picture(chart.width, chart.height,
     `${hopNames[hop]} over time. Now p50 ${duration(last.recent.hops[hop].p50_seconds)}, p99 ${duration(last.recent.hops[hop].p99_seconds)}.`,
     ...powers(range).map((p) => [
       svg("line", { class: "grid", x1: chart.left, x2: chart.left + inner.width, y1: y(10 ** p), y2: y(10 ** p) }),
@@ -357,7 +369,7 @@ function drawOverTime() {
     ]).flat(),
     ...[0, 0.5, 1].map((part) => words(chart.left + inner.width * part, chart.height - 10, `soft ${part ? "middle" : ""}`, `${Math.round((span * part) / 1e6)} s`)),
     svg("path", { class: "tail", d: line("p99_seconds") }), svg("path", { class: "median", d: line("p50_seconds") }),
-    end("p99_seconds", "p99", "tail-text"), end("p50_seconds", "p50", "median-text")));
+    end("p99_seconds", "p99", "tail-text"), end("p50_seconds", "p50", "median-text"));
 }
 
 function drawHistogram(hops, hop) {
@@ -390,15 +402,17 @@ function drawHistogram(hops, hop) {
     mark("p99_seconds", "p99", "tail", 12), mark("p50_seconds", "p50", "median", 28)), note ? nothing(note) : null);
 }
 
-let distributions = null;
 async function loadHistogram() {
   if (!latest?.session) return;
   try {
-    distributions = (await get(`sessions/${latest.session.id}/hops`)).hops;
+    const { session_id, hops } = await get(`sessions/${latest.session.id}/hops`);
+    if (session_id !== latest.session?.id) return;
+    distributions = hops;
   } catch {
     return; // the next event asks again
   }
-  $("histogram").replaceChildren(drawHistogram(distributions, $("hop").value));
+  draw($("histogram"), () => drawHistogram(distributions, $("hop").value));
+  showSession();
 }
 
 // hopChoice fills a selection of hops.
@@ -416,12 +430,12 @@ async function loadSessions() {
     const page = await get(`sessions${pages.at(-1)}`);
     next = page.next;
     $("session-list").replaceChildren(page.sessions.length ? html("table", {},
-      html("thead", {}, html("tr", {}, ...["Session", "Started, UTC", "Interval", "In flight", "Generated", "Stored", "Lost", "End"].map((name) => html("th", { scope: "col" }, name)))),
+      html("thead", {}, html("tr", {}, ...["Session", "Started, UTC", "Generated", "Stored", "Lost", "Interval", "In flight", "End"].map((name) => html("th", { scope: "col" }, name)))),
       html("tbody", {}, ...page.sessions.map((s) => html("tr", {},
         html("td", {}, html("a", { href: `#session/${s.id}`, "aria-label": `Session ${s.id}` }, String(s.id))),
-        html("td", {}, moment(s.started_at)), html("td", {}, `${s.interval_seconds} s`), html("td", {}, count(s.in_flight)),
-        html("td", {}, count(s.generated)), html("td", {}, count(s.stored)),
+        html("td", {}, moment(s.started_at)), html("td", {}, count(s.generated)), html("td", {}, count(s.stored)),
         html("td", { class: s.end_reason && s.lost > 0 ? "bad" : null }, s.end_reason ? count(s.lost) : dash),
+        html("td", {}, `${s.interval_seconds} s`), html("td", {}, count(s.in_flight)),
         html("td", {}, s.end_reason || "open"))))) : nothing("No session yet."));
   } catch (error) {
     next = null;
@@ -478,9 +492,10 @@ function showDistributions(box, hops) {
     return;
   }
   const graph = html("figure", {});
-  const choice = html("select", { onchange: () => graph.replaceChildren(drawHistogram(hops, choice.value)) });
+  const graphed = () => drawHistogram(hops, choice.value);
+  const choice = html("select", { onchange: () => draw(graph, graphed) });
   hopChoice(choice, shown);
-  graph.replaceChildren(drawHistogram(hops, choice.value));
+  draw(graph, graphed);
   box.replaceChildren(html("div", { class: "charts" },
     html("div", {}, html("div", { class: "row" }, html("label", {}, "Hop ", choice)), graph),
     html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Latency by hop" }, hopTable(hops, "Latency by hop"))));
@@ -492,7 +507,9 @@ function showMessages(box, messages) {
     return;
   }
   const rows = messages.map((m, i) => {
-    const detail = html("tr", { hidden: true, id: `message-${i}` }, html("td", { class: "detail", colspan: 3 }, waterfall(m)));
+    const cell = html("td", { class: "detail", colspan: 3 });
+    draw(cell, () => waterfall(m));
+    const detail = html("tr", { hidden: true, id: `message-${i}` }, cell);
     const row = html("tr", {},
       html("td", {}, html("button", {
         type: "button", class: "plain", "aria-expanded": "false", "aria-controls": detail.id,
@@ -587,8 +604,8 @@ $("control").addEventListener("submit", (event) => {
 });
 $("stop").addEventListener("click", () => act("stop"));
 $("hop").addEventListener("change", () => {
-  drawOverTime();
-  $("histogram").replaceChildren(drawHistogram(distributions, $("hop").value));
+  draw($("over-time"), drawOverTime);
+  draw($("histogram"), () => drawHistogram(distributions, $("hop").value));
 });
 $("older").addEventListener("click", () => {
   pages.push(`?before=${next}`);
