@@ -158,7 +158,9 @@ func TestGroupThatMayNotBeDescribed(t *testing.T) {
 	_, records := messages(10)
 	source.produce(0, records...)
 	source.commits(10)
-	if n := strings.Count(r.Log.String(), "describing group forbidden, stalls unnoticed"); n != 1 {
+	warnings := func() int { return strings.Count(r.Log.String(), "describing group forbidden, stalls unnoticed") }
+	servicetest.Eventually(t, time.Minute, "a warning", func() bool { return warnings() > 0 })
+	if n := warnings(); n != 1 {
 		t.Errorf("got %d warnings, want one:\n%s", n, r.Log)
 	}
 }

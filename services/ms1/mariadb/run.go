@@ -61,11 +61,11 @@ func (s *Store) Run(ctx context.Context) error {
 			return err
 		}
 		s.avoid()
-		s.set(nil, false, err)
 		if err.Error() != logged {
 			logged = err.Error()
 			s.log.Warn().Err(err).Msg("database is unavailable")
 		}
+		s.set(nil, false, err)
 		_ = backoff.Wait(ctx) // its end is noticed above
 	}
 }

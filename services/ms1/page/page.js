@@ -280,6 +280,9 @@ function health(part) {
   return check === "ok" ? ["ok", "\u2713 ready"] : ["failed", `\u2715 ${check}`];
 }
 
+// The dashes move once an event: a steady animation would cost a tab more than
+// all the rest of the page.
+let step = 0;
 function drawRound(recent) {
   const layout = layouts[narrow.matches ? "tall" : "wide"];
   const [width, height] = layout.box;
@@ -310,7 +313,7 @@ function drawRound(recent) {
       words(x + width / 2, y + 50, `middle ${{ ok: "good", failed: "failed-text" }[style] || "soft"}`, text));
   });
   return picture(...layout.size, `MS1 sends to MS2, MS2 through Kafka to MS3, MS3 back to MS1, MS1 stores in the database. ${spoken.join(". ")}.`,
-    svg("g", { class: recent?.returned_per_second > 0 ? "moving" : null }, ...edges), ...parts);
+    svg("g", recent?.returned_per_second > 0 ? { class: "moving", "stroke-dashoffset": (step -= 5) } : {}, ...edges), ...parts);
 }
 
 // Charts
