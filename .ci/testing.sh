@@ -50,11 +50,11 @@ free_port() {
   echo "$port"
 }
 
-# serve NAME: starts the server and exports its address for the tests.
+# serve NAME [PORT]: starts the server and exports its address for the tests.
 serve() {
   local answer
   begin "start $1"
-  answer=$(.ci/servers "$1" start "$work/servers/$1" "$(free_port)") || {
+  answer=$(.ci/servers "$1" start "$work/servers/$1" "${2:-$(free_port)}") || {
     problem "did not start"
     return 0
   }

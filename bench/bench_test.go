@@ -120,22 +120,23 @@ func TestCounter(t *testing.T) {
 		_, _ = io.WriteString(w, "# HELP dropped_total x\ndropped_total{reason=\"a b\"} 3\ndropped_total{reason=\"c\"} 1e+01\nother 7\n")
 	}))
 	defer server.Close()
-	if got, err := counter(t.Context(), server.Listener.Addr().String(), "dropped_total"); err != nil || got != 13 {
+	if got, err := counter(t.Context(), server.Client(), server.URL, "dropped_total"); err != nil || got != 13 {
 		t.Errorf("got %v, %v, want 13", got, err)
 	}
 }
 
 func TestParsePrograms(t *testing.T) {
 	for text, want := range map[string]programs{
-		"now=bin":                         {"now", "bin", 1, ""},
-		"two=a,b/c,ms3=2":                 {"two", "a,b/c", 2, ""},
-		"set=bin,ms3=3,GOGC=400,GODEBUG=": {"set", "bin", 3, "GOGC=400 GODEBUG="},
+		"now=bin":                         {"now", "bin", 1, "", ""},
+		"two=a,b/c,ms3=2":                 {"two", "a,b/c", 2, "", ""},
+		"set=bin,ms3=3,GOGC=400,GODEBUG=": {"set", "bin", 3, "", "GOGC=400 GODEBUG="},
+		"tls=bin,tls=/keys,GOGC=400":      {"tls", "bin", 1, "/keys", "GOGC=400"},
 	} {
 		if got, err := parsePrograms(text); err != nil || got != want {
 			t.Errorf("%s: got %+v, %v, want %+v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "bin", "=bin", "now=", "now=bin,ms3=0", "now=bin,ms3=x"} {
+	for _, text := range []string{"", "bin", "=bin", "now=", "now=bin,ms3=0", "now=bin,ms3=x", "now=bin,tls="} {
 		if _, err := parsePrograms(text); err == nil {
 			t.Errorf("%q: got no error", text)
 		}
@@ -145,6 +146,8 @@ func TestParsePrograms(t *testing.T) {
 func TestWrongUsage(t *testing.T) {
 	for _, args := range [][]string{
 		{"-kafka", "127.0.0.1:1"}, {"-mariadb", "no dsn"}, {"-in-flight", "0"}, {"-seconds", "0"}, {"-parts", "real"}, {"extra"},
+		{"-programs", "tls=bin,tls=keys", "-kafka", "127.0.0.1:1", "-mariadb", "tcp(127.0.0.1:1)/", "-parts", "real"},
+		{"-programs", "tls=bin,tls=keys", "-kafka-tls", "127.0.0.1:1", "-parts", "embedded"},
 		{"-process", "kafka=x"}, {"report"}, {"report", "absent.json"}, {"compare", "absent.json"}, {"compare", "absent.json", "absent.json"},
 	} {
 		if err := command(t.Context(), args, io.Discard, io.Discard); err == nil {

@@ -79,6 +79,7 @@ func command(ctx context.Context, args []string, out, progress io.Writer) error 
 type plan struct {
 	subjects    []programs
 	kafka       string
+	kafkaTLS    string
 	database    *mysql.Config
 	processes   map[string]int // of the servers
 	collector   string
@@ -96,12 +97,13 @@ func parsePlan(args []string, usage io.Writer) (p plan, err error) {
 	p.processes = map[string]int{}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(usage)
-	flags.Func("programs", "measure the binaries in a directory: `NAME=DIR[,ms3=N][,VARIABLE=VALUE]…`; repeated, rates are compared with those of the last", func(text string) error {
+	flags.Func("programs", "measure the binaries in a directory: `NAME=DIR[,ms3=N][,tls=DIR][,VARIABLE=VALUE]…`; with TLS on all links by the certificate.pem and key.pem of a directory; repeated, rates are compared with those of the last", func(text string) error {
 		s, err := parsePrograms(text)
 		p.subjects = append(p.subjects, s)
 		return err
 	})
 	flags.StringVar(&p.kafka, "kafka", "", "address of a real broker: `HOST:PORT`")
+	flags.StringVar(&p.kafkaTLS, "kafka-tls", "", "address of the same broker with TLS, for programs with tls=DIR: `HOST:PORT`")
 	flags.Func("mariadb", "`DSN` of a real server, whose user may create databases named tricycle_test_…", func(text string) (err error) {
 		p.database, err = mysql.ParseDSN(text)
 		return err
@@ -148,6 +150,8 @@ func parsePlan(args []string, usage io.Writer) (p plan, err error) {
 		return p, errors.New("-seconds and -repetitions: must be at least 1")
 	case slices.Contains(p.parts, "real") && p.kafka == "":
 		return p, errors.New("-parts: real needs -kafka and -mariadb")
+	case slices.ContainsFunc(p.subjects, func(s programs) bool { return s.tls != "" }) && (p.kafkaTLS == "" || slices.Contains(p.parts, "embedded")):
+		return p, errors.New("-programs: tls=DIR needs -kafka-tls and -parts real")
 	}
 	return p, nil
 }
@@ -220,7 +224,7 @@ func onOff(on bool) string {
 
 func (p plan) environment(parts string) environment {
 	if parts == "real" {
-		return environment{parts: parts, brokers: []string{p.kafka}, database: p.database, processes: p.processes}
+		return environment{parts: parts, brokers: []string{p.kafka}, tlsBroker: p.kafkaTLS, database: p.database, processes: p.processes}
 	}
 	return environment{parts: parts}
 }

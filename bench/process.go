@@ -82,13 +82,13 @@ func parsePeak(text []byte) (float64, error) {
 	return 0, fmt.Errorf("parse /proc/PID/status: expected VmHWM")
 }
 
-// counter returns the sum of a metric's series at a service.
-func counter(ctx context.Context, address, name string) (float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
+// counter returns the sum of a metric's series at a service's URL.
+func counter(ctx context.Context, client *http.Client, url, name string) (float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, err
 	}

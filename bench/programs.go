@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -24,6 +25,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	_ "modernc.org/sqlite"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/message"
 )
 
@@ -39,10 +41,11 @@ const (
 type programs struct {
 	name, dir string
 	ms3       int    // processes of ms3
+	tls       string // directory of certificate.pem and key.pem for all links; empty: no TLS
 	env       string // variables of ms1, ms2 and ms3 with their values, separated by spaces
 }
 
-// parsePrograms parses NAME=DIR[,ms3=N][,VARIABLE=VALUE]….
+// parsePrograms parses NAME=DIR[,ms3=N][,tls=DIR][,VARIABLE=VALUE]….
 func parsePrograms(text string) (programs, error) {
 	name, dir, ok := strings.Cut(text, "=")
 	if !ok || name == "" || dir == "" {
@@ -61,6 +64,10 @@ func parsePrograms(text string) (programs, error) {
 				return p, fmt.Errorf("expected NAME=DIR,ms3=N, found %q", text)
 			}
 			p.ms3 = n
+		case option == "tls":
+			if p.tls, _ = filepath.Abs(value); value == "" { // the programs run elsewhere
+				return p, fmt.Errorf("expected NAME=DIR,tls=DIR, found %q", text)
+			}
 		default:
 			p.env = strings.TrimSpace(option + "=" + value + " " + p.env)
 		}
@@ -89,6 +96,7 @@ func (p programs) revision() string {
 type environment struct {
 	parts     string // real or embedded
 	brokers   []string
+	tlsBroker string         // where the first of them speaks TLS
 	database  *mysql.Config  // nil: embedded
 	processes map[string]int // broker and database, keyed by their names
 	// link returns the address by which a service reaches another, given that
@@ -101,6 +109,8 @@ type system struct {
 	dir       string
 	running   []*process
 	processes map[string][]int
+	client    *http.Client
+	scheme    string // of all services: http or https
 	ms1       string
 	metrics   []string // addresses
 	rows      string   // the query of a session's stamps
@@ -123,7 +133,7 @@ func start(ctx context.Context, e environment, p programs, collector string) (s 
 	if err != nil {
 		return nil, err
 	}
-	s = &system{dir: dir, processes: map[string][]int{}, close: []func(){func() { _ = os.RemoveAll(dir) }}}
+	s = &system{dir: dir, client: http.DefaultClient, scheme: "http", processes: map[string][]int{}, close: []func(){func() { _ = os.RemoveAll(dir) }}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.stop())
@@ -185,27 +195,40 @@ func (s *system) startServices(ctx context.Context, e environment, p programs, t
 	client := &kafka.Client{Addr: kafka.TCP(e.brokers...), Transport: &kafka.Transport{}}
 	s.close = append(s.close, client.Transport.(*kafka.Transport).CloseIdleConnections, func() { deleteTopics(client, topic, topic+".dead") })
 	broker := map[string]any{"brokers": e.brokers, "topic": topic, "dead_letter_topic": topic + ".dead"}
+	database := map[string]any{"address": via(commit, config.Addr), "name": config.DBName, "user": config.User, "password_file": password}
 	ms1, ms2 := freeAddress(), freeAddress()
 	s.ms1, s.metrics = ms1, []string{ms1, ms2}
-	if err := s.run(p, "ms2", "ms2", map[string]any{"listen": ms2, "kafka": broker, "tracing": tracing}); err != nil {
+	with := func(own, more map[string]any) map[string]any { maps.Copy(own, more); return own }
+	services, links, webSocket := map[string]any{"tracing": tracing}, map[string]any{}, "ws"
+	if p.tls != "" { // older revisions have no such keys
+		ca := filepath.Join(p.tls, "certificate.pem")
+		client, err := credentials.Certificates{CAFile: ca}.Client("tls")
+		if err != nil {
+			return err
+		}
+		s.client, s.scheme, webSocket = &http.Client{Transport: &http.Transport{TLSClientConfig: client}}, "https", "wss"
+		s.close = append(s.close, s.client.CloseIdleConnections)
+		broker["brokers"], broker["tls"] = []string{e.tlsBroker}, map[string]any{"enabled": true, "ca_file": ca}
+		database["tls"] = map[string]any{"mode": "verify-ca", "ca_file": ca}
+		services["tls"] = map[string]any{"certificate_file": ca, "key_file": filepath.Join(p.tls, "key.pem")}
+		links["ca_file"] = ca
+	}
+	if err := s.run(p, "ms2", "ms2", with(map[string]any{"listen": ms2, "kafka": broker}, services)); err != nil {
 		return err
 	}
 	for i := range p.ms3 {
 		address := freeAddress()
 		s.metrics = append(s.metrics, address)
-		if err := s.run(p, "ms3", fmt.Sprintf("ms3-%d", i+1), map[string]any{
-			"listen": address, "kafka": broker, "group_id": topic, "tracing": tracing,
-			"ms1": map[string]any{"url": "http://" + via(toMS1, ms1) + "/store"},
-		}); err != nil {
+		if err := s.run(p, "ms3", fmt.Sprintf("ms3-%d", i+1), with(map[string]any{
+			"listen": address, "kafka": broker, "group_id": topic,
+			"ms1": with(map[string]any{"url": s.scheme + "://" + via(toMS1, ms1) + "/store"}, links),
+		}, services)); err != nil {
 			return err
 		}
 	}
-	if err := s.run(p, "ms1", "ms1", map[string]any{
-		"listen": ms1, "tracing": tracing, "ms2": map[string]any{"url": "ws://" + via(toMS2, ms2) + "/ws"},
-		"database": map[string]any{
-			"address": via(commit, config.Addr), "name": config.DBName, "user": config.User, "password_file": password,
-		},
-	}); err != nil {
+	if err := s.run(p, "ms1", "ms1", with(map[string]any{
+		"listen": ms1, "ms2": with(map[string]any{"url": webSocket + "://" + via(toMS2, ms2) + "/ws"}, links), "database": database,
+	}, services)); err != nil {
 		return err
 	}
 	for _, address := range s.metrics {
@@ -294,7 +317,7 @@ func lastLines(file string) string {
 // ready waits until a service is ready.
 func (s *system) ready(ctx context.Context, address string) error {
 	return s.poll(ctx, readyTimeout, "readiness of "+address, func() bool {
-		status, err := get(ctx, "http://"+address+"/readyz", nil)
+		status, err := get(ctx, s.client, s.scheme+"://"+address+"/readyz", nil)
 		return err == nil && status == http.StatusOK
 	})
 }
@@ -335,7 +358,7 @@ func (s *system) trial(ctx context.Context, seconds, inFlight int) (t Trial, err
 	var started struct {
 		SessionID int64 `json:"session_id"`
 	}
-	if status, err := get(ctx, "http://"+s.ms1+"/start?"+query.Encode(), &started); err != nil || status != http.StatusAccepted {
+	if status, err := get(ctx, s.client, s.scheme+"://"+s.ms1+"/start?"+query.Encode(), &started); err != nil || status != http.StatusAccepted {
 		return t, errors.Join(fmt.Errorf("start a session: status %d", status), err)
 	}
 	var answer struct {
@@ -352,7 +375,7 @@ func (s *system) trial(ctx context.Context, seconds, inFlight int) (t Trial, err
 		return t, ctx.Err()
 	}
 	if err := s.poll(ctx, 2*time.Minute, "the end of the session", func() bool {
-		_, err := get(ctx, "http://"+s.ms1+"/status", &answer)
+		_, err := get(ctx, s.client, s.scheme+"://"+s.ms1+"/status", &answer)
 		return err == nil && answer.State == "idle"
 	}); err != nil {
 		return t, err
@@ -392,7 +415,7 @@ func (s *system) trial(ctx context.Context, seconds, inFlight int) (t Trial, err
 // dropped returns the spans that were dropped so far.
 func (s *system) dropped(ctx context.Context) (sum float64, err error) {
 	for _, address := range s.metrics {
-		n, err := counter(ctx, address, "tricycle_spans_dropped_total")
+		n, err := counter(ctx, s.client, s.scheme+"://"+address+"/metrics", "tricycle_spans_dropped_total")
 		if err != nil {
 			return 0, err
 		}
@@ -472,12 +495,12 @@ func loggedAddress(file string) (string, error) {
 }
 
 // get reads the JSON answer to a GET request.
-func get(ctx context.Context, url string, answer any) (status int, err error) {
+func get(ctx context.Context, client *http.Client, url string, answer any) (status int, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, err
 	}

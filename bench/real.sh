@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures this tree with a real MariaDB, Kafka and Jaeger, which it starts and stops, and beside it, in turns, other revisions,
-# or this one with N processes of MS3. Rates are compared with those of the last one.
+# or this one with N processes of MS3, or with TLS on all links. Rates are compared with those of the last one.
 #
-#   bench/real.sh OUT.json [now,ms3=N] [REVISION...] [-- FLAG...]
+#   bench/real.sh OUT.json [now,ms3=N] [now,tls] [REVISION...] [-- FLAG...]
 #
 # The flags are those of bench. The results are in OUT.json and the plot in OUT.svg. TMPDIR must be on a real disk: the
 # database's logs are there, and a commit waits for them.
@@ -31,6 +31,11 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do
     shift
     continue
   fi
+  if [ "$1" = now,tls ]; then
+    flags+=(-programs "tls=$work/programs/now,tls=$work/tls$settings")
+    shift
+    continue
+  fi
   git clone -q --no-checkout . "$work/tree/$1"
   (cd "$work/tree/$1" && git checkout -q --detach "$1" && build "$1")
   flags+=(-programs "$1=$work/programs/$1")
@@ -44,8 +49,23 @@ if [[ " $* " = *' -otlp '* ]]; then # a collector of the caller's, or '' for one
 else
   servers+=(jaeger) about+=", spans to Jaeger"
 fi
+# Both servers have TLS beside plain text, so that all subjects use the same ones.
+mkdir -p "$work"/{tls,servers/mariadb,servers/kafka}
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2 -subj /CN=bench -addext subjectAltName=IP:127.0.0.1 \
+  -keyout "$work/tls/key.pem" -out "$work/tls/certificate.pem" 2>/dev/null
+cat "$work"/tls/{key,certificate}.pem >"$work/tls/keystore.pem"
+printf -- '--ssl-%s.pem\n' "cert=$work/tls/certificate" "key=$work/tls/key" >"$work/servers/mariadb/options"
+broker=127.0.0.1:$(free_port) secure=127.0.0.1:$(free_port)
+cat >"$work/servers/kafka/properties" <<END
+listeners=PLAINTEXT://$broker,CONTROLLER://127.0.0.1:$((${broker#*:} + 1)),SSL://$secure
+advertised.listeners=PLAINTEXT://$broker,SSL://$secure
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL
+ssl.keystore.type=PEM
+ssl.keystore.location=$work/tls/keystore.pem
+END
+flags+=(-kafka-tls "$secure")
 for name in "${servers[@]}"; do
-  serve "$name"
+  serve "$name" "$([ "$name" != kafka ] || echo "${broker#*:}")"
   [ ${#problems[@]} = 0 ] || exit 1
   flags+=(-process "$name=$(<"$work/servers/$name/pid")")
 done

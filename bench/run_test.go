@@ -14,6 +14,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -155,6 +157,27 @@ func TestASlowLinkShowsInItsHop(t *testing.T) {
 				},
 			}, p), hop)
 		})
+	}
+}
+
+// The servers refuse everything else, and so do the services' listeners.
+func TestTLSOnAllLinks(t *testing.T) {
+	pair := credentialstest.New(t).Issue("127.0.0.1")
+	server := servertest.MariaDB(t, "--require-secure-transport=ON", "--ssl-cert="+pair.CertificateFile, "--ssl-key="+pair.KeyFile)
+	database, err := mysql.ParseDSN(server.User + ":" + server.Password + "@tcp(" + server.Address + ")/?tls=skip-verify")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := pair.Server("broker", func(err error) { t.Error(err) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, broker := topictest.Cluster(t, kfake.TLS(config))
+	p := built(t, "ms1", "ms2", "ms3")
+	p.tls = filepath.Dir(pair.CertificateFile)
+	trial := measure(t, environment{parts: "real", brokers: []string{broker}, tlsBroker: broker, database: database}, p)
+	if trial.Messages == 0 || trial.Lost != 0 {
+		t.Errorf("%+v: want messages and none lost", trial)
 	}
 }
 
