@@ -117,7 +117,7 @@ func (s *stack) hardened() {
 			"restarts without limit":              h.RestartPolicy.Name != "on-failure" || h.RestartPolicy.MaximumRetryCount != 5,
 			"has a log without end":               h.LogConfig.Type != "json-file" || h.LogConfig.Config["max-size"] == "" || h.LogConfig.Config["max-file"] == "",
 			"has a tmpfs without a size":          slices.ContainsFunc(slices.Collect(maps.Values(h.Tmpfs)), func(options string) bool { return !strings.Contains(options, "size=") }),
-			"would use a proxy":                   slices.ContainsFunc(c.Config.Env, func(v string) bool { return strings.HasPrefix(strings.ToLower(v), "http_proxy=h") }),
+			"has a proxy of the Docker client":    slices.ContainsFunc(c.Config.Env, isProxy),
 			"has no health check":                 c.Config.Healthcheck == nil || len(c.Config.Healthcheck.Test) == 0,
 			"is not healthy":                      c.State.Health == nil || c.State.Health.Status != "healthy",
 			"has a password in its environment":   slices.ContainsFunc(c.Config.Env, isPassword),
@@ -178,6 +178,13 @@ func (s *stack) separated() {
 func isPassword(variable string) bool {
 	name, _, _ := strings.Cut(variable, "=")
 	return strings.HasSuffix(name, "PASSWORD")
+}
+
+// isProxy reports whether a variable has a value of the client's configuration
+// and not one of compose.yaml, which are empty or, for no_proxy, "*".
+func isProxy(variable string) bool {
+	name, value, _ := strings.Cut(variable, "=")
+	return strings.HasSuffix(strings.ToLower(name), "_proxy") && value != "" && value != "*"
 }
 
 // published lists the container's ports that are published.

@@ -68,7 +68,7 @@ func (s *stack) proxy() {
 	s.t.Helper()
 	directory := s.t.TempDir()
 	const nobody = "http://127.0.0.1:9"
-	text := fmt.Sprintf(`{"proxies": {"default": {"httpProxy": %[1]q, "httpsProxy": %[1]q, "noProxy": "localhost,127.0.0.1"}}}`, nobody)
+	text := fmt.Sprintf(`{"proxies": {"default": {"httpProxy": %[1]q, "httpsProxy": %[1]q, "allProxy": %[1]q, "noProxy": "localhost,127.0.0.1"}}}`, nobody)
 	if err := os.WriteFile(filepath.Join(directory, "config.json"), []byte(text), 0o644); err != nil {
 		s.t.Fatal(err)
 	}
