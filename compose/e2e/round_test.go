@@ -41,6 +41,11 @@ func TestRound(t *testing.T) {
 	s.hardened()
 	s.separated()
 
+	// In the foreground the lines of Kafka would hide those of the services.
+	out, _ := s.try("timeout", append([]string{"--signal=INT", "5", "docker"}, s.compose("up")...)...)
+	if attached := lastLine(out, "^Attaching to "); !strings.Contains(attached, "ms2-1") || strings.Contains(attached, "kafka-1") {
+		t.Errorf("up prints %q, want the services without kafka:\n%s", attached, out)
+	}
 	s.docker(s.compose("down")...)
 	if out := s.docker(s.compose("ps", "-a", "-q")...); out != "" {
 		t.Fatalf("containers after down: %s", out)
