@@ -112,9 +112,10 @@ func TestContainers(t *testing.T) {
 			_ = run.Wait() // where the test has not come so far
 		})
 
-		// It is alive and not ready, because its dependencies are missing.
+		// It is alive and not ready, because its dependencies are missing. An error of the engine has the name of the
+		// container, which may contain 503.
 		var health []byte
-		for deadline := time.Now().Add(30 * time.Second); !bytes.Contains(health, []byte("503")); time.Sleep(100 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); !bytes.Contains(health, []byte("503 Service Unavailable")); time.Sleep(100 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("-healthcheck: %s, want 503, because its servers are missing; the console:\n%s", health, console())
 			}
