@@ -22,10 +22,12 @@ const (
 	// AnswerTimeout is how long a client may take to read an answer, counted
 	// from its first byte.
 	AnswerTimeout = 10 * time.Second
-	// socketBuffer is the size in bytes of the kernel's read and write buffers of
-	// a connection; Linux doubles it. By default, they grow to megabytes for a
-	// client that does not read.
-	socketBuffer = 32 << 10
+	// readBuffer and writeBuffer are the sizes in bytes of the kernel's buffers of
+	// a connection; Linux doubles them. By default, they grow to megabytes for a
+	// client that does not read. Loopback has segments of 64 KiB: if only one fits
+	// into the buffer, each waits 40 ms for its delayed acknowledgement.
+	readBuffer  = 32 << 10
+	writeBuffer = 64 << 10
 )
 
 // connections is a listener with a limited number of connections. At the limit,
@@ -57,8 +59,8 @@ func (c *connections) Accept() (net.Conn, error) {
 		return nil, err
 	}
 	if tcp, ok := plain.(*net.TCPConn); ok { // an error comes back from Read or Write
-		_ = tcp.SetReadBuffer(socketBuffer)
-		_ = tcp.SetWriteBuffer(socketBuffer)
+		_ = tcp.SetReadBuffer(readBuffer)
+		_ = tcp.SetWriteBuffer(writeBuffer)
 	}
 	conn := &connection{Conn: plain, timeout: c.answerTimeout}
 	c.mu.Lock()

@@ -209,6 +209,17 @@ func TestClientsThatDoNotRead(t *testing.T) {
 	}
 }
 
+// A client of the same machine gets a large answer in the time for one: its
+// segments do not wait for delayed acknowledgements.
+func TestLargeAnswersArrive(t *testing.T) {
+	t.Parallel()
+	const size = 8 << 20
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, size)) }), zerolog.Nop())
+	if got, err := connect(t, address).get("/"); err != nil || len(got) != size {
+		t.Errorf("got %d bytes, %v, want %d", len(got), err, size)
+	}
+}
+
 // The time for an answer is not used up by the handler, or by the answer before.
 func TestLateAnswersArrive(t *testing.T) {
 	t.Parallel()
