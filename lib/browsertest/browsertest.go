@@ -83,7 +83,7 @@ func Open(t testing.TB, browser context.Context, address string) *Tab {
 		case *log.EventEntryAdded:
 			b.report("%s: %s %s", e.Entry.Source, e.Entry.Text, e.Entry.URL)
 		case *network.EventRequestWillBeSent:
-			if u, err := url.Parse(e.Request.URL); err != nil || u.Host != host.Host && u.Scheme != "blob" {
+			if u, err := url.Parse(e.Request.URL); err != nil || u.Host != host.Host {
 				b.report("request to %s", e.Request.URL)
 			}
 		}

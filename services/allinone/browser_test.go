@@ -56,7 +56,7 @@ func skewed(t *testing.T, directory string) (id int64) {
 func TestPage(t *testing.T) {
 	browser := browsertest.Browser(t)
 	c := usual(t)
-	c.Tracing.UIURL = "http://127.0.0.1:16686"
+	c.Tracing.UIURL = "http://127.0.0.1:16686/"
 	id := skewed(t, c.Data)
 	address, stop := serve(t, c)
 	b := browsertest.Open(t, browser, address+"/")
@@ -103,9 +103,13 @@ func TestPage(t *testing.T) {
 		b.Until("/^http:..127.0.0.1:16686.trace.[0-9a-f]{32}$/.test(document.querySelector('#session tr.open a').href)")
 		b.Looks("session")
 		b.Expect("404")
-		b.Visit("session/99")
-		b.Shows("#session .problem", "no session")
+		b.Visit("session/9007199254740993") // not a number of JavaScript
+		b.Shows("#session .problem", `no session "9007199254740993"`)
 		b.Looks("unknown-session")
+		for _, view := range []string{"session", "session/01", "session/x", "session/..", "session/1/hops", "other"} {
+			b.Visit(view)
+			b.Until("location.hash === '#live'")
+		}
 	})
 
 	step("lost messages and negative hops", func(t *testing.T) {
@@ -145,7 +149,13 @@ func TestPage(t *testing.T) {
 		browsertest.Evaluate[chromedp.Void](b, "document.querySelector('#start').disabled = false; document.querySelector('#start').click()")
 		b.Shows("#problem", "is running")
 		b.Looks("refused")
-		b.Do(chromedp.Click(chromedp.CSS("#stop")))
+		b.Visit("session/" + browsertest.Evaluate[string](b, `document.querySelector("#progress-text").textContent.match(/\d+/)[0]`))
+		b.Shows("#session", "still open")
+		b.Until("Number.isNaN(" + browsertest.Figure("Lost") + ")") // as long as messages are in flight
+		expect(t, 200, address+"/stop")
+		b.Shows("#session", ": stopped")
+		b.Until(browsertest.Figure("Lost") + " === 0")
+		b.Visit("live")
 		b.Shows("#progress-text", "ended: stopped")
 		b.Until("document.querySelector('#problem').textContent === ''")
 	})
@@ -158,11 +168,15 @@ func TestPage(t *testing.T) {
 		b.Shows("#state", "offline")
 		b.Until("!document.querySelector('#offline').hidden && document.querySelector('#start').disabled")
 		b.Looks("offline")
+		b.Visit("sessions")
+		b.Shows("#session-list", "MS1 does not answer.")
 		if again, _ := serve(t, c); again != address {
 			t.Fatalf("got address %s, want %s", again, address)
 		}
 		b.Shows("#state", "idle")
 		b.Until("document.querySelector('#offline').hidden")
+		b.Shows("#session-list", "interval elapsed")
+		b.Visit("live")
 		b.Begin("1", "8")
 		b.Shows("#progress-text", "ended: interval elapsed")
 	})
@@ -211,6 +225,7 @@ func TestPageByKeyboard(t *testing.T) {
 	b.TabTo("nav a:nth-child(2)")
 	b.Press(kb.Enter)
 	b.Until("document.activeElement.id === 'sessions-title'")
+	b.Until("!document.querySelector('#older').disabled")
 	b.TabTo("#older")
 	b.Press(kb.Enter)
 	b.Until("document.querySelectorAll('#session-list tbody tr').length === 2")
@@ -254,10 +269,25 @@ func TestPagesOfSessions(t *testing.T) {
 	b.Until("document.querySelector('#older').disabled")
 	b.Do(chromedp.Click(chromedp.CSS("#newer")))
 	listed(25, 6)
+	// A double click is one.
+	click := func(button string, times int) {
+		browsertest.Evaluate[chromedp.Void](b, fmt.Sprintf("for (let i = 0; i < %d; i++) document.querySelector(%q).click()", times, button))
+	}
+	for _, times := range [][2]int{{2, 1}, {1, 2}} {
+		click("#older", times[0])
+		listed(5, 1)
+		click("#newer", times[1])
+		listed(25, 6)
+	}
+	b.Until("document.querySelector('#newer').disabled")
+	expect(t, 202, address+"/start?interval=600")
+	b.Shows("#session-list", "open")
+	expect(t, 200, address+"/stop")
+	b.Shows("#session-list", "stopped")
 	b.Do(chromedp.Click(chromedp.CSS("#session-list a")))
 	b.Until("document.querySelector('#session a.button')")
 	hrefs := browsertest.Evaluate[[]string](b, "[...document.querySelectorAll('#session a.button')].map((a) => a.getAttribute('href'))")
-	if want := []string{"sessions/25/messages?format=csv", "sessions/25/messages?format=ndjson"}; !slices.Equal(hrefs, want) {
+	if want := []string{"sessions/26/messages?format=csv", "sessions/26/messages?format=ndjson"}; !slices.Equal(hrefs, want) {
 		t.Errorf("got the downloads %v, want %v", hrefs, want)
 	}
 }
@@ -278,9 +308,18 @@ func TestPageAsksForTheToken(t *testing.T) {
 		b.Until("document.querySelector('#ask').open")
 		b.Do(chromedp.SetValue(chromedp.CSS("#token"), token), chromedp.Click(chromedp.CSS("#ask button")))
 	}
+	if got := browsertest.Evaluate[string](b, "document.querySelector('#interval').value + ' ' + document.querySelector('#in-flight').value"); got != "1 8" {
+		t.Errorf("got %q as interval and in flight, want those of the configuration", got)
+	}
+	b.Begin("1", "8")
+	b.Until("document.querySelector('#ask').open")
+	b.Do(chromedp.Click(chromedp.CSS("#ask button:last-child")))
+	b.Shows("#problem", "token")
 	b.Begin("1", "8")
 	b.Until("document.querySelector('#ask').open")
 	b.Looks("token")
+	answer("ключ") // no header can have it
+	b.Until("document.querySelector('#token:invalid')")
 	answer("wrong")
 	b.Until("document.querySelector('#token').value === ''")
 	answer("0123456789abcdef0123456789abcdef")

@@ -410,8 +410,9 @@ func TestASlowListenerIsDisconnected(t *testing.T) {
 
 func TestPage(t *testing.T) {
 	t.Parallel()
-	a := newAPI(t, telemetry.Config{UIURL: `http://jaeger.example/"ui"`, SampleRatio: 1, QueueSpans: 8192})
-	a.want(a.do("GET", "/", ""), 200, "<!doctype html>", `<meta name="traces" content="http://jaeger.example/&#34;ui&#34;">`)
+	a := newAPIWith(t, func(c *Config) { c.Interaction.IntervalSeconds, c.Interaction.InFlight = 7, 65 },
+		telemetry.Config{UIURL: `http://jaeger.example/"ui"`, SampleRatio: 1, QueueSpans: 8192})
+	a.want(a.do("GET", "/", ""), 200, "<!doctype html>", `<meta name="traces" content="http://jaeger.example/&#34;ui&#34;">`, `value="7"`, `value="65"`)
 	a.want(a.do("HEAD", "/", ""), 200)
 	files, err := pageFiles.ReadDir("page")
 	if err != nil {

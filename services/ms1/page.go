@@ -1,12 +1,13 @@
 package ms1
 
 import (
-	"bytes"
 	"embed"
 	"fmt"
 	"html"
 	"net/http"
 	"path"
+	"strconv"
+	"strings"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 )
@@ -26,8 +27,8 @@ var pageTypes = map[string]string{
 	".svg":  "image/svg+xml",
 }
 
-// pageFile answers with a file of the page. The page itself gets the address of
-// the user interface of traces.
+// pageFile answers with a file of the page. The page itself gets what it needs
+// of the configuration.
 func (s *Service) pageFile(w http.ResponseWriter, name string) {
 	text, err := pageFiles.ReadFile("page/" + name)
 	if err != nil {
@@ -35,7 +36,9 @@ func (s *Service) pageFile(w http.ResponseWriter, name string) {
 		return
 	}
 	if name == "index.html" {
-		text = bytes.Replace(text, []byte(`name="traces" content=""`), fmt.Appendf(nil, `name="traces" content="%s"`, html.EscapeString(s.config.Tracing.UIURL)), 1)
+		c := s.config.Interaction
+		text = []byte(strings.NewReplacer("{traces}", html.EscapeString(s.config.Tracing.UIURL),
+			"{interval}", strconv.Itoa(c.IntervalSeconds), "{in_flight}", strconv.Itoa(c.InFlight)).Replace(string(text)))
 	}
 	h := w.Header()
 	h.Set("Content-Type", pageTypes[path.Ext(name)])

@@ -163,13 +163,18 @@ function changed({ state, session }) {
     $("problem").textContent = "";
     $("announce").textContent = `Session ${session.id} has ended: ${count(session.generated)} generated, ${count(session.stored)} stored, ${count(session.lost)} lost.`;
     loadHistogram();
-    if (view() === "sessions") loadSessions();
   }
+  if (view() === "sessions") loadSessions();
+  if (location.hash === `#session/${session.id}`) loadSession(String(session.id));
 }
 
+let readable = true; // MS1 answers, and its database is ready
 function setOnline(now) {
+  const before = readable;
   online = now;
   $("offline").hidden = now;
+  readable = now && latest.checks.database === "ok";
+  if (readable && !before && document.querySelector("main .problem:not(:empty)")) navigate(false);
   show();
 }
 
@@ -426,11 +431,14 @@ function hopChoice(select, hops) {
 
 // Sessions
 
-let pages = [""]; // queries of the pages up to the shown one
-let next = null;
+const pages = [""]; // queries of the pages up to the shown one
+let next = null; // also until the answer is there
 async function loadSessions() {
+  const query = pages.at(-1);
+  next = null;
   try {
-    const page = await get(`sessions${pages.at(-1)}`);
+    const page = await get(`sessions${query}`);
+    if (query !== pages.at(-1)) return;
     next = page.next;
     $("session-list").replaceChildren(page.sessions.length ? html("table", {},
       html("thead", {}, html("tr", {}, ...["Session", "Started, UTC", "Generated", "Stored", "Lost", "Interval", "In flight", "End"].map((name) => html("th", { scope: "col" }, name)))),
@@ -441,7 +449,7 @@ async function loadSessions() {
         html("td", {}, `${s.interval_seconds} s`), html("td", {}, count(s.in_flight)),
         html("td", {}, s.end_reason || "open"))))) : nothing("No session yet."));
   } catch (error) {
-    next = null;
+    if (query !== pages.at(-1)) return;
     $("session-list").replaceChildren(html("p", { class: "problem" }, reason(error)));
   }
   $("older").disabled = next === null;
@@ -450,10 +458,11 @@ async function loadSessions() {
 
 async function loadSession(id) {
   const box = $("session");
+  const shown = () => location.hash === `#session/${id}`;
   box.replaceChildren(html("section", { class: "card" }, html("h2", { tabindex: "-1" }, `Session ${id}`), nothing("Loading.")));
   try {
     const s = await get(`sessions/${id}`);
-    if (location.hash !== `#session/${id}`) return;
+    if (!shown()) return;
     const histogram = html("div", {}, nothing("Loading."));
     const slowest = html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Slowest messages" }, nothing("Loading."));
     box.replaceChildren(html("section", { class: "card" },
@@ -461,31 +470,21 @@ async function loadSession(id) {
         html("span", {}, download(id, "csv"), " ", download(id, "ndjson"))),
       html("p", {}, `Started ${moment(s.started_at)} UTC, ${s.end_reason ? `ended ${moment(s.ended_at)} UTC: ${s.end_reason}` : "still open"}. `
         + `Interval ${s.interval_seconds} s, at most ${count(s.in_flight)} in flight.`),
-      html("dl", { class: "figures" }, ...figures(s)),
+      html("dl", { class: "figures" }, ...figures({ ...s, lost: s.end_reason ? s.lost : null })),
       html("h3", {}, "Latency"), histogram,
       html("h3", {}, "Slowest messages"), slowest,
       html("h3", {}, "Lost messages"), lostMessages(s)));
-    box.querySelector("h2").focus();
+    if (!document.activeElement.closest("header")) box.querySelector("h2").focus();
     get(`sessions/${id}/hops`).then(({ hops }) => showDistributions(histogram, hops), (error) => histogram.replaceChildren(nothing(reason(error))));
     get(`sessions/${id}/messages?order=slowest&limit=10`).then(({ messages }) => showMessages(slowest, messages), (error) => slowest.replaceChildren(nothing(reason(error))));
   } catch (error) {
+    if (!shown()) return;
     box.replaceChildren(html("section", { class: "card" }, html("h2", { tabindex: "-1" }, `Session ${id}`), html("p", { class: "problem", role: "alert" }, reason(error))));
   }
 }
 
 function download(id, format) {
-  const name = `session-${id}.${format}`;
-  return html("a", {
-    class: "button", href: `sessions/${id}/messages?format=${format}`, download: name,
-    onclick: async (event) => {
-      if (!token) return; // a link cannot send it
-      event.preventDefault();
-      const answer = await request(event.target.closest("a").href);
-      const url = URL.createObjectURL(await answer.blob());
-      html("a", { href: url, download: name }).click();
-      setTimeout(() => URL.revokeObjectURL(url), 60000);
-    },
-  }, format.toUpperCase());
+  return html("a", { class: "button", href: `sessions/${id}/messages?format=${format}`, download: `session-${id}.${format}` }, format.toUpperCase());
 }
 
 function showDistributions(box, hops) {
@@ -502,6 +501,14 @@ function showDistributions(box, hops) {
   box.replaceChildren(html("div", { class: "charts" },
     html("div", {}, html("div", { class: "row" }, html("label", {}, "Hop ", choice)), graph),
     html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Latency by hop" }, hopTable(hops, "Latency by hop"))));
+}
+
+// traceURL returns the address of a trace. That of Jaeger may end with a slash
+// or a query.
+function traceURL(id) {
+  const url = new URL(traces);
+  url.pathname = url.pathname.replace(/\/*$/, `/trace/${id}`);
+  return url.href;
 }
 
 function showMessages(box, messages) {
@@ -523,7 +530,7 @@ function showMessages(box, messages) {
         },
       }, m.service1_timestamp.slice(11, 26))),
       html("td", {}, duration((micros(m.end_timestamp) - micros(m.service1_timestamp)) / 1e6)),
-      html("td", {}, traces ? html("a", { href: `${traces}/trace/${m.trace_id}`, rel: "noreferrer", "aria-label": `Trace of the message of ${m.service1_timestamp}` }, "Trace") : html("code", {}, m.trace_id.slice(0, 8))));
+      html("td", {}, traces ? html("a", { href: traceURL(m.trace_id), rel: "noreferrer", "aria-label": `Trace of the message of ${m.service1_timestamp}` }, "Trace") : html("code", {}, m.trace_id.slice(0, 8))));
     return [row, detail];
   });
   box.replaceChildren(html("table", {},
@@ -567,10 +574,11 @@ function lostMessages(s) {
 const views = ["live", "sessions", "session"];
 const route = () => (location.hash.slice(1) || "live").split("/");
 const view = () => route()[0];
+const known = ([name, ...rest]) => (name === "session" ? /^[1-9]\d*$/.test(rest.join("/")) : views.includes(name));
 
 function navigate(focus) {
   const [name, id] = route();
-  if (!views.includes(name)) {
+  if (!known(route())) {
     location.replace("#live");
     return;
   }
@@ -580,7 +588,7 @@ function navigate(focus) {
     else link.removeAttribute("aria-current");
   }
   if (name === "sessions") loadSessions();
-  if (name === "session") loadSession(Number(id));
+  if (name === "session") loadSession(id);
   if (name === "live" && latest) {
     sinceHistogram = 0;
     show();
@@ -611,11 +619,12 @@ $("hop").addEventListener("change", () => {
   draw($("histogram"), () => drawHistogram(distributions, $("hop").value));
 });
 $("older").addEventListener("click", () => {
+  if (next === null) return; // a second click, before the answer
   pages.push(`?before=${next}`);
   loadSessions();
 });
 $("newer").addEventListener("click", () => {
-  pages.pop();
+  if (pages.length > 1) pages.pop();
   loadSessions();
 });
 addEventListener("hashchange", () => navigate(true));
