@@ -67,7 +67,7 @@ func TestAnotherServerAtTheAddressOfMS1(t *testing.T) {
 		"takes no body":     {"http://" + small, "413"},
 		"expects TLS":       {"http://" + tls, "400"},
 		"another authority": {"https://" + tls, "certificate"},
-		"speaks no TLS":     {"https://" + answers, "HTTP response to HTTPS client"},
+		"speaks no TLS":     {"https://" + answers, "found plain text"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := *c
