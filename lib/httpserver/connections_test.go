@@ -213,8 +213,8 @@ func TestClientsThatDoNotRead(t *testing.T) {
 // segments do not wait for delayed acknowledgements.
 func TestLargeAnswersArrive(t *testing.T) {
 	t.Parallel()
-	const size = 8 << 20
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, size)) }), zerolog.Nop())
+	const size = 64 << 20
+	address, _ := serveWithin(t, httpserver.AnswerTimeout, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, size)) }), zerolog.Nop())
 	if got, err := connect(t, address).get("/"); err != nil || len(got) != size {
 		t.Errorf("got %d bytes, %v, want %d", len(got), err, size)
 	}

@@ -298,11 +298,16 @@ const answerTimeout = time.Second
 // answer.
 func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
 	t.Helper()
+	return serveWithin(t, answerTimeout, h, log)
+}
+
+func serveWithin(t *testing.T, timeout time.Duration, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
+	t.Helper()
 	s, err := httpserver.Listen("127.0.0.1:0", credentials.Pair{}, h, log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.SetAnswerTimeout(answerTimeout)
+	s.SetAnswerTimeout(timeout)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.Run(ctx) }()
