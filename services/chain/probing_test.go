@@ -2,12 +2,12 @@ package chain
 
 import (
 	"bufio"
-	"cmp"
+	"fmt"
 	"io"
+	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,8 +71,13 @@ func TestProbing(t *testing.T) {
 			writeFile(t, file, string(description))
 			proxy := shortAnswers(c.address[name])
 			defer proxy.Close()
-			cmd := exec.Command(program, "run", file, "--url", proxy.URL, "--header", "Authorization: Bearer "+secret,
-				"--max-examples", cmp.Or(os.Getenv("TRICYCLE_TEST_PROBES"), "10"), "--continue-on-failure", "--request-timeout", "10", "--no-color")
+			// Without a number of random requests they are the same in each run.
+			requests := []string{"--max-examples", "10", "--generation-deterministic"}
+			if n := os.Getenv("TRICYCLE_TEST_PROBES"); n != "" {
+				requests = []string{"--max-examples", n}
+			}
+			cmd := exec.Command(program, append([]string{"run", file, "--url", proxy.URL, "--header", "Authorization: Bearer " + secret,
+				"--continue-on-failure", "--request-timeout", "10", "--no-color"}, requests...)...)
 			cmd.Dir, cmd.Env = c.dir, append(os.Environ(), "SCHEMATHESIS_HOOKS=hooks", "PYTHONPATH="+c.dir)
 			out, err := cmd.CombinedOutput()
 			if err != nil || !strings.Contains(string(out), " passed\n") {
@@ -83,33 +88,35 @@ func TestProbing(t *testing.T) {
 }
 
 // shortAnswers is a proxy that ends the answers that are endless: those of
-// /events after an event, and accepted handshakes.
+// /events after an event, and accepted handshakes. Every answer is the
+// program's, no matter how odd the request: without one the connection is
+// closed.
 func shortAnswers(address string) *httptest.Server {
-	return httptest.NewServer(&httputil.ReverseProxy{
-		Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(&url.URL{Scheme: "http", Host: address}) },
-		ModifyResponse: func(resp *http.Response) error {
-			if resp.StatusCode == http.StatusSwitchingProtocols {
-				resp.Body.Close()
-				resp.Body = struct {
-					io.ReadCloser
-					io.Writer
-				}{http.NoBody, io.Discard}
-				return nil
+	transport := &http.Transport{DisableCompression: true}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out := r.Clone(r.Context())
+		out.URL.Scheme, out.URL.Host, out.Host = "http", address, address
+		resp, err := transport.RoundTrip(out)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		defer resp.Body.Close()
+		maps.Copy(w.Header(), resp.Header)
+		w.WriteHeader(resp.StatusCode)
+		switch {
+		case resp.StatusCode == http.StatusSwitchingProtocols:
+		case r.Method == http.MethodGet && resp.Header.Get("Content-Type") == "text/event-stream":
+			for line := bufio.NewScanner(resp.Body); line.Scan() && line.Text() != ""; {
+				fmt.Fprintln(w, line.Text())
 			}
-			if resp.Request.Method != http.MethodGet || resp.Header.Get("Content-Type") != "text/event-stream" {
-				return nil
-			}
-			defer resp.Body.Close()
-			var event strings.Builder
-			for r := bufio.NewReader(resp.Body); !strings.HasSuffix(event.String(), "\n\n"); {
-				line, err := r.ReadString('\n')
-				if err != nil {
-					return err
-				}
-				event.WriteString(line)
-			}
-			resp.Body = io.NopCloser(strings.NewReader(event.String()))
-			return nil
-		},
-	})
+			fmt.Fprintln(w)
+		default:
+			_, err = io.Copy(w, resp.Body)
+		}
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	return server
 }
