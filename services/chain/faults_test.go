@@ -229,6 +229,64 @@ func TestPartitionsAddedUnderLoad(t *testing.T) {
 	atMost(t, pause, 0, 10*time.Second)
 }
 
+// A table is locked or moved away under load: MS1 reports it, and goes on when it is
+// back.
+func TestTableTakesNoRows(t *testing.T) {
+	slow(t)
+	for name, change := range map[string]struct{ away, back string }{
+		"locked": {"LOCK TABLES messages READ", "UNLOCK TABLES"},
+		"moved":  {"RENAME TABLE messages TO elsewhere", "RENAME TABLE elsewhere TO messages"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newChain(t)
+			c.patient()
+			c.up()
+			client, err := c.db.DB.Conn(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			do := func(statement string) {
+				if _, err := client.ExecContext(t.Context(), statement); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.survives(64, func() {
+				do(change.away)
+				servicetest.Eventually(t, 15*time.Second, "MS1 reports that it cannot store", func() bool {
+					code, body := c.at("ms1").Get("/readyz")
+					return code == http.StatusServiceUnavailable && strings.Contains(body, `"ms2":"ok"`)
+				})
+				do(change.back)
+			})
+			c.ready("ms1")
+			if !c.running["ms1"].Out.Has("database takes no rows error=") {
+				t.Errorf("the console has no reason:\n%s", c.running["ms1"].Out)
+			}
+		})
+	}
+}
+
+// Somebody deletes the row of the running session.
+func TestSessionRowDeleted(t *testing.T) {
+	c := newChain(t)
+	c.up()
+	c.load(600, 64)
+	if _, err := c.db.DB.Exec("DELETE m, s FROM messages m JOIN sessions s ON s.id = m.session_id"); err != nil {
+		t.Fatal(err)
+	}
+	var s status
+	servicetest.Eventually(t, 20*time.Second, "the session has ended", func() bool {
+		s = c.status()
+		return s.State == "idle"
+	})
+	if s.Session.EndReason != "interrupted" || !c.running["ms1"].Out.Has("NOT RECORDED in the database: ") {
+		t.Errorf("%+v on the console:\n%s", s.Session, c.running["ms1"].Out)
+	}
+	c.begin(1, 64)
+	c.noneLost(c.end())
+}
+
 func TestTopicDeletedUnderLoad(t *testing.T) {
 	slow(t)
 	broker := servertest.Kafka(t, "")

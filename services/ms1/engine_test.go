@@ -397,13 +397,9 @@ func TestASessionThatSomebodyElseHasEnded(t *testing.T) {
 		if _, err := b.store.CloseInterrupted(t.Context(), message.StampOf(time.Now())); err != nil {
 			t.Fatal(err)
 		}
-		b.takes(b.transport.frames()[0], OutcomeStored) // the session was interrupted
-		synctest.Wait()
-		b.wantFrames(2) // another message in the place of the one that cannot be stored
-		if _, err := b.engine.stop(t.Context(), func() {}); !errors.Is(err, ErrSessionEnded) {
-			t.Errorf("stop: %v, want that the session is not open", err)
-		}
-		check(t, b.wait(), figures{generated: 2, lost: 2, reason: Stopped})
+		b.takes(b.transport.frames()[0], OutcomeStored) // as a late one
+		check(t, b.wait(), figures{generated: 1, lost: 1, reason: Interrupted})
+		b.wantFrames(1)
 		if text := b.console.String(); !strings.Contains(text, "NOT RECORDED in the database: session is not open") {
 			t.Errorf("console does not show it:\n%s", text)
 		}
@@ -432,6 +428,35 @@ func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
 		b.store.fail(nil)
 		b.takes(m, OutcomeStored)
 		check(t, b.wait(), figures{generated: 1, stored: 1, resent: 1, reason: IntervalElapsed})
+	})
+}
+
+func TestADatabaseThatTakesNoRowsIsNotReady(t *testing.T) {
+	inBench(t, never, func(t *testing.T, b *bench) {
+		b.begin(60, 1)
+		time.Sleep(100 * time.Millisecond)
+		m := b.transport.frames()[0]
+		b.store.hold = make(chan struct{})
+		for range 2 {
+			if _, err := b.back(m); err == nil {
+				t.Fatal("stored in a database that does not answer")
+			}
+			synctest.Wait()
+		}
+		if err := b.engine.databaseReady(t.Context()); err == nil || !strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("readiness: %v, want the error of the commit", err)
+		}
+		close(b.store.hold)
+		b.takes(m, OutcomeStored)
+		if err := b.engine.databaseReady(t.Context()); err != nil {
+			t.Errorf("readiness after a commit: %v", err)
+		}
+		b.stopSession()
+		for _, line := range []string{"database takes no rows", "database takes rows again"} {
+			if n := strings.Count(b.console.String(), line); n != 1 {
+				t.Errorf("%d times on the console: %s", n, line)
+			}
+		}
 	})
 }
 

@@ -146,10 +146,16 @@ func (r *receiver) claim(a *arrival, attempt *commit) (in []insert, wait func())
 	}
 }
 
-// settled notes the outcome of a commit and goes on with the session.
+// settled notes the outcome of a commit and goes on with the session, which ends
+// if its row is not open: no message could be stored.
 func settled(batch []insert, err error) {
 	s := batch[0].session
 	s.logLost(s.ledger.settle(batch, err)...)
+	if errors.Is(err, ErrSessionEnded) {
+		s.end(Interrupted)
+		return
+	}
+	s.engine.written(err)
 	s.advance()
 }
 

@@ -186,7 +186,11 @@ func (s *runner) record(reason EndReason) {
 			err = ErrSessionEnded // as interrupted, by another program
 		}
 		// A row that another program deleted or closed stays so.
-		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded) || e.stopping()
+		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded)
+		if over {
+			e.written(nil)
+		}
+		over = over || e.stopping()
 
 		e.mu.Lock()
 		s.fault = err

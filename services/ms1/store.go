@@ -32,7 +32,7 @@ const (
 	IntervalElapsed EndReason = "interval elapsed"
 	Stopped         EndReason = "stopped"     // GET /stop
 	Shutdown        EndReason = "shutdown"    // the program was stopped
-	Interrupted     EndReason = "interrupted" // the program died; closed by its next start
+	Interrupted     EndReason = "interrupted" // the program died, or another one closed or deleted the row
 )
 
 // Opening is the row of a session that begins.
