@@ -3,6 +3,7 @@ package ms2
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"sync/atomic"
@@ -204,6 +205,38 @@ func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
 	ms := messages(10)
 	r.dial(t).send(t, ms...)
 	distinct(t, k, ms)
+}
+
+// The cluster and the topic are there, and no partition takes a message.
+func TestATopicThatTakesNoMessagesIsNotReady(t *testing.T) {
+	t.Parallel()
+	for name, fault := range map[string]*kerr.Error{"too few replicas": kerr.NotEnoughReplicas, "not permitted": kerr.TopicAuthorizationFailed} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cluster, address := topictest.Cluster(t)
+			k := topictest.For(t, address)
+			var refusing atomic.Bool
+			refusing.Store(true)
+			onProduce(cluster, func(int, int32) *kerr.Error {
+				if refusing.Load() {
+					return fault
+				}
+				return nil
+			})
+			r := start(t, k).ready()
+			ms := messages(10)
+			r.dial(t).send(t, ms...)
+			servicetest.Eventually(t, time.Minute, "not ready", func() bool {
+				err := r.Service.ready(t.Context())
+				return err != nil && strings.Contains(err.Error(), fmt.Sprintf("[%d]", fault.Code))
+			})
+			refusing.Store(false)
+			distinct(t, k, ms)
+			if err := r.Service.ready(t.Context()); err != nil {
+				t.Errorf("not ready: %v", err)
+			}
+		})
+	}
 }
 
 // Messages that a partition refuses go to the others.

@@ -23,6 +23,7 @@ const (
 	queueLength = 4096 // messages; the largest in_flight of MS1
 	batchLength = 100  // messages in a request
 	stallTime   = 10 * time.Second
+	refusedTime = 2 * time.Second  // of failing requests until MS2 is not ready, and without any until it is ready
 	adaptTime   = 30 * time.Second // until a lane returns to its partition, or tries larger requests
 )
 
@@ -58,8 +59,10 @@ type queue struct {
 	round    context.Context
 	drop     context.CancelFunc // makes the lanes drop what they hold
 	progress time.Time          // when Kafka last accepted a request, or the queue was empty
-	misfit   error              // a single message was too large for the topic
-	misfitAt time.Time
+
+	failing   time.Time // since when every request fails, although the cluster is ready; zero if one succeeded
+	refusal   error     // of the last request, if Kafka accepts no messages
+	refusedAt time.Time
 }
 
 // lane is the messages of one partition.
@@ -247,9 +250,10 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 				}
 			}
 			if tooLarge {
-				q.refused(fmt.Errorf("topic %s: max.message.bytes: must be at least %d: %w", q.topic, topic.MessageBytes, err))
+				q.refused(fmt.Errorf("topic %s: max.message.bytes: must be at least %d: %w", q.topic, topic.MessageBytes, err), true)
 			} else {
 				l.shift, l.shiftedAt = l.shift+1, time.Now()
+				q.refused(err, false)
 			}
 			q.errors.Warn().Err(err).Int("messages", len(part)).Int("partition", partition).Msg("produce request failed, retrying")
 		}
@@ -264,8 +268,7 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 
 // produced records that Kafka has acknowledged entries.
 func (q *queue) produced(entries []entry, partition int, offset int64) {
-	q.progressed()
-	q.refused(nil)
+	q.accepted()
 	q.metrics.produced.Add(float64(len(entries)))
 	for i, e := range entries {
 		if e.span.IsRecording() {
@@ -282,24 +285,39 @@ func (q *queue) produced(entries []entry, partition int, offset int64) {
 	}
 }
 
-// refused records the setting for which the topic refuses every message; nil
-// after one that it has accepted.
-func (q *queue) refused(err error) {
+// accepted notes that Kafka accepts messages.
+func (q *queue) accepted() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.misfit, q.misfitAt = err, time.Now()
+	q.progress, q.failing, q.refusal = time.Now(), time.Time{}, nil
 }
 
-// ready returns the setting for which the topic refuses every message, or nil.
-// It forgets the setting after the stall time: only another message can show
-// that it was corrected.
+// refused notes an error of Kafka. If it is not known to concern every message,
+// it must last for a while: a partition may be moving.
+func (q *queue) refused(err error, all bool) {
+	away := q.cluster.Ready(context.Background()) != nil
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	switch now := time.Now(); {
+	case all, !away && !q.failing.IsZero() && now.Sub(q.failing) > refusedTime:
+		q.refusal, q.refusedAt = err, now
+	case away:
+		q.failing = time.Time{}
+	case q.failing.IsZero():
+		q.failing = now
+	}
+}
+
+// ready returns the error with which Kafka refuses every message, or nil. It
+// forgets the error after a while without messages: only another message can
+// show whether Kafka accepts it.
 func (q *queue) ready() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if time.Since(q.misfitAt) > q.stall {
+	if time.Since(q.refusedAt) > refusedTime {
 		return nil
 	}
-	return q.misfit
+	return q.refusal
 }
 
 func (e entry) fail(kind, text string) {
