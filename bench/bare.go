@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -27,8 +29,8 @@ var payload = []byte(strings.Repeat("x", 230))
 // joined its group.
 const joinTimeout = 60 * time.Second
 
-// bare has the library calls of the four hops, in this process and over real
-// sockets, with nothing around them.
+// bare has the library calls of the four hops, in one process or three and over
+// real sockets, with nothing around them.
 type bare struct {
 	socket     *websocket.Conn
 	kafka      *kafka.Client
@@ -37,33 +39,33 @@ type bare struct {
 	url        string
 	client     *http.Client
 	db         *sql.DB
+	statement  string
 	produced   atomic.Int64 // records; the partitions take turns
 	stored     atomic.Int64 // rows; each has another key
 
+	socketURL           string
 	frame, record, post atomic.Pointer[func() error] // the next step on each arrival
 	done                chan error
 	close               []func()
 	processes           map[string][]int // this one and the servers
 }
 
-// newBare connects everything to the parts. The database must be empty.
-func newBare(ctx context.Context, brokers []string, db *sql.DB, servers map[string]int) (b *bare, err error) {
-	b = &bare{
-		processes: map[string][]int{"bench": {os.Getpid()}},
-		kafka:     &kafka.Client{Addr: kafka.TCP(brokers...), Transport: &kafka.Transport{}},
-		topic:     "bench." + rand.Text(), partitions: topic.Defaults().Partitions,
-		client: &http.Client{Transport: &http.Transport{}}, db: db, done: make(chan error, 1),
-	}
+// newBare connects everything to the parts. The database must be empty. If apart,
+// the calls of MS2 and MS3 are in processes of their own.
+func newBare(ctx context.Context, brokers []string, db *sql.DB, servers map[string]int, apart bool) (b *bare, err error) {
+	b = bareOn(brokers, "bench."+rand.Text())
+	b.db, b.processes = db, map[string][]int{"bench": {os.Getpid()}}
 	for name, pid := range servers {
 		b.processes[name] = []int{pid}
 	}
-	b.close = append(b.close, b.kafka.Transport.(*kafka.Transport).CloseIdleConnections, b.client.CloseIdleConnections)
 	defer func() {
 		if err != nil {
 			b.Close()
 		}
 	}()
-	if _, err := db.ExecContext(ctx, "CREATE TABLE bare (session_id BIGINT, service1_timestamp DATETIME(6), service2_timestamp DATETIME(6), "+
+	table := "bare_" + strings.ToLower(rand.Text())
+	b.statement = "INSERT INTO " + table + " VALUES (1, ?, ?, ?, ?)"
+	if _, err := db.ExecContext(ctx, "CREATE TABLE "+table+" (session_id BIGINT, service1_timestamp DATETIME(6), service2_timestamp DATETIME(6), "+
 		"service3_timestamp DATETIME(6), end_timestamp DATETIME(6), PRIMARY KEY (session_id, service1_timestamp))"); err != nil {
 		return nil, fmt.Errorf("create a table: %w", err)
 	}
@@ -71,11 +73,104 @@ func newBare(ctx context.Context, brokers []string, db *sql.DB, servers map[stri
 		return nil, err
 	}
 	b.close = append(b.close, func() { deleteTopics(b.kafka, b.topic) })
-	if err := b.serve(ctx); err != nil {
+	if err := b.serve(); err != nil {
 		return nil, err
 	}
-	b.consume(ctx, brokers)
+	if !apart {
+		b.consume(ctx, brokers)
+	} else {
+		if b.socketURL, err = b.spawn(ctx, "ms2", brokers); err == nil {
+			_, err = b.spawn(ctx, "ms3", brokers)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	socket, resp, err := websocket.DefaultDialer.DialContext(ctx, b.socketURL, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp.Body.Close()
+	b.socket = socket
+	b.close = append(b.close, func() { _ = socket.Close() })
 	return b, b.join(ctx)
+}
+
+// bareOn returns the calls on brokers and a topic, without connections yet.
+func bareOn(brokers []string, topicName string) *bare {
+	b := &bare{
+		kafka: &kafka.Client{Addr: kafka.TCP(brokers...), Transport: &kafka.Transport{}},
+		topic: topicName, partitions: topic.Defaults().Partitions,
+		client: &http.Client{Transport: &http.Transport{}}, done: make(chan error, 1),
+	}
+	b.close = append(b.close, b.kafka.Transport.(*kafka.Transport).CloseIdleConnections, b.client.CloseIdleConnections)
+	return b
+}
+
+// spawn starts the calls of a service in a process of its own, with one processor
+// as the services have in their containers. It returns the first line of its
+// output.
+func (b *bare) spawn(ctx context.Context, name string, brokers []string) (line string, err error) {
+	program, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, program, append([]string{"bare", name, b.topic, b.url}, brokers...)...)
+	cmd.Env, cmd.Stderr = append(os.Environ(), "GOMAXPROCS=1", "GOGC=400"), os.Stderr
+	stdin, err := cmd.StdinPipe() // its end ends the process
+	if err != nil {
+		return "", err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", err
+	}
+	b.processes[name] = []int{cmd.Process.Pid}
+	b.close = append(b.close, func() {
+		stdin.Close()
+		_ = cmd.Wait() // the trial has its errors
+	})
+	line, err = bufio.NewReader(stdout).ReadString('\n')
+	if err != nil {
+		return "", fmt.Errorf("bare %s: %w", name, err)
+	}
+	return strings.TrimSpace(line), nil
+}
+
+// bareCommand is the process that [bare.spawn] starts: 'bench bare NAME TOPIC URL
+// BROKER...'. It ends with its standard input.
+func bareCommand(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
+	if len(args) < 4 {
+		return errors.New("bare: must have a name, a topic, a URL and brokers")
+	}
+	brokers := args[3:]
+	b := bareOn(brokers, args[1])
+	defer b.Close()
+	b.url = args[2]
+	none := func() error { return nil }
+	b.then(func() error { return b.produce(ctx) }, func() error { return b.postStore(ctx) }, none)
+	if args[0] == "ms2" {
+		if err := b.serve(); err != nil {
+			return err
+		}
+	} else {
+		b.consume(ctx, brokers)
+	}
+	fmt.Fprintln(out, b.socketURL)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(io.Discard, in)
+		ended <- err
+	}()
+	select {
+	case err := <-b.done:
+		return err
+	case err := <-ended:
+		return err
+	}
 }
 
 // Close ends everything in reverse order.
@@ -85,8 +180,8 @@ func (b *bare) Close() {
 	}
 }
 
-// serve answers WebSocket and POST on one port and connects to it.
-func (b *bare) serve(ctx context.Context) error {
+// serve answers WebSocket and POST on one port.
+func (b *bare) serve() error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -116,14 +211,7 @@ func (b *bare) serve(ctx context.Context) error {
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
 	go func() { _ = server.Serve(l) }()
 	b.close = append(b.close, func() { _ = server.Close() })
-	b.url = "http://" + l.Addr().String() + "/store"
-	socket, resp, err := websocket.DefaultDialer.DialContext(ctx, "ws://"+l.Addr().String()+"/ws", nil)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	b.socket = socket
-	b.close = append(b.close, func() { _ = socket.Close() })
+	b.url, b.socketURL = "http://"+l.Addr().String()+"/store", "ws://"+l.Addr().String()+"/ws"
 	return nil
 }
 
@@ -238,7 +326,7 @@ func (b *bare) postStore(ctx context.Context) error {
 func (b *bare) insert(ctx context.Context) error {
 	const layout = "2006-01-02 15:04:05.000000"
 	first := time.UnixMicro(1_700_000_000_000_000 + b.stored.Add(1)).UTC().Format(layout)
-	_, err := b.db.ExecContext(ctx, "INSERT INTO bare VALUES (1, ?, ?, ?, ?)", first, first, first, first)
+	_, err := b.db.ExecContext(ctx, b.statement, first, first, first, first)
 	return err
 }
 
@@ -306,6 +394,10 @@ func (b *bare) floor(ctx context.Context, long time.Duration) (Trial, error) {
 // loop measures the four calls chained: each arrival makes the next call, and
 // the end of the INSERT sends the next message.
 func (b *bare) loop(ctx context.Context, long time.Duration) (Trial, error) {
+	subject := bareSubject
+	if len(b.processes["ms2"]) > 0 { // it makes the call after the frame, and MS3 the one after the record
+		subject = apartSubject
+	}
 	b.then(
 		func() error { return b.produce(ctx) },
 		func() error { return b.postStore(ctx) },
@@ -317,10 +409,10 @@ func (b *bare) loop(ctx context.Context, long time.Duration) (Trial, error) {
 	begin := time.Now()
 	times, err := repeat(ctx, long, call(func(ctx context.Context) error { return errors.Join(b.write(ctx), b.wait(ctx)) }))
 	if err != nil {
-		return Trial{}, fmt.Errorf("bare loop: %w", err)
+		return Trial{}, fmt.Errorf("%s: %w", subject, err)
 	}
 	t := Trial{
-		Subject: bareSubject, InFlight: 1, Messages: int64(len(times)), Times: map[string]Percentile{},
+		Subject: subject, InFlight: 1, Messages: int64(len(times)), Times: map[string]Percentile{},
 		PerSecond: float64(len(times)) / time.Since(begin).Seconds(),
 	}
 	after, err := cpuTimes(b.processes)

@@ -14,6 +14,7 @@ import (
 const (
 	floorSubject = "floor"
 	bareSubject  = "bare loop"
+	apartSubject = "bare loop in three processes"
 )
 
 // The measured times of a trial. The first three are the hops of a round.

@@ -2,7 +2,8 @@
 // libraries allow. In one run, in turns, it measures
 //
 //   - the floor of each hop: its library call alone, repeated;
-//   - the bare loop: the four calls chained in this process, without a service;
+//   - the bare loop: the four calls chained in this process, without a service,
+//     and with those of MS2 and MS3 in processes of their own;
 //   - tricycle as it is shipped, from one or more directories of binaries. An
 //     older build is thus measured under the same conditions.
 //
@@ -61,6 +62,8 @@ func command(ctx context.Context, args []string, out, progress io.Writer) error 
 			return reportCommand(args[1:], out)
 		case "compare":
 			return compareCommand(args[1:], out)
+		case "bare":
+			return bareCommand(ctx, args[1:], os.Stdin, out)
 		}
 	}
 	p, err := parsePlan(args, progress)
@@ -278,7 +281,7 @@ func (p plan) services(ctx context.Context, e environment, s programs, collector
 	return trials, nil
 }
 
-// bare measures floor and bare loop.
+// bare measures floor and bare loops.
 func (p plan) bare(ctx context.Context, e environment) (trials []Trial, err error) {
 	dir, err := os.MkdirTemp("", "tricycle-bench-")
 	if err != nil {
@@ -312,17 +315,32 @@ func (p plan) bare(ctx context.Context, e environment) (trials []Trial, err erro
 	db.SetMaxOpenConns(1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	b, err := newBare(ctx, brokers, db, e.processes)
+	for _, apart := range []bool{false, true} {
+		some, err := p.bareLoop(ctx, brokers, db, e, apart)
+		if err != nil {
+			return nil, err
+		}
+		trials = append(trials, some...)
+	}
+	return trials, nil
+}
+
+// bareLoop measures the bare loop, in one process also the floor.
+func (p plan) bareLoop(ctx context.Context, brokers []string, db *sql.DB, e environment, apart bool) (trials []Trial, err error) {
+	b, err := newBare(ctx, brokers, db, e.processes, apart)
 	if err != nil {
 		return nil, err
 	}
 	defer b.Close()
-	long := time.Duration(p.seconds) * time.Second
+	measures := []func(context.Context, time.Duration) (Trial, error){b.floor, b.loop}
+	if apart {
+		measures = measures[1:]
+	}
 	if _, err := b.loop(ctx, time.Second/2); err != nil { // warm up
 		return nil, err
 	}
-	for _, measure := range []func(context.Context, time.Duration) (Trial, error){b.floor, b.loop} {
-		t, err := measure(ctx, long)
+	for _, measure := range measures {
+		t, err := measure(ctx, time.Duration(p.seconds)*time.Second)
 		if err != nil {
 			return nil, err
 		}

@@ -151,7 +151,7 @@ func reportTimes(w io.Writer, keys []key, trials map[key][]Trial) {
 	t.head = append(t.head, "corrected p99", "p99.9")
 	rate := func(t Trial) float64 { return t.PerSecond }
 	for _, k := range keys {
-		if !services(k) && k.Subject != bareSubject {
+		if k.Subject == floorSubject {
 			continue
 		}
 		s := over(trials[k], rate)
@@ -213,7 +213,7 @@ func reportCost(w io.Writer, keys []key, trials map[key][]Trial) {
 	last := reference(keys)
 	t.head = append(t.head, "ours, sum", "× "+last, "peak memory, MiB", "spans dropped", "resent", "lost")
 	for _, k := range keys {
-		if !services(k) && k.Subject != bareSubject {
+		if k.Subject == floorSubject {
 			continue
 		}
 		cells := []string{strconv.Itoa(k.InFlight), k.title()}
@@ -256,7 +256,9 @@ func ours(t Trial) (sum float64) {
 	return sum
 }
 
-func services(k key) bool { return k.Subject != floorSubject && k.Subject != bareSubject }
+func services(k key) bool {
+	return !slices.Contains([]string{floorSubject, bareSubject, apartSubject}, k.Subject)
+}
 
 // reference returns the programs that were given last.
 func reference(keys []key) (subject string) {

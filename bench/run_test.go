@@ -23,6 +23,15 @@ import (
 // delay is what a hop is slowed down by: far more than any hop takes.
 const delay = 50 * time.Millisecond
 
+// TestMain is also the processes of a bare loop.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "bare" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
 func built(t *testing.T, names ...string) programs {
 	t.Helper()
 	var packages []string
@@ -72,7 +81,7 @@ func runWithEmbeddedParts(t *testing.T, p programs) {
 		}
 	}
 	for name, times := range map[string][]string{
-		floorSubject: {toMS2, toMS3, toMS1, commit}, bareSubject: {next, corrected},
+		floorSubject: {toMS2, toMS3, toMS1, commit}, bareSubject: {next, corrected}, apartSubject: {next, corrected},
 		"now": {toMS2, toMS3, toMS1, round, next, corrected}, "then": {round},
 	} {
 		for _, hop := range times {
