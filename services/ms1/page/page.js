@@ -8,26 +8,53 @@ const hopNames = {
 };
 const maxPoints = 300; // of the chart over time
 const silence = 6000; // ms without an event until the connection counts as lost
-const histogramEvery = 3; // events
+const chartsEvery = 5; // events
 
 // Elements
 
-function create(element, attributes, children) {
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value === true) element.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
-  }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+// An element is described by html or svg, and created by make or fill.
+const described = (space) => (tag, attributes = {}, ...children) => ({
+  space: `http://www.w3.org/${space}`, tag, attributes, children: children.flat().filter((child) => child !== null && child !== undefined),
+});
+const html = described("1999/xhtml");
+const svg = described("2000/svg");
+const words = (x, y, style, ...text) => svg("text", { x, y, class: style }, ...text);
+
+function set(element, name, value) {
+  if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+  else if (value === false || value === null || value === undefined) element.removeAttribute(name);
+  else element.setAttribute(name, value === true ? "" : value);
+}
+function make(what) {
+  if (!what.tag) return what; // a text or an element
+  const element = document.createElementNS(what.space, what.tag);
+  for (const name in what.attributes) set(element, name, what.attributes[name]);
+  fill(element, ...what.children);
   return element;
 }
-const html = (tag, attributes = {}, ...children) => create(document.createElement(tag), attributes, children);
-const svg = (tag, attributes = {}, ...children) => create(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
-const words = (x, y, style, ...text) => svg("text", { x, y, class: style }, ...text);
-// draw puts into a box what a function returns, again when the layout changes.
+// fill gives a box its content. It changes only what differs from the content
+// before, since a browser lays out and paints again what is set. Elements with
+// handlers or with a state must be made.
+function fill(box, ...content) {
+  const before = box.content || [];
+  box.content = content;
+  content.forEach((what, i) => {
+    const was = before[i];
+    const old = box.childNodes[i];
+    if (!old) box.append(make(what));
+    else if (what.tag && what.tag === was?.tag) {
+      for (const name in { ...was.attributes, ...what.attributes }) if (was.attributes[name] !== what.attributes[name]) set(old, name, what.attributes[name]);
+      fill(old, ...what.children);
+    } else if (typeof what === "string" && typeof was === "string") {
+      if (what !== was) old.data = what;
+    } else if (what !== was) old.replaceWith(make(what));
+  });
+  while (box.childNodes.length > content.length) box.lastChild.remove();
+}
+// draw fills a box with what a function returns, again when the layout changes.
 function draw(box, what) {
   box.drawn = what;
-  box.replaceChildren(what());
+  fill(box, what());
 }
 const picture = (width, height, label, ...children) => svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...children);
 
@@ -35,8 +62,9 @@ const picture = (width, height, label, ...children) => svg("svg", { viewBox: `0 
 
 const minus = "\u2212";
 const dash = "\u2013"; // for an unknown value
-const count = (n) => (n === null || n === undefined ? dash : n.toLocaleString("en"));
-const rate = (n) => `${n.toLocaleString("en", { maximumFractionDigits: n < 10 ? 1 : 0 })}/s`;
+const [whole, tenths] = [0, 1].map((digits) => new Intl.NumberFormat("en", { maximumFractionDigits: digits }));
+const count = (n) => (n === null || n === undefined ? dash : whole.format(n));
+const rate = (n) => `${(n < 10 ? tenths : whole).format(n)}/s`;
 const pad = (n) => String(n).padStart(2, "0");
 
 function duration(seconds) {
@@ -116,13 +144,14 @@ async function listen() {
     try {
       const answer = await request("events", { headers: { "Last-Event-ID": lastID }, signal: abort.signal });
       if (!answer.ok) throw new Error(answer.statusText);
-      const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      const reader = answer.body.getReader();
+      const decoder = new TextDecoder();
       let text = "";
       for (alive(); ;) {
         const { value, done } = await reader.read();
         if (done) break;
         alive();
-        const parts = (text + value).split("\n\n");
+        const parts = (text + decoder.decode(value, { stream: true })).split("\n\n");
         text = parts.pop();
         parts.forEach(receive);
         if (parts.length) {
@@ -148,6 +177,7 @@ function receive(text) {
   if (event.session?.id !== before?.session?.id) {
     points = [];
     distributions = null;
+    sinceCharts = 0;
   }
   if (event.state !== "idle" || points.length) points.push(event);
   if (points.length > maxPoints) points.shift();
@@ -180,22 +210,27 @@ function setOnline(now) {
 
 // Live view
 
-let sinceHistogram = 0;
+let sinceCharts = 0; // events
 function show() {
   const badge = $("state");
   const state = online ? latest.state : "offline";
-  badge.textContent = state;
-  badge.className = `badge ${state === "offline" ? "lost" : state}`;
+  if (badge.textContent !== state) {
+    badge.textContent = state;
+    badge.className = `badge ${state === "offline" ? "lost" : state}`;
+  }
   const recent = online && latest.state !== "idle" ? latest.recent : null;
-  document.title = recent ? `${rate(recent.stored_per_second)} ${dash} tricycle` : "tricycle";
+  const due = !recent || sinceCharts++ % chartsEvery === 0;
+  const title = recent ? `${rate(recent.stored_per_second)} ${dash} tricycle` : "tricycle";
+  if (due && document.title !== title) document.title = title;
   if (latest === null) return;
   $("start").disabled = !online || latest.state !== "idle";
   $("stop").disabled = !online || latest.state === "idle";
-  if (view() !== "live") return;
+  if (view() !== "live" || document.hidden) return;
   draw($("round"), () => drawRound(recent));
   showSession();
+  if (!due) return;
   draw($("over-time"), drawOverTime);
-  if (latest.state !== "idle" && sinceHistogram++ % histogramEvery === 0) loadHistogram();
+  if (recent) loadHistogram();
 }
 
 function showSession() {
@@ -208,13 +243,13 @@ function showSession() {
   const left = s.interval_seconds - s.total_seconds;
   $("progress").max = s.interval_seconds;
   $("progress").value = running ? Math.min(s.total_seconds, s.interval_seconds) : s.interval_seconds;
-  $("progress-text").textContent = latest.state === "running"
+  const text = latest.state === "running"
     ? `Session ${s.id}: ${clock(s.total_seconds)} of ${clock(s.interval_seconds)}, ${clock(left)} left`
     : running ? `Session ${s.id}: draining, waiting for the messages in flight`
       : `Session ${s.id} ended: ${s.end_reason}${s.total_seconds === null ? "" : ` after ${s.total_seconds.toFixed(1)} s`}`;
-  if (s.error) $("progress-text").textContent += `. ${s.error}`;
-  $("figures").replaceChildren(...figures({ ...s, lost: running ? s.lost - latest.messages_in_flight : s.lost }, running ? latest.messages_in_flight : 0));
-  $("hops").replaceChildren(hopTable(s.hops || distributions, "Latency of the session"));
+  fill($("progress-text"), s.error ? `${text}. ${s.error}` : text);
+  fill($("figures"), ...figures({ ...s, lost: running ? s.lost - latest.messages_in_flight : s.lost }, running ? latest.messages_in_flight : 0));
+  fill($("hops"), hopTable(s.hops || distributions, "Latency of the session"));
 }
 
 function figures(s, inFlight) {
@@ -296,19 +331,18 @@ function drawRound(recent) {
     commit: recent.stored_per_second, round: recent.stored_per_second,
   };
   const spoken = [];
-  const edges = Object.entries(layout.edges).map(([name, { path, head, label }]) => {
-    const [x, y, style, above] = label || [];
+  const edges = Object.values(layout.edges).filter(({ path }) => path).map(({ path, head: [x, y, turn] }) => [
+    svg("path", { class: "edge", d: path }), svg("path", { class: "head", d: "M0 0l-9 -5v10z", transform: `translate(${x} ${y}) rotate(${turn})` }),
+  ]);
+  const labels = Object.entries(layout.edges).filter(([, { label }]) => label).map(([name, { label: [x, y, style, above] }]) => {
     const hop = recent?.hops?.[name];
-    const lines = label === undefined ? [] : [
+    const lines = [
       rates ? rate(rates[name]) : "",
       hop ? `p50 ${duration(hop.p50_seconds)}, p99 ${duration(hop.p99_seconds)}` : "",
     ].filter(Boolean);
-    if (label && lines.length) spoken.push(`${edgeNames[name]}: ${lines.join(", ")}`);
+    if (lines.length) spoken.push(`${edgeNames[name]}: ${lines.join(", ")}`);
     const top = above ? y - 16 * lines.length : y;
-    return svg("g", {},
-      path ? svg("path", { class: "edge", d: path }) : null,
-      head ? svg("path", { class: "head", d: "M0 0l-9 -5v10z", transform: `translate(${head[0]} ${head[1]}) rotate(${head[2]})` }) : null,
-      label ? [words(x, top, `strong ${style}`, edgeNames[name]), ...lines.map((line, i) => words(x, top + 16 * (i + 1), style, line))] : null);
+    return [words(x, top, `strong ${style}`, edgeNames[name]), ...lines.map((line, i) => words(x, top + 16 * (i + 1), style, line))];
   });
   const parts = Object.entries(layout.parts).map(([name, [x, y]]) => {
     const [style, text] = health(name);
@@ -318,7 +352,7 @@ function drawRound(recent) {
       words(x + width / 2, y + 50, `middle ${{ ok: "good", failed: "failed-text" }[style] || "soft"}`, text));
   });
   return picture(...layout.size, `MS1 sends to MS2, MS2 through Kafka to MS3, MS3 back to MS1, MS1 stores in the database. ${spoken.join(". ")}.`,
-    svg("g", recent?.returned_per_second > 0 ? { class: "moving", "stroke-dashoffset": (step -= 5) } : {}, ...edges), ...parts);
+    svg("g", recent?.returned_per_second > 0 ? { class: "moving", "stroke-dashoffset": (step -= 5) } : {}, ...edges.flat()), ...labels.flat(), ...parts);
 }
 
 // Charts
@@ -426,7 +460,7 @@ async function loadHistogram() {
 // hopChoice fills a selection of hops.
 function hopChoice(select, hops) {
   const before = select.value || "round";
-  select.replaceChildren(...hops.map((hop) => html("option", { value: hop, selected: hop === before }, hopNames[hop])));
+  fill(select, ...hops.map((hop) => html("option", { value: hop, selected: hop === before }, hopNames[hop])));
 }
 
 // Sessions
@@ -440,7 +474,7 @@ async function loadSessions() {
     const page = await get(`sessions${query}`);
     if (query !== pages.at(-1)) return;
     next = page.next;
-    $("session-list").replaceChildren(page.sessions.length ? html("table", {},
+    fill($("session-list"), page.sessions.length ? html("table", {},
       html("thead", {}, html("tr", {}, ...["Session", "Started, UTC", "Generated", "Stored", "Lost", "Interval", "In flight", "End"].map((name) => html("th", { scope: "col" }, name)))),
       html("tbody", {}, ...page.sessions.map((s) => html("tr", {},
         html("td", {}, html("a", { href: `#session/${s.id}`, "aria-label": `Session ${s.id}` }, String(s.id))),
@@ -450,7 +484,7 @@ async function loadSessions() {
         html("td", {}, s.end_reason || "open"))))) : nothing("No session yet."));
   } catch (error) {
     if (query !== pages.at(-1)) return;
-    $("session-list").replaceChildren(html("p", { class: "problem" }, reason(error)));
+    fill($("session-list"), html("p", { class: "problem" }, reason(error)));
   }
   $("older").disabled = next === null;
   $("newer").disabled = pages.length === 1;
@@ -459,13 +493,13 @@ async function loadSessions() {
 async function loadSession(id) {
   const box = $("session");
   const shown = () => location.hash === `#session/${id}`;
-  box.replaceChildren(html("section", { class: "card" }, html("h2", { tabindex: "-1" }, `Session ${id}`), nothing("Loading.")));
+  fill(box, html("section", { class: "card" }, html("h2", { tabindex: "-1" }, `Session ${id}`), nothing("Loading.")));
   try {
     const s = await get(`sessions/${id}`);
     if (!shown()) return;
-    const histogram = html("div", {}, nothing("Loading."));
-    const slowest = html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Slowest messages" }, nothing("Loading."));
-    box.replaceChildren(html("section", { class: "card" },
+    const histogram = make(html("div", {}, nothing("Loading.")));
+    const slowest = make(html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Slowest messages" }, nothing("Loading.")));
+    fill(box, html("section", { class: "card" },
       html("div", { class: "row" }, html("h2", { tabindex: "-1" }, `Session ${id}`),
         html("span", {}, download(id, "csv"), " ", download(id, "ndjson"))),
       html("p", {}, `Started ${moment(s.started_at)} UTC, ${s.end_reason ? `ended ${moment(s.ended_at)} UTC: ${s.end_reason}` : "still open"}. `
@@ -475,11 +509,11 @@ async function loadSession(id) {
       html("h3", {}, "Slowest messages"), slowest,
       html("h3", {}, "Lost messages"), lostMessages(s)));
     if (!document.activeElement.closest("header")) box.querySelector("h2").focus();
-    get(`sessions/${id}/hops`).then(({ hops }) => showDistributions(histogram, hops), (error) => histogram.replaceChildren(nothing(reason(error))));
-    get(`sessions/${id}/messages?order=slowest&limit=10`).then(({ messages }) => showMessages(slowest, messages), (error) => slowest.replaceChildren(nothing(reason(error))));
+    get(`sessions/${id}/hops`).then(({ hops }) => showDistributions(histogram, hops), (error) => fill(histogram, nothing(reason(error))));
+    get(`sessions/${id}/messages?order=slowest&limit=10`).then(({ messages }) => showMessages(slowest, messages), (error) => fill(slowest, nothing(reason(error))));
   } catch (error) {
     if (!shown()) return;
-    box.replaceChildren(html("section", { class: "card" }, html("h2", { tabindex: "-1" }, `Session ${id}`), html("p", { class: "problem", role: "alert" }, reason(error))));
+    fill(box, html("section", { class: "card" }, html("h2", { tabindex: "-1" }, `Session ${id}`), html("p", { class: "problem", role: "alert" }, reason(error))));
   }
 }
 
@@ -490,15 +524,15 @@ function download(id, format) {
 function showDistributions(box, hops) {
   const shown = hopsOf(hops);
   if (!shown.length) {
-    box.replaceChildren(nothing("No message is stored."));
+    fill(box, nothing("No message is stored."));
     return;
   }
-  const graph = html("figure", {});
+  const graph = make(html("figure"));
   const graphed = () => drawHistogram(hops, choice.value);
-  const choice = html("select", { onchange: () => draw(graph, graphed) });
+  const choice = make(html("select", { onchange: () => draw(graph, graphed) }));
   hopChoice(choice, shown);
   draw(graph, graphed);
-  box.replaceChildren(html("div", { class: "charts" },
+  fill(box, html("div", { class: "charts" },
     html("div", {}, html("div", { class: "row" }, html("label", {}, "Hop ", choice)), graph),
     html("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Latency by hop" }, hopTable(hops, "Latency by hop"))));
 }
@@ -513,14 +547,14 @@ function traceURL(id) {
 
 function showMessages(box, messages) {
   if (!messages.length) {
-    box.replaceChildren(nothing("No message is stored."));
+    fill(box, nothing("No message is stored."));
     return;
   }
   const rows = messages.map((m, i) => {
-    const cell = html("td", { class: "detail", colspan: 3 });
+    const cell = make(html("td", { class: "detail", colspan: 3 }));
     draw(cell, () => waterfall(m));
-    const detail = html("tr", { hidden: true, id: `message-${i}` }, cell);
-    const row = html("tr", {},
+    const detail = make(html("tr", { hidden: true, id: `message-${i}` }, cell));
+    const row = make(html("tr", {},
       html("td", {}, html("button", {
         type: "button", class: "plain", "aria-expanded": "false", "aria-controls": detail.id,
         onclick: ({ target }) => {
@@ -530,10 +564,10 @@ function showMessages(box, messages) {
         },
       }, m.service1_timestamp.slice(11, 26))),
       html("td", {}, duration((micros(m.end_timestamp) - micros(m.service1_timestamp)) / 1e6)),
-      html("td", {}, traces ? html("a", { href: traceURL(m.trace_id), rel: "noreferrer", "aria-label": `Trace of the message of ${m.service1_timestamp}` }, "Trace") : html("code", {}, m.trace_id.slice(0, 8))));
+      html("td", {}, traces ? html("a", { href: traceURL(m.trace_id), rel: "noreferrer", "aria-label": `Trace of the message of ${m.service1_timestamp}` }, "Trace") : html("code", {}, m.trace_id.slice(0, 8)))));
     return [row, detail];
   });
-  box.replaceChildren(html("table", {},
+  fill(box, html("table", {},
     html("thead", {}, html("tr", {}, ...["Sent, UTC", "Round", "Trace"].map((name) => html("th", { scope: "col" }, name)))),
     html("tbody", {}, ...rows.flat())));
 }
@@ -590,9 +624,9 @@ function navigate(focus) {
   if (name === "sessions") loadSessions();
   if (name === "session") loadSession(id);
   if (name === "live" && latest) {
-    sinceHistogram = 0;
+    sinceCharts = 0;
     show();
-    loadHistogram();
+    if (latest.state === "idle") loadHistogram();
   }
   if (focus && name !== "session") $(name).querySelector("h2").focus();
 }
@@ -628,6 +662,10 @@ $("newer").addEventListener("click", () => {
   loadSessions();
 });
 addEventListener("hashchange", () => navigate(true));
+document.addEventListener("visibilitychange", () => {
+  sinceCharts = 0;
+  show();
+});
 document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault();
   $("main").focus();
