@@ -114,6 +114,44 @@ func TestMessagesInEachFormat(t *testing.T) {
 	a.want(a.do("GET", path, ""), 503, "database: not ready")
 }
 
+func TestAccepted(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name, accept, want string
+	}{
+		{"none", "", asJSON},
+		{"unknown", "text/html, image/*;q=0.8", asJSON},
+		{"exact", "text/csv", asCSV},
+		{"upper case", "Text/CSV", asCSV},
+		{"any", "*/*", asJSON},
+		{"any of a kind", "text/*", asCSV},
+		{"any of a kind with two formats", "application/*", asJSON},
+		{"the higher quality, later", "application/json;q=0.5, text/csv;q=0.9", asCSV},
+		{"the higher quality, first", "text/csv;q=0.9, application/json;q=0.5", asCSV},
+		{"quality 1 without a parameter", "text/csv;q=0.9, application/x-ndjson", asLines},
+		{"the first of equal ones", "application/x-ndjson, application/json", asLines},
+		{"the more specific of equal ones", "*/*, text/csv", asCSV},
+		{"any has the higher quality", "text/csv;q=0.5, */*", asJSON},
+		{"refused", "text/csv;q=0", asJSON},
+		{"refused, any other", "application/json;q=0, */*", asCSV},
+		{"refused with all of its kind", "text/*, text/csv;q=0.0, application/x-ndjson;q=0.1", asLines},
+		{"a kind refused, one of it not", "application/*;q=0, application/x-ndjson;q=0.2, text/csv;q=0.1", asLines},
+		{"all refused", "*/*;q=0", asJSON},
+		{"a quality beyond 1", "text/csv;q=2, application/x-ndjson;q=0.1", asLines},
+		{"a quality that is no number", "text/csv;q=NaN, application/x-ndjson;q=0.1", asLines},
+		{"an invalid range", ";;, text/csv;q, application/x-ndjson;q=0.1", asLines},
+		{"another parameter", "text/csv;header=present;q=0.5, application/json;q=0.4", asCSV},
+		{"several headers", "application/json;q=0.5\ntext/csv;q=0.9", asCSV},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := &http.Request{Header: http.Header{"Accept": strings.Split(c.accept, "\n")}}
+			if got := accepted(r); got != c.want {
+				t.Errorf("Accept %q: got %s, want %s", c.accept, got, c.want)
+			}
+		})
+	}
+}
+
 // messagesIn returns the members of the messages in an answer.
 func messagesIn(t *testing.T, got answer) (all [][]string) {
 	t.Helper()

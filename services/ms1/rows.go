@@ -2,10 +2,12 @@ package ms1
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/csv"
 	"encoding/json"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,19 +26,40 @@ const (
 
 var mediaTypes = map[string]string{asJSON: "application/json", asCSV: "text/csv", asLines: httpserver.LinesType}
 
-// accepted returns the first format of the header Accept that is known.
+// accepted returns the format that the header Accept prefers: the one with the
+// highest quality, then with the most specific range, then the first. Without an
+// acceptable one it is JSON (RFC 9110, section 12.5.1).
 func accepted(r *http.Request) string {
-	for _, value := range r.Header.Values("Accept") {
-		for part := range strings.SplitSeq(value, ",") {
-			media, _, _ := mime.ParseMediaType(part) // an invalid one is unknown
-			for format, known := range mediaTypes {
-				if media == known {
-					return format
-				}
+	type offer struct {
+		format          string
+		quality         float64
+		specific, place int
+	}
+	offers := []offer{{format: asJSON}, {format: asCSV}, {format: asLines}}
+	for place, part := range strings.Split(strings.Join(r.Header.Values("Accept"), ","), ",") {
+		media, parameters, err := mime.ParseMediaType(part)
+		quality := 1.0
+		if text, ok := parameters["q"]; ok && err == nil {
+			quality, err = strconv.ParseFloat(text, 64)
+		}
+		if err != nil || !(quality >= 0 && quality <= 1) { // an invalid range is unknown
+			continue
+		}
+		for i, o := range offers {
+			kind, _, _ := strings.Cut(mediaTypes[o.format], "/")
+			specific := 1 + slices.Index([]string{"*/*", kind + "/*", mediaTypes[o.format]}, media)
+			if specific > o.specific {
+				offers[i] = offer{o.format, quality, specific, place}
 			}
 		}
 	}
-	return asJSON
+	best := slices.MinFunc(offers, func(a, b offer) int {
+		return cmp.Or(cmp.Compare(b.quality, a.quality), cmp.Compare(b.specific, a.specific), cmp.Compare(a.place, b.place))
+	})
+	if best.quality == 0 {
+		return asJSON
+	}
+	return best.format
 }
 
 // line appends a message as JSON, with its trace id.
