@@ -220,7 +220,8 @@ function show() {
   }
   const recent = online && latest.state !== "idle" ? latest.recent : null;
   const due = !recent || sinceCharts++ % chartsEvery === 0;
-  const title = recent ? `${rate(recent.stored_per_second)} ${dash} tricycle` : "tricycle";
+  // A browser draws its window anew for a title; who sees the page needs none.
+  const title = recent && document.hidden ? `${rate(recent.stored_per_second)} ${dash} tricycle` : "tricycle";
   if (due && document.title !== title) document.title = title;
   if (latest === null) return;
   $("start").disabled = !online || latest.state !== "idle";
@@ -321,7 +322,8 @@ function health(part) {
 }
 
 // The dashes move once an event: a steady animation would cost a tab more than
-// all the rest of the page.
+// all the rest of the page. They have an element of their own, whose change does
+// not reach the labels.
 let step = 0;
 function drawRound(recent) {
   const layout = layouts[narrow.matches ? "tall" : "wide"];
