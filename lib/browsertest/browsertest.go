@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
@@ -192,6 +193,28 @@ func (b *Tab) TabTo(selector string) {
 		}
 	}
 	b.Fatalf("%s is not reached by keyboard\nthe page shows:\n%s", selector, b.Text("body"))
+}
+
+// Download clicks a link with a name for its file, and returns the text that the
+// browser has stored. It must not be empty.
+func (b *Tab) Download(selector string) string {
+	b.Helper()
+	directory := b.TempDir()
+	if _, err := chromedp.CallBrowser(b.ctx, browser.SetDownloadBehavior, browser.SetDownloadBehaviorParams{
+		Behavior: browser.SetDownloadBehaviorBehaviorAllow, DownloadPath: directory}); err != nil {
+		b.Fatal(err)
+	}
+	name := Evaluate[string](b, fmt.Sprintf("document.querySelector(%q).download", selector))
+	b.Do(chromedp.Click(chromedp.CSS(selector)))
+	for deadline := time.Now().Add(timeout); ; time.Sleep(50 * time.Millisecond) {
+		// The browser gives the file its name when it is complete.
+		if text, err := os.ReadFile(filepath.Join(directory, name)); err == nil && len(text) > 0 {
+			return string(text)
+		}
+		if time.Now().After(deadline) {
+			b.Fatalf("waited %s for the file %s", timeout, name)
+		}
+	}
 }
 
 // Figure returns a script for a figure of the shown session, such as Stored, as

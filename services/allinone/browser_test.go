@@ -20,9 +20,16 @@ import (
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-// skewed writes a session whose second stamp is before the first one, as if the
-// clock of MS2 was slow.
+// skewed writes a session of 50 messages whose second stamp is before the first
+// one, as if the clock of MS2 was slow.
 func skewed(t *testing.T, directory string) (id int64) {
+	t.Helper()
+	return past(t, directory, 50)
+}
+
+// past writes a session with the number of messages, and a lost one if that is
+// not 0.
+func past(t *testing.T, directory string, stored int) (id int64) {
 	t.Helper()
 	if err := os.MkdirAll(directory, 0o700); err != nil {
 		t.Fatal(err)
@@ -38,15 +45,19 @@ func skewed(t *testing.T, directory string) (id int64) {
 		t.Fatal(err)
 	}
 	var rows []message.Message
-	for i := range message.Stamp(50) {
+	for i := range message.Stamp(stored) {
 		s := start + 1000*i
 		rows = append(rows, message.Message{SessionID: id, Service1: s, Service2: s - 2500, Service3: s + 300, End: s + 900 + 10*i})
 	}
-	if err := store.Insert(t.Context(), id, rows); err != nil {
-		t.Fatal(err)
+	var lost []ms1.LostMessage
+	if stored > 0 {
+		if err := store.Insert(t.Context(), id, rows); err != nil {
+			t.Fatal(err)
+		}
+		lost = []ms1.LostMessage{{Service1: start + 60_000, Reason: "not returned in time"}}
 	}
-	lost := []ms1.LostMessage{{Service1: start + 60_000, Reason: "not returned in time"}}
-	if _, err := store.End(t.Context(), id, ms1.Closing{EndedAt: start + 1e6, Generated: 51, Reason: ms1.IntervalElapsed, Lost: lost}); err != nil {
+	closing := ms1.Closing{EndedAt: start + 1e6, Generated: int64(stored + len(lost)), Reason: ms1.IntervalElapsed, Lost: lost}
+	if _, err := store.End(t.Context(), id, closing); err != nil {
 		t.Fatal(err)
 	}
 	return id
@@ -331,6 +342,84 @@ func TestPageAsksForTheToken(t *testing.T) {
 	b.Shows("#state", "idle")
 	b.Begin("1", "8")
 	b.Until("document.querySelector('#ask').open") // a reload forgets it
+}
+
+// TestPageWithoutMessages opens a session with no rows.
+func TestPageWithoutMessages(t *testing.T) {
+	browser := browsertest.Browser(t)
+	c := usual(t)
+	id := past(t, c.Data, 0)
+	address, _ := serve(t, c)
+	b := browsertest.Open(t, browser, address+"/")
+	b.Shows("#progress-text", fmt.Sprintf("Session %d ended: interval elapsed", id))
+	for _, box := range []string{"#hops", "#histogram"} {
+		b.Shows(box, "No message is stored yet.")
+	}
+	b.Visit(fmt.Sprintf("session/%d", id))
+	b.Until("document.querySelector('#session').innerText.match(/Latency\\s+No message is stored\\.\\s+Slowest messages\\s+No message is stored\\.\\s+Lost messages\\s+None\\.$/)")
+	b.Until(browsertest.Figure("Generated") + " === 0 && " + browsertest.Figure("Stored") + " === 0 && " + browsertest.Figure("Lost") + " === 0")
+	b.Looks("session-without-messages")
+	if got, want := b.Download("#session a[download$=csv]"), "session_id,service1_timestamp,service2_timestamp,service3_timestamp,end_timestamp,trace_id\n"; got != want {
+		t.Errorf("got the CSV %q, want the header %q", got, want)
+	}
+}
+
+// TestPageDownloads downloads the messages of a session when MS1 has a token,
+// which reading does not need.
+func TestPageDownloads(t *testing.T) {
+	browser := browsertest.Browser(t)
+	c := usual(t)
+	c.TokenFile = filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(c.TokenFile, []byte("secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	id := past(t, c.Data, 50)
+	address, _ := serve(t, c)
+	b := browsertest.Open(t, browser, fmt.Sprintf("%s/#session/%d", address, id))
+	b.Until("document.querySelectorAll('#session a.button').length === 2")
+	for format, lines := range map[string]int{"csv": 51, "ndjson": 50} { // CSV has a header
+		text := b.Download(fmt.Sprintf("#session a[download='session-%d.%s']", id, format))
+		first, last := fmt.Sprintf("%d,", id), ""
+		if format == "ndjson" {
+			first, last = fmt.Sprintf(`{"session_id":%d,`, id), "}"
+		}
+		all := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+		if end := all[len(all)-1]; len(all) != lines || !strings.HasPrefix(end, first) || !strings.HasSuffix(end, last) {
+			t.Errorf("%s: got %d lines, the last one %s, want %d", format, len(all), end, lines)
+		}
+	}
+	b.Until("!document.querySelector('#ask').open")
+}
+
+// TestPageLinksTraces follows the forms that the address of Jaeger can have.
+func TestPageLinksTraces(t *testing.T) {
+	browser := browsertest.Browser(t)
+	data := usual(t).Data
+	id := past(t, data, 1)
+	for _, test := range []struct{ name, url, want string }{
+		{"host alone", "http://127.0.0.1:16686", "http://127.0.0.1:16686/trace/ID"},
+		{"trailing slash", "http://127.0.0.1:16686/", "http://127.0.0.1:16686/trace/ID"},
+		{"path", "https://traces.example/jaeger", "https://traces.example/jaeger/trace/ID"},
+		{"path with trailing slashes", "https://traces.example/jaeger//", "https://traces.example/jaeger/trace/ID"},
+		{"query", "http://127.0.0.1:16686?a=1&b=%22", "http://127.0.0.1:16686/trace/ID?a=1&b=%22"},
+		{"path, slash and query", "http://127.0.0.1:16686/jaeger/ui/?lt=1&amp;=2", "http://127.0.0.1:16686/jaeger/ui/trace/ID?lt=1&amp;=2"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			c := usual(t)
+			c.Data, c.Tracing.UIURL = data, test.url
+			address, stop := serve(t, c)
+			b := browsertest.Open(t, browser, fmt.Sprintf("%s/#session/%d", address, id))
+			b.Until("document.querySelector('#session td a')")
+			got := browsertest.Evaluate[string](b, "document.querySelector('#session td a').href.replace(/[0-9a-f]{32}/, 'ID')")
+			if got != test.want {
+				t.Errorf("got the link %s, want %s", got, test.want)
+			}
+			b.Expect("net::ERR_") // of the events
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }
 
 // The program opens the page only when it is asked to.
