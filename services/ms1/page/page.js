@@ -220,7 +220,7 @@ function show() {
   }
   const recent = online && latest.state !== "idle" ? latest.recent : null;
   const due = !recent || sinceCharts++ % chartsEvery === 0;
-  // A browser draws its window anew for a title; who sees the page needs none.
+  // A browser draws its window for a title; who sees the page needs none.
   const title = recent && document.hidden ? `${rate(recent.stored_per_second)} ${dash} tricycle` : "tricycle";
   if (due && document.title !== title) document.title = title;
   if (latest === null) return;
