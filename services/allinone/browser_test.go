@@ -97,6 +97,22 @@ func TestPage(t *testing.T) {
 		b.Until(fmt.Sprintf("document.querySelector('#progress').value > %d", least))
 		b.Shows("#progress-text", "left")
 		b.Looks("live")
+
+		// An element that is drawn again is costly; so is a drawing that nobody sees.
+		browsertest.Evaluate[chromedp.Void](b, "globalThis.kept = document.querySelectorAll('#round svg, #figures dd, #over-time svg')")
+		visible := func(is bool) {
+			browsertest.Evaluate[chromedp.Void](b, fmt.Sprintf("Object.defineProperty(document, 'hidden', { value: %t, configurable: true }); document.dispatchEvent(new Event('visibilitychange'))", !is))
+		}
+		stored := browsertest.Evaluate[int](b, browsertest.Figure("Stored"))
+		b.Until(fmt.Sprintf("%s > %d && [...kept].every((element) => element.isConnected)", browsertest.Figure("Stored"), stored))
+		visible(false)
+		title, shown := browsertest.Evaluate[string](b, "document.title"), b.Text("#progress-text")
+		b.Until(fmt.Sprintf("document.title.includes('/s') && document.title !== %q", title))
+		if now := b.Text("#progress-text"); now != shown {
+			t.Errorf("got %q while hidden, want still %q", now, shown)
+		}
+		visible(true)
+		b.Until(fmt.Sprintf("document.title === 'tricycle' && document.querySelector('#progress-text').textContent !== %q", shown))
 		b.Do(chromedp.Click(chromedp.CSS("#stop")))
 		b.Shows("#progress-text", "ended: stopped after")
 		b.Until(browsertest.Figure("Lost") + " === 0 && " + browsertest.Figure("In flight") + " === 0 && " + browsertest.Figure("Stored") + " === " + browsertest.Figure("Generated"))
