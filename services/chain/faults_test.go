@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
@@ -227,6 +229,58 @@ func TestPartitionsAddedUnderLoad(t *testing.T) {
 		})
 	})
 	atMost(t, pause, 0, 10*time.Second)
+}
+
+// Kafka deletes records that nobody has fetched, as after a crash without a flush,
+// while the session drains. Copies replace them.
+func TestRecordsDeletedInTheDrain(t *testing.T) {
+	slow(t)
+	c := newChain(t)
+	c.patient()
+	c.up()
+	client, err := kgo.NewClient(kgo.SeedBrokers(c.kafka.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	c.load(3600, 1024)
+	pid := c.running["ms3"].Process.Pid
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	sent := c.at("ms2").Metric("tricycle_ms2_messages_produced_total")
+	servicetest.Eventually(t, 20*time.Second, "Kafka has all messages in flight", func() bool {
+		before := sent
+		time.Sleep(time.Second)
+		sent = c.at("ms2").Metric("tricycle_ms2_messages_produced_total")
+		return sent == before
+	})
+	deletion := kmsg.NewPtrDeleteRecordsRequest()
+	deletion.TimeoutMillis = 10_000
+	of := kmsg.NewDeleteRecordsRequestTopic()
+	of.Topic = c.kafka.Topic
+	for _, p := range c.partitions() {
+		of.Partitions = append(of.Partitions, kmsg.DeleteRecordsRequestTopicPartition{Partition: int32(p.ID), Offset: -1})
+	}
+	deletion.Topics = append(deletion.Topics, of)
+	if _, err := deletion.RequestWith(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.at("ms1").Get("/stop") // the drain may take longer than its answer is waited for
+	}()
+	servicetest.Eventually(t, 20*time.Second, "the session drains", func() bool { return c.status().State == "draining" })
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	s := c.end()
+	c.noneLost(s)
+	if s.Resent == 0 {
+		t.Error("nothing was resent: the test deleted nothing")
+	}
 }
 
 // A table is locked or moved away under load: MS1 reports it, and goes on when it is

@@ -36,6 +36,8 @@ const (
 	// without a new connection. If the first copies merely wait, more of them
 	// increase the overload.
 	maxCopies = 64
+	// soon is the time in which messages return that have waited in the same place.
+	soon = time.Second
 	// slowWindow is the least time for which the slowest round trip counts.
 	slowWindow = 10 * time.Second
 )
@@ -136,13 +138,22 @@ type pace struct {
 	slowest    time.Duration // round trip of the window, without copies
 	slower     time.Duration // the same of the window before
 	windowAt   time.Time
+
+	copySentAt time.Time // the newest copy when a message with copies returned
+	copyBackAt time.Time // when the first message with copies as new returned
 }
 
-// returned notes a returned message. It ignores the times of one with copies,
-// any of which may have returned.
-func (p *pace) returned(e *entry, now time.Time) {
+// returned notes a returned message. It ignores the round trip of one with
+// copies, any of which may have returned.
+func (p *pace) returned(e *entry, resendAfter time.Duration, now time.Time) {
 	p.returnedAt = now
-	if e.late || e.sends != 1 {
+	if e.late || e.sends == 0 {
+		return
+	}
+	if e.sends > 1 {
+		if e.last.Sub(p.copySentAt) >= resendAfter {
+			p.copySentAt, p.copyBackAt = e.last, now
+		}
 		return
 	}
 	if e.first.After(p.sentAt) {
@@ -160,9 +171,11 @@ func (p *pace) patience(e *entry) time.Duration {
 }
 
 // passed reports whether a message sent a whole resend time after this one has
-// returned, or no message has for long.
+// returned, or no message has for long. If the returned message has copies, it may
+// be the first one that returns after a pause. The others then follow soon.
 func (p *pace) passed(e *entry, resendAfter time.Duration, now time.Time) bool {
-	return p.sentAt.Sub(e.last) >= resendAfter || now.Sub(p.returnedAt) >= max(resendAfter, p.slowest, p.slower)
+	return p.sentAt.Sub(e.last) >= resendAfter || now.Sub(p.returnedAt) >= max(resendAfter, p.slowest, p.slower) ||
+		p.copySentAt.Sub(e.last) >= resendAfter && now.Sub(p.copyBackAt) >= soon
 }
 
 func newLedger(sessionID int64, startedAt message.Stamp, slots int, c InteractionConfig) *ledger {
@@ -309,7 +322,7 @@ func (l *ledger) arrive(stamp message.Stamp, attempt *commit, now time.Time) (ve
 		}
 		return verdictAsk, nil, nil
 	}
-	l.pace.returned(e, now)
+	l.pace.returned(e, l.resendAfter, now)
 	switch e.state {
 	case committing:
 		return verdictWait, e, e.commit
@@ -431,8 +444,8 @@ func (l *ledger) remember(e *entry) {
 // ledger. It returns the messages that it gave up.
 //
 // A message is likely lost, and does not merely wait, if it takes twice as long
-// as the slowest recent one, and either a message sent a whole resend time after
-// it has returned or no message has.
+// as the slowest recent one, and a message or a copy sent a whole resend time
+// after it has returned, or nothing has.
 func (l *ledger) sweep(now time.Time, last bool) (gone []*entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -313,27 +314,82 @@ func TestACommitThatFailsBehindTheFiguresIsCounted(t *testing.T) {
 // that any of them is lost.
 func TestWhatWaitsInALongQueueIsNotSentAgain(t *testing.T) {
 	inBench(t, never, func(t *testing.T, b *bench) {
-		queue := make(chan message.Message, 2*MaxInFlight)
-		b.transport.onSend = func(m message.Message) { queue <- m }
-		done := make(chan struct{})
-		defer close(done)
-		go func() {
-			for {
-				select {
-				case m := <-queue:
-					_, _ = b.back(m)
-					time.Sleep(2600 * time.Microsecond) // 384 a second
-				case <-done:
-					return
-				}
-			}
-		}()
+		b.slowly(func(int) time.Duration { return 2600 * time.Microsecond }) // 384 a second
 		b.begin(60, MaxInFlight)
 		s := b.wait()
 		if *s.Resent != 0 || *s.Lost != 0 || *s.Stored < 20_000 {
 			t.Errorf("figures %+v, want nothing sent again and nothing lost", figuresOf(s))
 		}
 	})
+}
+
+// A fast queue rests for longer than the resend time and is slow then. The messages
+// in it return all the same, so few are sent again.
+func TestAPauseOfAQueueCausesFewCopies(t *testing.T) {
+	inBench(t, never, func(t *testing.T, b *bench) {
+		b.slowly(func(n int) time.Duration {
+			switch {
+			case n < 5_000:
+				return 10 * time.Microsecond
+			case n == 5_000:
+				return 8 * time.Second
+			}
+			return 2600 * time.Microsecond
+		})
+		b.begin(30, 1024)
+		s := b.wait()
+		if *s.Resent > 4*maxCopies || *s.Lost != 0 {
+			t.Errorf("figures %+v, want few copies and nothing lost", figuresOf(s))
+		}
+	})
+}
+
+// Everything in flight is lost, while the session drains: no newer message can
+// return, and the copies have to replace all within the time of a message.
+func TestAllThatIsInFlightIsLostAtTheEnd(t *testing.T) {
+	inBench(t, 100*time.Millisecond, func(t *testing.T, b *bench) {
+		b.begin(1, 1024)
+		var mu sync.Mutex
+		sent := map[message.Stamp]bool{}
+		back := b.transport.onSend
+		losing := func(m message.Message) {
+			mu.Lock()
+			copied := sent[m.Service1]
+			sent[m.Service1] = true
+			mu.Unlock()
+			if copied {
+				back(m)
+			}
+		}
+		time.Sleep(850 * time.Millisecond)
+		b.transport.mu.Lock()
+		b.transport.onSend = losing
+		b.transport.mu.Unlock()
+		s := b.wait()
+		if *s.Lost != 0 || *s.Resent < 1024 || *s.TotalSeconds > 30 {
+			t.Errorf("figures %+v after %v s, want every message stored soon", figuresOf(s), *s.TotalSeconds)
+		}
+	})
+}
+
+// slowly returns the messages from a queue, one after the other. It takes the
+// given time for the nth one.
+func (b *bench) slowly(takes func(n int) time.Duration) {
+	queue := make(chan message.Message, 4*MaxInFlight)
+	b.transport.onSend = func(m message.Message) { queue <- m }
+	done := make(chan struct{})
+	b.t.Cleanup(func() { close(done) })
+	go func() {
+		for n := 0; ; n++ {
+			select {
+			case m := <-queue:
+				time.Sleep(takes(n))
+				_, _ = b.back(m)
+			case <-done:
+				return
+			}
+		}
+	}()
 }
 
 // A broken way that breaks no connection: copies go out, but few at a time.
