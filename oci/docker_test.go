@@ -133,3 +133,23 @@ func TestContainers(t *testing.T) {
 		}
 	})
 }
+
+// TestForeignImagesAreSkipped runs TestContainers with images that this machine
+// cannot run: they count as skipped, with the reason, and not as passed.
+func TestForeignImagesAreSkipped(t *testing.T) {
+	foreign := map[string]string{"amd64": "arm64", "arm64": "amd64"}[runtime.GOARCH]
+	want := 0
+	for _, i := range images(t) {
+		if i.platform == "linux/"+foreign {
+			want++
+		}
+	}
+	again := exec.Command(os.Args[0], "-test.v", "-test.run=^TestContainers$/_linux$/^"+foreign+"$")
+	again.Env = append(os.Environ(), "TRICYCLE_TEST_DOCKER=unix:///nonexistent")
+	out, err := again.CombinedOutput()
+	skipped := strings.Count(string(out), "--- SKIP: TestContainers/")
+	reasons := strings.Count(string(out), "an image for linux/"+foreign+" does not run on linux/"+runtime.GOARCH)
+	if err != nil || want == 0 || skipped != want || reasons != want {
+		t.Errorf("%v, %d images skipped with %d reasons, want %d:\n%s", err, skipped, reasons, want, out)
+	}
+}
