@@ -216,9 +216,10 @@ func databaseDeleted(t *testing.T, program string) {
 	if resp.StatusCode == http.StatusOK {
 		t.Errorf("/store: %s, want no success", resp.Status)
 	}
-	if status, body := get(t, url+"/stop"); status != http.StatusServiceUnavailable || !strings.Contains(fmt.Sprint(body["detail"]), "database file is gone") {
-		t.Errorf("/stop: %d %v, want 503 and that the file is gone", status, body)
+	if status, body := get(t, url+"/stop"); status != http.StatusServiceUnavailable || !strings.Contains(fmt.Sprint(body["detail"]), "not recorded") {
+		t.Errorf("/stop: %d %v, want 503 and that the figures are not recorded", status, body)
 	}
+	p.Out.Find(t, "NOT RECORDED in the database: .*database file is gone")
 	began := time.Now()
 	if p.Signal(syscall.SIGTERM); p.Status() != 1 || time.Since(began) > 8*time.Second {
 		t.Errorf("after SIGTERM: exit status %d after %s, want 1 within 8 s", p.Status(), time.Since(began))

@@ -149,7 +149,8 @@ func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, errIdle):
 		httpserver.Problem{Status: http.StatusConflict, Detail: err.Error()}.Write(w)
 	case errors.As(err, &notRecorded):
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error(), Extensions: map[string]any{"session": notRecorded.summary}}.Write(w)
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("session %d: %s", notRecorded.summary.ID, notRecorded.summary.Problem),
+			Extensions: map[string]any{"session": notRecorded.summary}}.Write(w)
 	default: // the client has left
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error()}.Write(w)
 	}
@@ -313,7 +314,9 @@ func (s *Service) session(w http.ResponseWriter, r *http.Request) {
 	row, err := s.pathSession(r)
 	var named []LostMessage
 	if err == nil && row.EndReason != nil {
-		named, err = s.engine.store.LostMessages(r.Context(), row.ID, maxNamed)
+		ctx, cancel := context.WithTimeout(r.Context(), beginTimeout)
+		defer cancel()
+		named, err = s.engine.store.LostMessages(ctx, row.ID, maxNamed)
 	}
 	if err != nil {
 		s.unread(w, r, err)

@@ -396,9 +396,23 @@ func TestStopWithoutADatabase(t *testing.T) {
 	a := newAPI(t)
 	a.want(a.do("GET", "/start", ""), 202)
 	a.sent(1)
-	a.store.fail(errors.New("connection refused"))
-	a.want(a.do("GET", "/stop", ""), 503, "not recorded", `"generated":1`, `"lost":1`)
-	a.want(a.do("GET", "/start", ""), 503, "database")
+	const cause = "10.0.0.7: access denied for user tricycle"
+	a.store.fail(errors.New(cause))
+	stopped := a.do("GET", "/stop", "")
+	a.want(stopped, 503, "not recorded", `"generated":1`, `"lost":1`)
+	status, started, session := a.do("GET", "/status", ""), a.do("GET", "/start", ""), a.do("GET", "/sessions/1", "")
+	a.want(status, 200, "not recorded")
+	a.want(started, 503, "database")
+	a.want(session, 503, "database")
+	_, event := a.listen("").next()
+	if log := a.console.String(); !strings.Contains(log, cause) {
+		t.Errorf("the cause is not in the log:\n%s", log)
+	}
+	for _, text := range []string{stopped.text, status.text, started.text, session.text, fmt.Sprint(event)} {
+		if strings.Contains(text, "denied") {
+			t.Errorf("got %s, want no cause for every client", text)
+		}
+	}
 	a.store.fail(nil)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if got := a.do("GET", "/status", ""); got.member("state") == string(Idle) {

@@ -49,6 +49,15 @@ func (e *notRecordedError) Error() string {
 
 func (e *notRecordedError) Unwrap() error { return e.err }
 
+// problem returns what every client may read of a session's fault. Only the log
+// has causes, which contain addresses and accounts of the database.
+func problem(fault error) string {
+	if errors.Is(fault, ErrNoSession) || errors.Is(fault, ErrSessionEnded) || errors.As(fault, new(*missingRowsError)) {
+		return fault.Error()
+	}
+	return "figures not recorded: database not ready"
+}
+
 // missingRowsError is the error of a session with fewer rows than messages
 // whose storing was acknowledged.
 type missingRowsError struct{ acknowledged, rows int64 }

@@ -150,10 +150,17 @@ func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, erro
 	return *row, nil
 }
 
-func (s *memoryStore) LostMessages(_ context.Context, id int64, limit int) ([]LostMessage, error) {
+// LostMessages waits for its context if the store fails, as a real one retries.
+func (s *memoryStore) LostMessages(ctx context.Context, id int64, limit int) ([]LostMessage, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.named[id][:min(limit, len(s.named[id]))], s.fault
+	if fault := s.fault; fault != nil {
+		s.mu.Unlock()
+		<-ctx.Done()
+		s.mu.Lock()
+		return nil, fault
+	}
+	return s.named[id][:min(limit, len(s.named[id]))], nil
 }
 
 func (s *memoryStore) Look(_ context.Context, key message.Key) (Session, bool, error) {

@@ -16,7 +16,8 @@ type Summary struct {
 	Session
 	TotalSeconds *float64 `json:"total_seconds"`   // by the monotonic clock, drain included; nil if another process ran it
 	Hops         *Hops    `json:"hops"`            // nil until a message is stored, or if another process ran it
-	Error        string   `json:"error,omitempty"` // why the figures are not recorded, or that rows are missing
+	Error        string   `json:"-"`               // why the figures are not recorded, or that rows are missing
+	Problem      string   `json:"error,omitempty"` // the same for everybody, without addresses and accounts
 }
 
 // Status is the answer to GET /status.
@@ -41,7 +42,7 @@ func (s *runner) summary() Summary {
 	seconds := total.Seconds()
 	sum.TotalSeconds = &seconds
 	if s.fault != nil {
-		sum.Error = s.fault.Error()
+		sum.Error, sum.Problem = s.fault.Error(), problem(s.fault)
 	}
 	if !s.recorded {
 		generated, stored, resent, duplicates := account.generated, account.stored, account.resent, account.duplicates
