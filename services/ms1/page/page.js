@@ -231,13 +231,14 @@ function show() {
   showSession();
   if (!due) return;
   draw($("over-time"), drawOverTime);
+  if (latest.session) showHops();
   if (recent) loadHistogram();
 }
 
 function showSession() {
   const s = latest.session;
   if (!s) {
-    $("progress-text").textContent = "No session yet.";
+    fill($("progress-text"), "No session yet.");
     return;
   }
   const running = latest.state !== "idle";
@@ -250,7 +251,10 @@ function showSession() {
       : `Session ${s.id} ended: ${s.end_reason}${s.total_seconds === null ? "" : ` after ${s.total_seconds.toFixed(1)} s`}`;
   fill($("progress-text"), s.error ? `${text}. ${s.error}` : text);
   fill($("figures"), ...figures({ ...s, lost: running ? s.lost - latest.messages_in_flight : s.lost }, running ? latest.messages_in_flight : 0));
-  fill($("hops"), hopTable(s.hops || distributions, "Latency of the session"));
+}
+
+function showHops() {
+  fill($("hops"), hopTable(latest.session.hops || distributions, "Latency of the session"));
 }
 
 function figures(s, inFlight) {
@@ -456,7 +460,7 @@ async function loadHistogram() {
     return; // the next event asks again
   }
   draw($("histogram"), () => drawHistogram(distributions, $("hop").value));
-  showSession();
+  showHops();
 }
 
 // hopChoice fills a selection of hops.
