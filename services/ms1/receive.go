@@ -150,13 +150,15 @@ func (r *receiver) claim(a *arrival, attempt *commit) (in []insert, wait func())
 // if its row is not open: no message could be stored.
 func settled(batch []insert, err error) {
 	s := batch[0].session
-	s.logLost(s.ledger.settle(batch, err)...)
-	if errors.Is(err, ErrSessionEnded) {
-		s.end(Interrupted)
-		return
+	over := errors.Is(err, ErrSessionEnded)
+	if over {
+		s.end(Interrupted) // before a slot is free
 	}
-	s.engine.written(err)
-	s.advance()
+	s.logLost(s.ledger.settle(batch, err)...)
+	if !over {
+		s.engine.written(err)
+		s.advance()
+	}
 }
 
 // ask decides on a message of the session that only the database knows.
