@@ -93,7 +93,6 @@ type engine struct {
 	fault      error         // of the last session whose figures are not recorded or not right
 	connection uint64        // the newest of the transport
 	recovered  bool          // no session of a crashed program is open in the database
-	unwritable error         // of the last write, although the store is ready
 }
 
 func newEngine(c InteractionConfig, store Store, t transport, now func() time.Time, log zerolog.Logger, tel *telemetry.Telemetry) *engine {
@@ -196,24 +195,10 @@ func (e *engine) databaseReady(ctx context.Context) error {
 	if !e.recovered {
 		return errRecovering
 	}
-	return e.unwritable
-}
-
-// written notes the outcome of a write. A disk that is full, a lock or a table
-// that is missing leave the store ready, and yet no row can be committed.
-func (e *engine) written(err error) {
-	if err != nil && (e.stopping() || e.store.Ready(e.running) != nil) {
-		return
+	if s := e.current; s != nil && s.state != Idle {
+		return s.unwritable
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	switch before := e.unwritable; {
-	case before == nil && err != nil:
-		e.log.Warn().Err(err).Msg("database takes no rows")
-	case before != nil && err == nil:
-		e.log.Info().Msg("database takes rows again")
-	}
-	e.unwritable = err
+	return nil
 }
 
 // start begins a session and returns its number. Its errors are

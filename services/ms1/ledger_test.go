@@ -307,6 +307,9 @@ func TestACommitThatFailsBehindTheFiguresIsCounted(t *testing.T) {
 		if got := servicetest.Counted(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
 			t.Errorf("%v given up, want 1", got)
 		}
+		if err := b.databaseReady(t.Context()); err != nil {
+			t.Errorf("not ready although nothing is written any more: %v", err)
+		}
 	})
 }
 

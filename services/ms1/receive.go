@@ -156,7 +156,7 @@ func settled(batch []insert, err error) {
 	}
 	s.logLost(s.ledger.settle(batch, err)...)
 	if !over {
-		s.engine.written(err)
+		s.written(err)
 		s.advance()
 	}
 }

@@ -29,6 +29,8 @@ type runner struct {
 	logged   atomic.Int64 // lost messages in the log
 	ledger   *ledger      // nil if another process ran the session
 
+	unwritable error // of the last commit, although the store was ready
+
 	stop  chan EndReason
 	asked bool          // by GET /stop
 	ended chan struct{} // closed when the figures are final, recorded or not
@@ -104,6 +106,24 @@ func (s *runner) advance() {
 // sweep checks the deadlines.
 func (s *runner) sweep(last bool) {
 	s.logLost(s.ledger.sweep(time.Now(), last)...)
+}
+
+// written notes the outcome of a commit. A disk that is full, a lock or a table
+// that is missing leave the store ready, and yet no row can be committed.
+func (s *runner) written(err error) {
+	e := s.engine
+	if err != nil && (e.stopping() || e.store.Ready(e.running) != nil) {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch before := s.unwritable; {
+	case before == nil && err != nil:
+		e.log.Warn().Err(err).Msg("database takes no rows")
+	case before != nil && err == nil:
+		e.log.Info().Msg("database takes rows again")
+	}
+	s.unwritable = err
 }
 
 // maxLogged is the number of lost messages of a session that are logged at level
@@ -186,11 +206,7 @@ func (s *runner) record(reason EndReason) {
 			err = ErrSessionEnded // as interrupted, by another program
 		}
 		// A row that another program deleted or closed stays so.
-		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded)
-		if over {
-			e.written(nil)
-		}
-		over = over || e.stopping()
+		over := err == nil || errors.Is(err, ErrNoSession) || errors.Is(err, ErrSessionEnded) || e.stopping()
 
 		e.mu.Lock()
 		s.fault = err
