@@ -132,6 +132,19 @@ func onProduce(cluster *kfake.Cluster, f func(size int, partition int32) *kerr.E
 	})
 }
 
+// refuse makes every request to produce fail until the switch is false.
+func refuse(cluster *kfake.Cluster, fault *kerr.Error) *atomic.Bool {
+	on := &atomic.Bool{}
+	on.Store(true)
+	onProduce(cluster, func(int, int32) *kerr.Error {
+		if on.Load() {
+			return fault
+		}
+		return nil
+	})
+	return on
+}
+
 func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 	t.Parallel()
 	for name, limit := range map[string]func(*testing.T) topic.Config{
@@ -186,14 +199,7 @@ func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k := topictest.For(t, address)
-	var limited atomic.Bool
-	limited.Store(true)
-	onProduce(cluster, func(int, int32) *kerr.Error {
-		if limited.Load() {
-			return kerr.MessageTooLarge
-		}
-		return nil
-	})
+	limited := refuse(cluster, kerr.MessageTooLarge)
 	r := start(t, k, func(s *Service) { s.queue.stall = 2 * time.Second }).ready()
 	r.dial(t).send(t, messages(10)...)
 	servicetest.Eventually(t, time.Minute, "not ready", func() bool {
@@ -215,14 +221,7 @@ func TestATopicThatTakesNoMessagesIsNotReady(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
 			k := topictest.For(t, address)
-			var refusing atomic.Bool
-			refusing.Store(true)
-			onProduce(cluster, func(int, int32) *kerr.Error {
-				if refusing.Load() {
-					return fault
-				}
-				return nil
-			})
+			refusing := refuse(cluster, fault)
 			r := start(t, k).ready()
 			ms := messages(10)
 			r.dial(t).send(t, ms...)
