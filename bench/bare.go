@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -129,11 +130,16 @@ func (b *bare) spawn(ctx context.Context, name string, brokers []string) (line s
 		return "", err
 	}
 	b.processes[name] = []int{cmd.Process.Pid}
+	line, err = bufio.NewReader(stdout).ReadString('\n')
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.finish(fmt.Errorf("the process of %s has ended: %w", name, cmp.Or(cmd.Wait(), io.EOF)))
+	}()
 	b.close = append(b.close, func() {
 		stdin.Close()
-		_ = cmd.Wait() // the trial has its errors
+		<-ended
 	})
-	line, err = bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		return "", fmt.Errorf("bare %s: %w", name, err)
 	}

@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"database/sql"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -98,6 +100,29 @@ func runWithEmbeddedParts(t *testing.T, p programs) {
 	}
 	if _, err := os.Stat(plotFile(file)); err != nil {
 		t.Error(err)
+	}
+}
+
+// A process of the bare loop that dies ends the measurement.
+func TestABareProcessThatDies(t *testing.T) {
+	_, address := topictest.Cluster(t)
+	db, err := sql.Open("sqlite", filepath.Join(t.TempDir(), "bare.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	for _, name := range []string{"ms2", "ms3"} {
+		b, err := newBare(t.Context(), []string{address}, db, nil, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(b.processes[name][0], syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.loop(t.Context(), 10*time.Second); err == nil {
+			t.Errorf("%s was killed, and the loop goes on", name)
+		}
+		b.Close()
 	}
 }
 
