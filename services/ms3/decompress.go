@@ -12,13 +12,9 @@ import (
 	"github.com/segmentio/kafka-go/compress"
 )
 
-const (
-	// maxDecompressed is the largest record batch, in bytes after
-	// decompression, that MS3 takes. MS2's have at most some 40 KiB.
-	maxDecompressed = 8 << 20
-	// maxWindow bounds the memory of a zstd decoder, in bytes.
-	maxWindow = 8 << 20
-)
+// maxDecompressed is the largest record batch, in bytes before and after
+// decompression, that MS3 takes. MS2's have at most some 40 KiB.
+const maxDecompressed = 8 << 20
 
 // unreadable is the value of the one record that stands for a batch that is
 // larger than [maxDecompressed] or cannot be decompressed.
@@ -38,75 +34,56 @@ type boundedCodec struct{ compress.Codec }
 
 // NewReader implements [compress.Codec]. The result is the whole batch or the
 // record that stands for it: an error would make kafka-go fetch the batch again
-// indefinitely.
+// indefinitely. It fails only if the connection broke.
 func (c boundedCodec) NewReader(r io.Reader) io.ReadCloser {
-	return &boundedReader{codec: c.Codec, in: &input{r: r}}
-}
-
-type boundedReader struct {
-	codec compress.Codec
-	in    *input
-	batch io.Reader // nil before the first Read
-}
-
-func (r *boundedReader) Read(p []byte) (int, error) {
-	if r.batch == nil {
-		batch, err := r.decompress()
-		if err != nil {
-			return 0, err
-		}
-		r.batch = bytes.NewReader(batch)
+	batch, err := c.read(r)
+	if err != nil {
+		broken, end := io.Pipe()
+		_ = end.CloseWithError(err)
+		return broken
 	}
-	return r.batch.Read(p)
+	return io.NopCloser(bytes.NewReader(batch))
 }
 
-func (r *boundedReader) Close() error { return nil }
-
-// decompress returns the batch, or one that stands for it. Its error is that
-// the connection broke.
-func (r *boundedReader) decompress() ([]byte, error) {
-	size := 0
-	if l, ok := r.in.r.(*io.LimitedReader); ok {
-		size = int(l.N)
+func (c boundedCodec) read(r io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, maxDecompressed))
+	rest, unread := io.Copy(io.Discard, r)
+	if err := errors.Join(err, unread); err != nil {
+		return nil, err
 	}
-	decoder, err := r.open()
-	if err == nil {
-		var batch []byte
-		batch, err = io.ReadAll(io.LimitReader(decoder, maxDecompressed+1))
-		_ = decoder.Close()
-		if err == nil && len(batch) <= maxDecompressed {
+	if l, ok := r.(*io.LimitedReader); ok && l.N > 0 { // kafka-go's, whose limit is the size of the batch
+		return nil, io.ErrUnexpectedEOF
+	}
+	if rest == 0 {
+		if batch, err := c.decompress(data); err == nil {
 			return batch, nil
 		}
 	}
-	if _, err := io.Copy(io.Discard, r.in); err != nil || r.in.err != nil {
-		return nil, errors.Join(err, r.in.err)
-	}
-	return standIn(size), nil
+	return standIn(len(data) + int(rest)), nil
 }
 
-func (r *boundedReader) open() (io.ReadCloser, error) {
-	switch compress.Compression(r.codec.Code()) {
+var zstdDecoder, _ = zstd.NewReader(nil, zstd.WithDecoderMaxMemory(maxDecompressed)) // the options are valid
+
+func (c boundedCodec) decompress(data []byte) ([]byte, error) {
+	switch compress.Compression(c.Code()) {
 	case compress.Zstd:
-		d, err := zstd.NewReader(r.in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
-		if err != nil {
-			return nil, err
-		}
-		return d.IOReadCloser(), nil
+		return zstdDecoder.DecodeAll(data, nil)
 	case compress.Snappy:
 		// Its decoder allocates what the lengths in the data state.
-		data, err := io.ReadAll(r.in)
-		if err == nil {
-			err = checkSnappy(data)
-		}
-		if err != nil {
+		if err := checkSnappy(data); err != nil {
 			return nil, err
 		}
-		return r.codec.NewReader(bytes.NewReader(data)), nil
 	}
-	return r.codec.NewReader(r.in), nil
+	decoder := c.Codec.NewReader(bytes.NewReader(data))
+	defer decoder.Close()
+	batch, err := io.ReadAll(io.LimitReader(decoder, maxDecompressed+1))
+	if err == nil && len(batch) > maxDecompressed {
+		err = errSize
+	}
+	return batch, err
 }
 
-var errStatedSize = errors.New("stated size out of range")
+var errSize = errors.New("size out of range")
 
 // checkSnappy returns an error if a length that the data state is beyond the
 // data or [maxDecompressed]. The data are one block, or blocks framed as the
@@ -116,18 +93,18 @@ func checkSnappy(data []byte) error {
 	const header = 16
 	if !bytes.HasPrefix(data, []byte("\x82SNAPPY\x00")) {
 		if n, err := s2.DecodedLen(data); err != nil || n > maxDecompressed {
-			return errors.Join(errStatedSize, err)
+			return errors.Join(errSize, err)
 		}
 		return nil
 	}
 	for total, rest := 0, data[min(header, len(data)):]; len(rest) > 0; {
 		if len(rest) < 4 || uint64(binary.BigEndian.Uint32(rest)) > uint64(len(rest)-4) {
-			return errStatedSize
+			return errSize
 		}
 		size := binary.BigEndian.Uint32(rest)
 		n, err := s2.DecodedLen(rest[4 : 4+size])
 		if total += n; err != nil || total > maxDecompressed {
-			return errors.Join(errStatedSize, err)
+			return errors.Join(errSize, err)
 		}
 		rest = rest[4+size:]
 	}
@@ -148,18 +125,4 @@ func standIn(size int) []byte {
 	b = binary.AppendVarint(b, -1)
 	b = binary.AppendVarint(b, int64(len(unreadable)))
 	return append(append(b, unreadable...), 0) // no headers
-}
-
-// input remembers why the compressed data ended early.
-type input struct {
-	r   io.Reader
-	err error
-}
-
-func (i *input) Read(p []byte) (int, error) {
-	n, err := i.r.Read(p)
-	if err != nil && !errors.Is(err, io.EOF) {
-		i.err = err
-	}
-	return n, err
 }

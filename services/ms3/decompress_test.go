@@ -105,3 +105,23 @@ func TestStatedSizesAreChecked(t *testing.T) {
 		})
 	}
 }
+
+// A batch that the end of the connection cuts is fetched again, whatever its
+// codec: its records are no dead letters.
+func TestBatchOfABrokenConnection(t *testing.T) {
+	for _, codec := range []compress.Codec{&compress.ZstdCodec, &compress.GzipCodec, &compress.SnappyCodec, &compress.Lz4Codec} {
+		t.Run(codec.Name(), func(t *testing.T) {
+			var compressed bytes.Buffer
+			w := codec.NewWriter(&compressed)
+			if _, err := w.Write(bytes.Repeat([]byte("record"), 1000)); err != nil || w.Close() != nil {
+				t.Fatal(err)
+			}
+			size := compressed.Len()
+			compressed.Truncate(size - 1)
+			r := boundedCodec{codec}.NewReader(&io.LimitedReader{R: &compressed, N: int64(size)})
+			if batch, err := io.ReadAll(r); err != io.ErrUnexpectedEOF {
+				t.Errorf("got %q, %v, want the error of a cut stream", batch, err)
+			}
+		})
+	}
+}
