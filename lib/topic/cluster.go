@@ -56,9 +56,9 @@ type Cluster struct {
 // NewCluster returns a client with the client id. It connects in [Cluster.Run].
 func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
 	c := &Cluster{config: config, client: clientID, log: log, err: errNotYet, warned: map[string]bool{}}
-	c.dialer.Handshake = func(_ context.Context, conn net.Conn, _ string) (net.Conn, error) { return &plainConn{Conn: conn}, nil }
+	c.dialer.Handshake = examined(&c.dialer, nil)
 	if config.TLS.Enabled {
-		c.dialer.Handshake = config.TLS.Handshake("kafka.tls", config.TLS.ServerName)
+		c.dialer.Handshake = examined(&c.dialer, config.TLS.Handshake("kafka.tls", config.TLS.ServerName))
 	}
 	c.open()
 	return c

@@ -73,10 +73,10 @@ func (c Config) explain(err error, before bool) error {
 	return err
 }
 
-// mistakeIn returns the text of an error that names a key of kafka.tls or
-// kafka.sasl, and "" for another.
+// mistakeIn returns the text of an error that names a key of the configuration,
+// and "" for another.
 func mistakeIn(err error) string {
-	if text := err.Error(); strings.Contains(text, "kafka.tls") || strings.Contains(text, "kafka.sasl") {
+	if text := err.Error(); strings.Contains(text, "kafka.brokers") || strings.Contains(text, "kafka.tls") || strings.Contains(text, "kafka.sasl") {
 		return text
 	}
 	return ""

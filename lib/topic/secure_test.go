@@ -136,13 +136,20 @@ func TestSecureBroker(t *testing.T) {
 	}
 }
 
+// web is the answer of a web server to a client of Kafka. kafka-go takes its
+// bytes for a response with 808,460,354 elements.
+var web = []byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n400 Bad Request")
+
 // rude returns the address of a broker that ends each connection with an answer
-// to the first byte.
-func rude(t *testing.T, answer ...byte) string {
+// to the first byte, with TLS if config is not nil.
+func rude(t *testing.T, config *tls.Config, answer ...byte) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if config != nil {
+		listener = tls.NewListener(listener, config)
 	}
 	t.Cleanup(func() { listener.Close() })
 	go func() {
@@ -180,11 +187,15 @@ func TestBrokerThatExpectsOtherClients(t *testing.T) {
 		change func(*topic.Config)
 		want   string
 	}{
-		"plain text to TLS": {func(t *testing.T) string { return rude(t, 21, 3, 3, 0, 2, 2, 80) }, func(c *topic.Config) { c.TLS = topic.TLS{} },
+		"plain text to TLS": {func(t *testing.T) string { return rude(t, nil, 21, 3, 3, 0, 2, 2, 80) }, func(c *topic.Config) { c.TLS = topic.TLS{} },
 			"kafka.tls.enabled: must be true for ADDRESS, got false"},
+		"another server": {func(t *testing.T) string { return rude(t, nil, web...) }, func(c *topic.Config) { c.TLS = topic.TLS{} },
+			`kafka.brokers: expected a Kafka broker at ADDRESS, found an answer that begins "HTTP"`},
+		"another server with TLS": {func(t *testing.T) string { return rude(t, ca.Server("localhost"), web...) }, func(*topic.Config) {},
+			`kafka.brokers: expected a Kafka broker at ADDRESS, found an answer that begins "HTTP"`},
 		"plain text to TLS that closes": {with(kfake.TLS(ca.Server("localhost"))), func(c *topic.Config) { c.TLS = topic.TLS{} },
 			"no answer from ADDRESS with kafka.tls.enabled false: "},
-		"TLS to plain text": {func(t *testing.T) string { return rude(t) }, func(*topic.Config) {},
+		"TLS to plain text": {func(t *testing.T) string { return rude(t, nil) }, func(*topic.Config) {},
 			"kafka.tls: expected TLS at ADDRESS, found a closed connection: "},
 		"the address is not in the certificate": {with(kfake.TLS(ca.Server("localhost"))), func(c *topic.Config) { c.TLS.ServerName = "" },
 			"kafka.tls: certificate of ADDRESS: x509: cannot validate certificate for 127.0.0.1"},

@@ -245,10 +245,10 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 	}
 }
 
-func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
+func TestAnAddressWithoutABrokerIsPassedOver(t *testing.T) {
 	t.Parallel()
 	c := topictest.Config(t)
-	c.Brokers = append([]string{topictest.Mute(t)}, c.Brokers...)
+	c.Brokers = append([]string{topictest.Mute(t), rude(t, nil, web...), rude(t, nil, 21, 3, 3, 0, 2, 2, 80)}, c.Brokers...)
 	topictest.Run(t, topic.NewCluster(c, "test", zerolog.Nop())) // waits until it is ready
 }
 

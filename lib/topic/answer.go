@@ -1,0 +1,62 @@
+package topic
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+
+	"github.com/tricycle-relay/tricycle/lib/dial"
+)
+
+// maxFirstAnswer is far above the first response of a broker on a connection, and far below the size that the first four
+// bytes of a text make.
+const maxFirstAnswer = 16 << 20
+
+// answerConn is a connection that examines the first answer. A server that is no
+// Kafka broker makes kafka-go decode its text as a response, which takes one
+// processor and memory without limit. A broker that expects TLS answers plain text
+// with a TLS alert, or closes the connection.
+type answerConn struct {
+	net.Conn
+	dialer *dial.Dialer
+	secure bool   // by TLS
+	first  []byte // of the answer, at most four; used by the one reader of the connection
+}
+
+// examined returns a handshake that examines the first answer on the connections
+// of another one, or on plain ones if that is nil.
+func examined(dialer *dial.Dialer, handshake func(context.Context, net.Conn, string) (net.Conn, error)) func(context.Context, net.Conn, string) (net.Conn, error) {
+	return func(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
+		if handshake == nil {
+			return &answerConn{Conn: conn, dialer: dialer}, nil
+		}
+		secure, err := handshake(ctx, conn, host)
+		if err != nil {
+			return nil, err
+		}
+		return &answerConn{Conn: secure, dialer: dialer, secure: true}, nil
+	}
+}
+
+// Read implements [net.Conn].
+func (c *answerConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if len(c.first) == 4 {
+		return n, err
+	}
+	c.first = append(c.first, p[:min(n, 4-len(c.first))]...)
+	switch got := len(c.first); {
+	case got == 0 && !c.secure && Torn(err):
+		// Without %w: kafka-go replaces an io.EOF by another error.
+		return 0, fmt.Errorf("no answer from %s with kafka.tls.enabled false: %s", c.RemoteAddr(), err.Error())
+	case got >= 2 && !c.secure && c.first[0] == 21 && c.first[1] == 3:
+		err = fmt.Errorf("kafka.tls.enabled: must be true for %s, got false", c.RemoteAddr())
+	case got == 4 && binary.BigEndian.Uint32(c.first) > maxFirstAnswer:
+		err = fmt.Errorf("kafka.brokers: expected a Kafka broker at %s, found an answer that begins %q", c.RemoteAddr(), c.first)
+	default:
+		return n, err
+	}
+	c.dialer.Avoid(c.RemoteAddr().String())
+	return 0, err
+}
