@@ -1,6 +1,9 @@
 package message
 
-import "math"
+import (
+	"bytes"
+	"math"
+)
 
 // The encoding that [Message.Append] writes is nearly all that receivers see,
 // so it has a decoder and an encoder of its own that work on bytes and do not
@@ -13,7 +16,7 @@ const stampBytes = len(Layout) + 2
 // a message at the stage. Otherwise it reports false and decides nothing: the
 // data may still be valid.
 func decodeCanonical(data []byte, stage Stage) (m Message, ok bool) {
-	rest, ok := cut(data, `{"session_id":`)
+	rest, ok := bytes.CutPrefix(data, separators[0])
 	if !ok {
 		return m, false
 	}
@@ -30,11 +33,11 @@ func decodeCanonical(data []byte, stage Stage) (m Message, ok bool) {
 	}
 	rest = rest[digits:]
 	for i := 1; i < len(fields); i++ {
-		if rest, ok = cut(rest, separators[i]); !ok {
+		if rest, ok = bytes.CutPrefix(rest, separators[i]); !ok {
 			return m, false
 		}
 		if i > int(stage) {
-			if rest, ok = cut(rest, "null"); !ok {
+			if rest, ok = bytes.CutPrefix(rest, null); !ok {
 				return m, false
 			}
 			continue
@@ -53,16 +56,11 @@ func decodeCanonical(data []byte, stage Stage) (m Message, ok bool) {
 }
 
 // separators stand between the value of the field before and that of field i.
-var separators = [len(fields)]string{
-	1: `,"service1_timestamp":`, 2: `,"service2_timestamp":`, 3: `,"service3_timestamp":`, 4: `,"end_timestamp":`,
+var separators = [len(fields)][]byte{
+	[]byte(`{"session_id":`), []byte(`,"service1_timestamp":`), []byte(`,"service2_timestamp":`), []byte(`,"service3_timestamp":`), []byte(`,"end_timestamp":`),
 }
 
-func cut(data []byte, prefix string) (rest []byte, ok bool) {
-	if len(data) < len(prefix) || string(data[:len(prefix)]) != prefix {
-		return nil, false
-	}
-	return data[len(prefix):], true
-}
+var null = []byte("null")
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -70,7 +72,7 @@ func decodeAny(data []byte, stage Stage) (Message, error) {
 			return Message{}, syntax(err)
 		}
 		name, _ := tok.(string)
-		i := index(name)
+		i := slices.Index(fields[:], name)
 		if i < 0 {
 			return Message{}, &Error{unknown(name), "an unknown field", "one of the five fields of a message"}
 		}
@@ -115,15 +117,6 @@ func decodeAny(data []byte, stage Stage) (Message, error) {
 
 func (m *Message) stamp(field int) *Stamp {
 	return [...]*Stamp{1: &m.Service1, 2: &m.Service2, 3: &m.Service3, 4: &m.End}[field]
-}
-
-func index(name string) int {
-	for i, f := range fields {
-		if f == name {
-			return i
-		}
-	}
-	return -1
 }
 
 func sessionID(tok json.Token) (int64, error) {
@@ -185,21 +178,17 @@ const most = 40
 
 // excerpt returns at most [most] bytes of s: an error has to fit into a WebSocket
 // close frame (RFC 6455, 5.5: 123 bytes).
-func excerpt(s string) string {
-	if len(s) <= most {
-		return s
-	}
-	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8([]byte(s[:most]), nil), len(s))
-}
+func excerpt(s string) string { return shorten(s, len(s)) }
 
 // quote is excerpt for any text, quoted. It cuts after quoting, since a quoted
 // control character takes up to ten bytes.
-func quote(s string) string {
-	quoted := strconv.Quote(s)
-	if len(quoted) <= most {
-		return quoted
+func quote(s string) string { return shorten(strconv.Quote(s), len(s)) }
+
+func shorten(text string, size int) string {
+	if len(text) <= most {
+		return text
 	}
-	return fmt.Sprintf("%s… (%d bytes)", bytes.ToValidUTF8([]byte(quoted[:most]), nil), len(s))
+	return fmt.Sprintf("%s… (%d bytes)", strings.ToValidUTF8(text[:most], ""), size)
 }
 
 // unknown returns the name of an unknown field, quoted unless it is plain text.

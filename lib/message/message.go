@@ -19,7 +19,6 @@
 package message
 
 import (
-	"math"
 	"strconv"
 	"time"
 )
@@ -62,17 +61,7 @@ func (s Stamp) String() string {
 // Sub returns s-t. It is negative if s is before t, as clocks of two machines
 // may have it. Like [time.Time.Sub] it ends at the longest Duration, 292 years:
 // a wrong clock must not turn its sign.
-func (s Stamp) Sub(t Stamp) time.Duration {
-	const longest = math.MaxInt64 / int64(time.Microsecond)
-	switch d := int64(s - t); {
-	case d > longest:
-		return math.MaxInt64
-	case d < -longest:
-		return math.MinInt64
-	default:
-		return time.Duration(d) * time.Microsecond
-	}
-}
+func (s Stamp) Sub(t Stamp) time.Duration { return s.Time().Sub(t.Time()) }
 
 // Key identifies a message among all messages ever sent.
 type Key struct {
@@ -117,12 +106,12 @@ const encodedBytes = 256
 // Append appends what [Message.Encode] returns to b and returns the extended
 // buffer. It does not allocate if b has room for 256 bytes.
 func (m Message) Append(b []byte) []byte {
-	b = append(b, `{"session_id":`...)
+	b = append(b, separators[0]...)
 	b = strconv.AppendInt(b, m.SessionID, 10)
 	for i, s := range [...]Stamp{m.Service1, m.Service2, m.Service3, m.End} {
 		b = append(b, separators[i+1]...)
 		if s == 0 {
-			b = append(b, "null"...)
+			b = append(b, null...)
 			continue
 		}
 		b = append(b, '"')
