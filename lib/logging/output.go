@@ -32,14 +32,14 @@ type Output struct {
 	done   chan struct{}            // closed after the last line
 	torn   bool                     // the output accepted a part of its last line
 
-	mu         sync.Mutex
-	changed    *sync.Cond // a line was added, or the output closed
-	lines      []line
-	bytes      int  // of lines
-	stuck      bool // a line was not written in time
-	closed     bool
-	unreported int // lines dropped since the last report
-	dropped    int // lines dropped since the start
+	mu       sync.Mutex
+	changed  *sync.Cond // a line was added, or the output closed
+	lines    []line
+	bytes    int  // of lines
+	stuck    bool // a line was not written in time
+	closed   bool
+	dropped  int // lines
+	reported int // dropped lines in a report
 }
 
 type line struct {
@@ -93,7 +93,7 @@ func (o *Output) Write(p []byte) (int, error) {
 	l := line{bytes.Clone(p), make(chan struct{})}
 	o.mu.Lock()
 	if o.closed {
-		o.drop()
+		o.dropped++
 		o.mu.Unlock()
 		return len(p), nil
 	}
@@ -101,7 +101,7 @@ func (o *Output) Write(p []byte) (int, error) {
 	o.bytes += len(l.text)
 	for o.bytes > maxQueued {
 		o.pop()
-		o.drop()
+		o.dropped++
 	}
 	wait := !o.stuck
 	o.changed.Signal()
@@ -134,12 +134,6 @@ func (o *Output) pop() line {
 	return l
 }
 
-// drop counts a line. The caller holds the mutex.
-func (o *Output) drop() {
-	o.unreported++
-	o.dropped++
-}
-
 // run writes the lines until the output is closed and none is left.
 func (o *Output) run() {
 	defer close(o.done)
@@ -152,7 +146,7 @@ func (o *Output) run() {
 			}
 			o.changed.Wait()
 		}
-		l, dropped := o.pop(), o.unreported
+		l, dropped := o.pop(), o.dropped-o.reported
 		o.mu.Unlock()
 		var text bytes.Buffer
 		if o.torn {
@@ -166,10 +160,10 @@ func (o *Output) run() {
 		o.mu.Lock()
 		if err != nil {
 			o.torn = o.torn || n > 0
-			o.drop()
+			o.dropped++
 		} else {
 			o.torn = false
-			o.unreported -= dropped
+			o.reported += dropped
 		}
 		close(l.out)
 	}
