@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
 
@@ -36,7 +37,16 @@ type Check struct {
 func Health(log zerolog.Logger, metrics prometheus.Gatherer, checks ...Check) Routes {
 	causes := causes{log: logging.Limit(log), last: map[string]string{}}
 	readiness := prometheus.NewRegistry()
-	readiness.MustRegister(collector(checks))
+	for _, c := range checks { // each runs at every scrape
+		promauto.With(readiness).NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tricycle_dependency_ready", Help: "1 if the check of /readyz passes, otherwise 0.", ConstLabels: prometheus.Labels{"dependency": c.Name},
+		}, func() float64 {
+			if Probe(context.Background(), []Check{c})[c.Name] != nil {
+				return 0
+			}
+			return 1
+		})
+	}
 	all := prometheus.Gatherers{metrics, readiness}
 	return Routes{
 		"/metrics": ReadOnly(promhttp.HandlerFor(all, promhttp.HandlerOpts{EnableOpenMetrics: true}).ServeHTTP),
@@ -58,25 +68,6 @@ func Health(log zerolog.Logger, metrics prometheus.Gatherer, checks ...Check) Ro
 			}
 			JSON(w, code, map[string]any{"status": status, "checks": States(results)})
 		}),
-	}
-}
-
-// collector runs the checks at each scrape.
-type collector []Check
-
-var dependencyReady = prometheus.NewDesc("tricycle_dependency_ready", "1 if the check of /readyz passes, otherwise 0.", []string{"dependency"}, nil)
-
-// Describe implements [prometheus.Collector].
-func (collector) Describe(descriptions chan<- *prometheus.Desc) { descriptions <- dependencyReady }
-
-// Collect implements [prometheus.Collector].
-func (c collector) Collect(metrics chan<- prometheus.Metric) {
-	for name, err := range Probe(context.Background(), c) {
-		value := 1.0
-		if err != nil {
-			value = 0
-		}
-		metrics <- prometheus.MustNewConstMetric(dependencyReady, prometheus.GaugeValue, value, name)
 	}
 }
 
