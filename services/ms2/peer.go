@@ -8,7 +8,6 @@ import (
 	"io"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
 	"github.com/segmentio/kafka-go"
@@ -119,9 +118,7 @@ func (s *Service) read(place *seat, ws *websocket.Conn) error {
 			return s.reject(ctx, "malformed", closure{websocket.ClosePolicyViolation, err.Error()})
 		}
 		m.Service2 = now
-		if !place.sent.Load() {
-			place.sent.Store(true)
-		}
+		place.sent.Store(true)
 		if err := s.take(ctx, m); err != nil {
 			return err
 		}
@@ -167,13 +164,8 @@ func (s *Service) reject(ctx context.Context, reason string, c closure) error {
 
 // cut shortens the text of a close frame to what it can hold.
 func cut(text string) string {
-	text = strings.ToValidUTF8(text, "\uFFFD")
-	if len(text) <= maxReason {
-		return text
+	if text = strings.ToValidUTF8(text, "\uFFFD"); len(text) > maxReason {
+		text = strings.ToValidUTF8(text[:maxReason-len("…")], "") + "…"
 	}
-	end := maxReason - len("…")
-	for !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return text[:end] + "…"
+	return text
 }

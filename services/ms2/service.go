@@ -176,27 +176,14 @@ func (s *Service) ready(ctx context.Context) error {
 }
 
 func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	open, stopping := s.open, s.stopping
-	if !stopping {
-		s.peers.Add(1)
-		defer s.peers.Done()
-	}
-	s.mu.Unlock()
-	if stopping {
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "MS2 is stopping"}.Write(w)
+	if s.ready(r.Context()) != nil {
+		unavailable(w, "kafka: not ready")
 		return
 	}
-	if err := s.ready(r.Context()); err != nil {
-		w.Header().Set("Retry-After", "1")
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "kafka: not ready"}.Write(w)
-		return
-	}
-	place := s.sit(open)
-	if place == nil {
-		w.Header().Set("Retry-After", "1")
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("all %d connections are in use", maxPeers)}.Write(w)
-		s.ended.Warn().Str("remote", r.RemoteAddr).Msg("too many connections")
+	place, err := s.sit()
+	if err != nil {
+		unavailable(w, err.Error())
+		s.ended.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("websocket handshake refused")
 		return
 	}
 	defer s.leave(place)
@@ -212,15 +199,23 @@ func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	s.ended.Info().Str("remote", r.RemoteAddr).AnErr("reason", err).Msg("connection closed")
 }
 
-// sit returns a seat for a connection, whose context ends with open, or nil if
-// all are taken.
-func (s *Service) sit(open context.Context) *seat {
+func unavailable(w http.ResponseWriter, detail string) {
+	w.Header().Set("Retry-After", "1")
+	httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: detail}.Write(w)
+}
+
+// sit returns a seat for a connection, whose context ends with those of the
+// others. The error is that all seats are taken, or that the service stops.
+func (s *Service) sit() (*seat, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopping {
+		return nil, errors.New("MS2 is stopping")
+	}
 	if len(s.seats) == maxPeers {
 		i := slices.IndexFunc(s.seats, func(p *seat) bool { return !p.sent.Load() })
 		if i < 0 || s.closing == maxPeers {
-			return nil
+			return nil, fmt.Errorf("all %d connections are in use", maxPeers)
 		}
 		s.seats[i].evicted = true
 		s.seats[i].cancel(closure{websocket.CloseTryAgainLater, "too many connections; this one has sent nothing"})
@@ -228,12 +223,14 @@ func (s *Service) sit(open context.Context) *seat {
 		s.closing++
 	}
 	p := &seat{}
-	p.ctx, p.cancel = context.WithCancelCause(open)
+	p.ctx, p.cancel = context.WithCancelCause(s.open)
 	s.seats = append(s.seats, p)
-	return p
+	s.peers.Add(1)
+	return p, nil
 }
 
 func (s *Service) leave(p *seat) {
+	defer s.peers.Done()
 	p.cancel(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
