@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
@@ -158,7 +159,7 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			retry.Pause(ctx, commitInterval)
 			continue
 		}
-		f, err := c.offsets.fetch(ctx, m.Partition, m.Offset, 1+len(m.Value)/message.MaxBytes)
+		f, err := c.offsets.fetch(ctx, m.Partition, m.Offset, 1+size(m)/message.MaxBytes)
 		if err != nil {
 			return // not processed and not committed: it will be fetched again
 		}
@@ -169,6 +170,15 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 		c.metrics.fetched.Inc()
 		c.process(p, m, f, now)
 	}
+}
+
+// size returns the bytes of memory that a record takes.
+func size(m kafka.Message) int {
+	n := len(m.Key) + len(m.Value) + len(m.Headers)*int(unsafe.Sizeof(kafka.Header{}))
+	for _, h := range m.Headers {
+		n += len(h.Key) + len(h.Value)
+	}
+	return n
 }
 
 // endsTransaction reports whether m is not a record but Kafka's marker of the

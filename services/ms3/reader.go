@@ -13,6 +13,7 @@ import (
 const (
 	sessionTime = 6 * time.Second // the least that brokers accept by default
 	closeTime   = 1500 * time.Millisecond
+	queued      = 4 // records that the reader may be ahead: each may have a megabyte
 )
 
 // newReader returns a reader that joins the consumer group. Its connections
@@ -32,6 +33,7 @@ func (c *consumer) newReader(ctx context.Context) *kafka.Reader {
 		RebalanceTimeout:      c.session + 4*time.Second,
 		JoinGroupBackoff:      200 * time.Millisecond,
 		CommitInterval:        commitInterval,
+		QueueCapacity:         queued,
 		WatchPartitionChanges: true,
 		ErrorLogger: kafka.LoggerFunc(func(text string, args ...any) {
 			c.log.Debug().Str("detail", fmt.Sprintf(text, args...)).Msg("kafka reader failed")

@@ -224,6 +224,40 @@ func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
 	source.commits(int64(len(ms)))
 }
 
+// Other producers may write keys and headers of any size.
+func TestKeysAndHeadersTakeRoom(t *testing.T) {
+	t.Parallel()
+	for name, large := range map[string]kafka.Message{
+		"key":          {Key: make([]byte, 512<<10)},
+		"header":       {Headers: []kafka.Header{{Key: "k", Value: make([]byte, 512<<10)}}},
+		"many headers": {Headers: make([]kafka.Header, (512<<10)/40)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			k, store, source := neighbours(t, topictest.Config(t))
+			var takes atomic.Bool
+			store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
+				if !takes.Load() {
+					w.WriteHeader(503)
+				}
+			})
+			ms, records := messages(40)
+			for i := range records {
+				large.Value = records[i].Value
+				source.produce(0, large)
+			}
+			r := start(t, k, store.URL)
+			fetched := func() float64 { return r.Metric("tricycle_ms3_records_fetched_total") }
+			servicetest.Eventually(t, time.Minute, "no room", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == maxOpen })
+			if n := fetched(); n > 8 {
+				t.Errorf("%v records of half a megabyte are fetched, want at most 8", n)
+			}
+			takes.Store(true)
+			servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
+		})
+	}
+}
+
 func TestReadiness(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
