@@ -50,18 +50,9 @@ type consumer struct {
 	ms1Log    zerolog.Logger // failures of MS1
 	configLog zerolog.Logger // wrong configuration
 
-	undescribed bool // warned that the broker forbids to describe the group
-
 	work    sync.WaitGroup // records being processed
 	waiting atomic.Bool    // for the reader, not for room
-	failure atomic.Pointer[fetchFailure]
 	health  atomic.Pointer[error]
-}
-
-// fetchFailure is the last failure of the reader.
-type fetchFailure struct {
-	at    time.Time
-	cause error
 }
 
 func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telemetry.Telemetry, log zerolog.Logger) *consumer {
@@ -153,7 +144,6 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			var reply kafka.Error
 			joining := errors.As(err, &reply) && reply.Temporary() && time.Since(began) < 10*time.Second
 			if ctx.Err() == nil && !joining {
-				c.failure.Store(&fetchFailure{time.Now(), err})
 				c.kafkaLog.Warn().Err(err).Msg("fetch failed")
 			}
 			retry.Pause(ctx, commitInterval)

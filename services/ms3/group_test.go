@@ -3,7 +3,6 @@ package ms3
 import (
 	"context"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -142,25 +141,5 @@ func TestASpareMemberIsHealthy(t *testing.T) {
 		if n := r.Metric("tricycle_ms3_reader_reopened_total"); n != 0 {
 			t.Errorf("reopened %v times", n)
 		}
-	}
-}
-
-// A broker that forbids to describe the group costs the detection of stalls, and
-// nothing else.
-func TestGroupThatMayNotBeDescribed(t *testing.T) {
-	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeGroups}, Err: kerr.GroupAuthorizationFailed, Count: -1})
-	k, store := topictest.For(t, address), newMS1(t)
-	source := newMS2(t, k)
-	r := start(t, k, store.URL)
-	r.Ready()
-	_, records := messages(10)
-	source.produce(0, records...)
-	source.commits(10)
-	warnings := func() int { return strings.Count(r.Log.String(), "describing group forbidden, stalls unnoticed") }
-	servicetest.Eventually(t, time.Minute, "a warning", func() bool { return warnings() > 0 })
-	if n := warnings(); n != 1 {
-		t.Errorf("got %d warnings, want one:\n%s", n, r.Log)
 	}
 }

@@ -94,9 +94,6 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 	if err == nil && len(described.Groups) == 1 {
 		err = described.Groups[0].Error
 	}
-	if errors.Is(err, kafka.GroupAuthorizationFailed) {
-		return nil, c.withoutGroup(err)
-	}
 	if err != nil || len(described.Groups) != 1 {
 		return nil, fmt.Errorf("describe group %s: %w", c.config.GroupID, err)
 	}
@@ -145,19 +142,6 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 		}
 	}
 	return &g, err
-}
-
-// withoutGroup returns the error of a reader whose group the broker forbids to
-// describe: that of a fetch in the stall time. Stalls are not detected then.
-func (c *consumer) withoutGroup(denied error) error {
-	if !c.undescribed {
-		c.undescribed = true
-		c.log.Warn().Err(denied).Str("group_id", c.config.GroupID).Msg("describing group forbidden, stalls unnoticed")
-	}
-	if f := c.failure.Load(); f != nil && time.Since(f.at) < c.stall {
-		return fmt.Errorf("fetch: %w", f.cause)
-	}
-	return nil
 }
 
 // remove removes former members of this process from the group.
