@@ -97,8 +97,10 @@ func (c *causes) note(results map[string]error) {
 		if err == nil {
 			delete(c.last, name)
 		} else if text := err.Error(); c.last[name] != text {
-			c.last[name] = text
-			c.log.Info().Str("check", name).Err(err).Msg("dependency not ready")
+			if event := c.log.Info(); event.Enabled() { // otherwise too soon after another one: logged at the next request
+				c.last[name] = text
+				event.Str("check", name).Err(err).Msg("dependency not ready")
+			}
 		}
 	}
 }
