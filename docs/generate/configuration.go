@@ -147,7 +147,7 @@ type Flag struct{ Name, Meaning string }
 
 // Flags returns the flags of a program.
 func (s *Source) Flags(program string) (all []Flag, err error) {
-	for _, directory := range []string{"lib/program", "services/" + program + "/cmd/" + program} {
+	for _, directory := range []string{"lib/program", "services/" + program} {
 		err = errors.Join(err, s.inspect(directory, func(n ast.Node) bool {
 			call, _ := n.(*ast.CallExpr)
 			if call == nil || len(call.Args) < 3 {

@@ -2,6 +2,7 @@ package allinone
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"path/filepath"
 
@@ -31,6 +32,27 @@ type Config struct {
 	Tracing      telemetry.Config      `yaml:"tracing"`
 	Logging      logging.Config        `yaml:"logging"`
 	Profiling    program.Profiling     `yaml:"profiling"`
+}
+
+// Program returns the command.
+func Program() program.Program[Config] {
+	return program.Program[Config]{
+		Name:    "allinone",
+		Purpose: "runs MS1, MS2 and MS3 in one process, with what they need",
+		Config:  Defaults(),
+		Flags: func(flags *flag.FlagSet, c *Config) {
+			flags.StringVar(&c.Listen, "listen", c.Listen, "listen for MS1's requests on `ADDR`, host:port")
+			flags.StringVar(&c.Data, "data", c.Data, "keep database, broker and logs in the directory `DIR`")
+			flags.BoolVar(&c.Once, "once", c.Once, "run one session at once and exit: 0, or 1 if a message of it was lost")
+			flags.BoolVar(&c.Open, "open", c.Open, "open MS1's page in a browser; not with -once")
+			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "generate messages for `SECONDS` in a session")
+			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages in flight")
+		},
+		Serves: func(c Config) program.Served {
+			return program.Served{Address: c.Listen, Ready: "/readyz", Profiling: c.Profiling}
+		},
+		Run: Run,
+	}
 }
 
 // Defaults returns the default configuration, which needs only a directory.

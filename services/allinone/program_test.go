@@ -240,3 +240,15 @@ func interrupted(t *testing.T, program string) {
 		t.Errorf("got\n%s\nwant a summary", p.Out)
 	}
 }
+
+func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, Program()) }
+
+func TestFlagsOutOfRange(t *testing.T) {
+	t.Parallel()
+	for flag, value := range map[string]string{"interval": "0", "in-flight": "4097", "listen": "8080"} {
+		c := servicetest.Run(t, Program(), "-"+flag, value)
+		if status := c.Wait(); status != 1 || !strings.Contains(c.Err.String(), value) {
+			t.Errorf("-%s %s: exit status %d: %s", flag, value, status, c.Err.String())
+		}
+	}
+}

@@ -89,6 +89,19 @@ type seat struct {
 	evicted bool
 }
 
+// Program returns the command of the service.
+func Program() program.Program[Config] {
+	return program.Program[Config]{
+		Name:    "ms2",
+		Purpose: "takes messages from MS1 over a WebSocket and hands them to MS3 through Kafka",
+		Config:  Defaults(),
+		Serves: func(c Config) program.Served {
+			return program.Served{Address: c.Listen, Ready: "/readyz", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
+		},
+		Run: func(ctx context.Context, c Config, console io.Writer) error { return Run(ctx, c, console, nil) },
+	}
+}
+
 // Run runs MS2 until ctx is cancelled, with its log also on the console. It
 // calls listening, unless nil, when the service listens.
 func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {

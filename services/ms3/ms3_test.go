@@ -3,6 +3,7 @@ package ms3
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,13 +25,23 @@ import (
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms3")) }
+// childVariable makes this binary the program itself, so that a test can kill
+// it.
+const childVariable = "TRICYCLE_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(childVariable) != "" {
+		os.Exit(program.Main(context.Background(), Program(), os.Args[1:], os.Stdout, os.Stderr))
+	}
+	servicetest.Main(m, openapitest.Complete("ms3"))
+}
 
 // ms1 replaces MS1: it records posted messages and gives the answers of the test.
 type ms1 struct {

@@ -42,6 +42,21 @@ type Service struct {
 	server   *httpserver.Server
 }
 
+// Program returns the command of the service.
+func Program() program.Program[Config] {
+	return program.Program[Config]{
+		Name:    "ms3",
+		Purpose: "takes messages from Kafka and posts them to MS1",
+		Config:  Defaults(),
+		Serves: func(c Config) program.Served {
+			// MS1 stops first, and drains through MS3: its absence is no reason to
+			// restart this.
+			return program.Served{Address: c.Listen, Ready: "/readyz?exclude=ms1", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
+		},
+		Run: func(ctx context.Context, c Config, console io.Writer) error { return Run(ctx, c, console, nil) },
+	}
+}
+
 // Run runs MS3 until ctx is cancelled, with its log also on the console. It
 // calls listening, unless that is nil, when the service listens.
 func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {

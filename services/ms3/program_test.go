@@ -1,4 +1,4 @@
-package main
+package ms3
 
 import (
 	"io"
@@ -14,7 +14,6 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
-	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
@@ -23,31 +22,18 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-// childVariable makes this binary the program itself, so that a test can kill
-// it.
-const childVariable = "TRICYCLE_TEST_CHILD"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(childVariable) != "" {
-		main()
-		return
-	}
-	goleak.VerifyTestMain(m)
-}
-
-const shipped = "../../../../compose/config/"
-
-func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, command()) }
+func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, Program()) }
 
 func TestShippedConfiguration(t *testing.T) {
-	loopback := servicetest.Shipped(t, shipped, command())
+	loopback := servicetest.Shipped(t, "../../compose/config/", Program())
 	if loopback.Listen != "127.0.0.1:8082" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms3.log" {
 		t.Errorf("got %+v", loopback)
 	}
 }
 
-func TestCommand(t *testing.T) {
-	p := command()
+func TestProgram(t *testing.T) {
+	t.Parallel()
+	p := Program()
 	p.Config.Kafka = topictest.Config(t)
 	p.Config.GroupID = "group." + p.Config.Kafka.Topic
 	p.Config.Tracing.Endpoint, _ = servicetest.Collector(t)
@@ -57,6 +43,7 @@ func TestCommand(t *testing.T) {
 // killed -9 after MS1 has stored a message and before its offset is committed,
 // MS3 posts it again, and nothing is lost.
 func TestKillBetweenPostAndCommit(t *testing.T) {
+	t.Parallel()
 	k := topictest.Config(t)
 	cluster := topic.NewCluster(k, "test", zerolog.Nop())
 	topictest.Run(t, cluster)
