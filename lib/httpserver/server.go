@@ -51,6 +51,7 @@ type Routes map[string]map[string]http.HandlerFunc
 // a POST of another type than application/json.
 func (routes Routes) Handler(allowedHosts ...string) http.Handler {
 	mux, g := http.NewServeMux(), guard{allowedHosts}
+	mux.HandleFunc("/", notFound)
 	for pattern, methods := range routes {
 		allow := strings.Join(slices.Sorted(maps.Keys(methods)), ", ")
 		_, reads := methods[http.MethodHead]
@@ -80,11 +81,7 @@ func (routes Routes) Handler(allowedHosts ...string) http.Handler {
 		if p := r.URL.Path; len(p) > 1 && strings.HasSuffix(p, "/") {
 			r.URL.Path, r.URL.RawPath = strings.TrimSuffix(p, "/"), strings.TrimSuffix(r.URL.RawPath, "/")
 		}
-		if path.Clean(r.URL.Path) != r.URL.Path { // the mux redirects, in HTML
-			notFound(w, r)
-			return
-		}
-		if _, pattern := mux.Handler(r); pattern == "" {
+		if path.Clean("/"+r.URL.Path) != r.URL.Path { // the mux redirects, in HTML
 			notFound(w, r)
 			return
 		}

@@ -72,9 +72,6 @@ func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Regis
 
 // OnEnd queues a span, or counts it as dropped if the queue is full.
 func (q *spanQueue) OnEnd(s sdk.ReadOnlySpan) {
-	if !s.SpanContext().IsSampled() {
-		return
-	}
 	if q.enter() {
 		q.SpanProcessor.OnEnd(s)
 	}
