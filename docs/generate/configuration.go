@@ -160,12 +160,13 @@ func (s *Source) Flags(program string) (all []Flag, err error) {
 			if on, _ := sel.X.(*ast.Ident); on == nil || on.Name != "flags" {
 				return true
 			}
-			name, first := literal(call.Args[0])
-			meaning, _ := literal(call.Args[1])
-			if !first { // flags.IntVar(&v, name, value, usage)
-				name, _ = literal(call.Args[1])
-				meaning, _ = literal(call.Args[3])
+			var texts []string // name and usage; the other arguments are a variable, a value or a function
+			for _, a := range call.Args {
+				if text, ok := literal(a); ok {
+					texts = append(texts, text)
+				}
 			}
+			name, meaning := texts[0], texts[len(texts)-1]
 			if word := strings.SplitN(meaning, "`", 3); len(word) == 3 {
 				name, meaning = name+" "+word[1], strings.ReplaceAll(meaning, "`", "")
 			}

@@ -81,66 +81,46 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	defer log.SetOutput(os.Stderr)
 
 	var files []string
-	version, healthcheck, show := false, false, false
-	parse := func(c *C, s config.Sources, out io.Writer) error {
-		files = nil
-		flags := flag.NewFlagSet(p.Name, flag.ContinueOnError)
-		flags.SetOutput(out)
-		flags.Usage = func() {
-			fmt.Fprintf(out, "%s: %s\n", p.Name, p.Purpose)
-			flags.PrintDefaults()
-		}
-		flags.Func("config", "read configuration from this YAML `FILE`; repeated, a later file overrides an earlier one", func(path string) error {
-			files = append(files, path)
-			return nil
-		})
-		flags.BoolVar(&show, "print-config", false, "print the configuration with the source of each value and exit")
-		flags.BoolVar(&version, "version", false, "print the version and exit")
-		flags.BoolVar(&healthcheck, "healthcheck", false, "ask the running program whether it is ready, exit 0 or 1")
-		if p.Flags != nil {
-			p.Flags(flags, c)
-		}
-		if err := flags.Parse(args); err != nil {
-			return err
-		}
-		if flags.NArg() > 0 {
-			err := fmt.Errorf("expected flags only, found argument %q", flags.Arg(0))
-			fmt.Fprintln(out, err)
-			return err
-		}
-		flags.Visit(func(f *flag.Flag) {
-			for key, field := range config.Keys(c) {
-				// A value of the package flag is a pointer to the variable.
-				if field.Addr().Pointer() == reflect.ValueOf(f.Value).Pointer() {
-					s[key] = "flag -" + f.Name
-				}
-			}
-		})
-		return nil
+	flagged := p.Config // with the values of flags
+	flags := flag.NewFlagSet(p.Name, flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.Usage = func() {
+		fmt.Fprintf(stderr, "%s: %s\n", p.Name, p.Purpose)
+		flags.PrintDefaults()
 	}
-
-	// Flags are parsed twice: for the names of the files, then to override them.
-	scratch := p.Config
-	switch err := parse(&scratch, config.Sources{}, stderr); {
+	flags.Func("config", "read configuration from this YAML `FILE`; repeated, a later file overrides an earlier one", func(path string) error {
+		files = append(files, path)
+		return nil
+	})
+	show := flags.Bool("print-config", false, "print the configuration with the source of each value and exit")
+	version := flags.Bool("version", false, "print the version and exit")
+	healthcheck := flags.Bool("healthcheck", false, "ask the running program whether it is ready, exit 0 or 1")
+	if p.Flags != nil {
+		p.Flags(flags, &flagged)
+	}
+	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		return 2
-	}
-	if version {
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "expected flags only, found argument %q\n", flags.Arg(0))
+		return 2
+	case *version:
 		fmt.Fprintf(stdout, "%s %s (%s)\n", p.Name, Version, runtime.Version())
 		return 0
 	}
 	c := p.Config
 	sources, err := config.Read(&c, os.Environ(), files...)
 	if err == nil {
-		err = errors.Join(parse(&c, sources, io.Discard), sources.Check(PC(&c)))
+		flags.Visit(func(f *flag.Flag) { override(&c, &flagged, f, sources) })
+		err = sources.Check(PC(&c))
 	}
 	switch {
 	case err != nil:
-	case show:
+	case *show:
 		err = sources.Print(stdout, &c)
-	case healthcheck:
+	case *healthcheck:
 		err = p.Serves(c).askReady(ctx)
 	default:
 		err = p.run(ctx, c, stdout)
@@ -151,6 +131,22 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 		return 1
 	}
 	return 0
+}
+
+// override sets the key of a flag in c to its value in flagged, if it has a key.
+func override[C any](c, flagged *C, f *flag.Flag, s config.Sources) {
+	for key, value := range config.Keys(flagged) {
+		// A value of the package flag is a pointer to the variable.
+		if value.Addr().Pointer() != reflect.ValueOf(f.Value).Pointer() {
+			continue
+		}
+		for k, field := range config.Keys(c) {
+			if k == key {
+				field.Set(value)
+				s[key] = "flag -" + f.Name
+			}
+		}
+	}
 }
 
 // run does the work, and serves profiles meanwhile if that is configured.
