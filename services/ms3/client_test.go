@@ -6,7 +6,22 @@ import (
 	"testing"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
+
+// client returns a client of the MS1 at the URL.
+func client(t *testing.T, url string, change ...any) *storeClient {
+	t.Helper()
+	c := Defaults()
+	c.MS1.URL = url + "/store"
+	servicetest.Change(&c, change)
+	s, err := newStoreClient(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.http.CloseIdleConnections)
+	return s
+}
 
 // MS1 under a name that it does not show itself under takes messages all the
 // same; a stranger that answers 421 does not.
@@ -24,14 +39,7 @@ func TestReadyUnderAnyName(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(c.answer)
 			defer server.Close()
-			config := Defaults()
-			config.MS1.URL = server.URL + "/store"
-			s, err := newStoreClient(config)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.http.CloseIdleConnections()
-			if err := s.ready(t.Context()); (err == nil) != c.ready {
+			if err := client(t, server.URL).ready(t.Context()); (err == nil) != c.ready {
 				t.Errorf("got %v, want ready: %t", err, c.ready)
 			}
 		})

@@ -118,13 +118,8 @@ func TestAnswersToSeveralThatAreNotMS1s(t *testing.T) {
 			t.Parallel()
 			server := httptest.NewServer(c.answer)
 			defer server.Close()
-			client, err := newStoreClient(Config{MS1: MS1{URL: server.URL + "/store"}, Workers: 1})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer client.http.CloseIdleConnections()
 			ms, _ := messages(2)
-			answers, err := client.post(t.Context(), ms[0].Encode(), ms[1].Encode())
+			answers, err := client(t, server.URL).post(t.Context(), ms[0].Encode(), ms[1].Encode())
 			if err != nil {
 				if c.alone {
 					t.Fatal(err)

@@ -276,20 +276,12 @@ func TestReadiness(t *testing.T) {
 	}
 	stranger := httptest.NewServer(http.NotFoundHandler())
 	defer stranger.Close()
-	s, err := newStoreClient(Config{MS1: MS1{URL: stranger.URL + "/store"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.http.CloseIdleConnections()
-	if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), "404") {
+	if err := client(t, stranger.URL).ready(t.Context()); err == nil || !strings.Contains(err.Error(), "404") {
 		t.Errorf("found %v for a stranger", err)
 	}
 	healthy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})) // 200 to everything
 	defer healthy.Close()
-	if s, err = newStoreClient(Config{MS1: MS1{URL: healthy.URL + "/store"}}); err != nil {
-		t.Fatal(err)
-	}
-	defer s.http.CloseIdleConnections()
+	s := client(t, healthy.URL)
 	if a, err := s.post(t.Context(), nil); err != nil || !a[0].wrong() {
 		t.Errorf("found %v, %v for a stranger's 200", a, err)
 	}
@@ -309,11 +301,7 @@ func TestTLSToMS1(t *testing.T) {
 	server.StartTLS()
 	defer server.Close()
 	ca := credentialstest.New(t).File
-	s, err := newStoreClient(Config{MS1: MS1{URL: server.URL + "/store", Access: credentials.Access{CAFile: ca}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.http.CloseIdleConnections()
+	s := client(t, server.URL, func(c *Config) { c.MS1.CAFile = ca })
 	fail("ms1", ca, server.Listener.Addr().String(), func(want string) {
 		t.Helper()
 		if _, err := s.post(t.Context(), nil); err == nil || !strings.Contains(err.Error(), want) {
@@ -340,14 +328,9 @@ func TestTLSOnOneSide(t *testing.T) {
 		"https://" + plain.Listener.Addr().String(): "ms1: expected TLS at " + plain.Listener.Addr().String() + ", found plain text",
 		"http://" + secure.Listener.Addr().String(): "ms1.url: http://" + secure.Listener.Addr().String() + `/healthz must answer 200, got 400 Bad Request: "Client sent an HTTP request to an HTTPS server.\n"`,
 	} {
-		s, err := newStoreClient(Config{MS1: MS1{URL: url + "/store"}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+		if err := client(t, url).ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
-		s.http.CloseIdleConnections()
 	}
 }
 
@@ -369,11 +352,7 @@ func TestTokenThatMS1Refuses(t *testing.T) {
 		httpserver.JSON(w, http.StatusOK, map[string]string{"outcome": "stored"})
 	}))
 	defer server.Close()
-	s, err := newStoreClient(Config{MS1: MS1{URL: server.URL + "/store", Access: credentials.Access{TokenFile: file}}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.http.CloseIdleConnections()
+	s := client(t, server.URL, func(c *Config) { c.MS1.TokenFile = file })
 	for _, bodies := range [][][]byte{{nil}, {nil, nil}} {
 		answers, err := s.post(t.Context(), bodies...)
 		if err != nil || !answers[0].wrong() || answers[0].final() || answers[0].status != http.StatusUnauthorized {
