@@ -211,10 +211,30 @@ $`)
 			t.Errorf("the log %s is empty: %v", name, err)
 		}
 	}
+	ownerOnly(t, c.Data)
 	if _, err := exec.LookPath("sqlite3"); err == nil {
 		out, err := exec.Command("sh", "-c", command).CombinedOutput()
 		if n := strings.Count(string(out), "\n"); err != nil || int64(n) != min(row.stored.Int64, 10) {
 			t.Errorf("%s printed %d lines of %s, at most 10: %v\n%s", command, n, stored, err, out)
+		}
+	}
+}
+
+// ownerOnly checks that only the owner may use what the program has created.
+func ownerOnly(t *testing.T, data string) {
+	t.Helper()
+	for _, directory := range []string{"", "broker"} {
+		if info, err := os.Stat(filepath.Join(data, directory)); err != nil || info.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v, want mode 700", directory, info, err)
+		}
+	}
+	entries, err := os.ReadDir(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err != nil || !e.IsDir() && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v, %v, want mode 600", e.Name(), info, err)
 		}
 	}
 }
@@ -245,29 +265,6 @@ func TestMS3IsMissedUntilItHasStarted(t *testing.T) {
 	if err := (&trio{ms3: make(known[string], 1)}).probeMS3(ctx); err == nil {
 		t.Error("MS3 that has not started is ready")
 	}
-}
-
-func TestStopInTheMiddleOfOnceDrainsAndSummarises(t *testing.T) {
-	t.Parallel()
-	c := usual(t)
-	c.Once = true
-	c.Interaction.IntervalSeconds = 600
-	said, stop := start(t, c)
-	said.Find(t, `lost 0  p50 [0-9.]+ p99`)
-	began := time.Now()
-	if err := stop(); err != nil {
-		t.Errorf("stopped: %v, want no error: nothing was lost", err)
-	}
-	if took := time.Since(began); took > 8*time.Second {
-		t.Errorf("stopping took %s, want at most 8 s", took)
-	}
-	groups := said.Find(t, `session 1 \(stopped\)(?s:.*)stored (\d+), .*lost 0`)
-	db := look(t, c.Data)
-	row := sessionRow(t, db, 1)
-	if fmt.Sprint(row.stored.Int64) != groups[1] || row.reason.String != "stopped" {
-		t.Errorf("the database has %+v, want %s stored as in the summary", row, groups[1])
-	}
-	checkRows(t, db, 1, row.stored.Int64)
 }
 
 func TestStopBeforeTheSessionBeginsIsNoError(t *testing.T) {
@@ -581,29 +578,6 @@ func TestADataDirectoryOfOthersIsRefused(t *testing.T) {
 				t.Error("the link was followed")
 			}
 		})
-	}
-}
-
-func TestEverythingInTheDataDirectoryIsTheOwners(t *testing.T) {
-	t.Parallel()
-	c := usual(t)
-	c.Once = true
-	if err := Run(t.Context(), c, &servicetest.Console{}); err != nil {
-		t.Fatal(err)
-	}
-	for _, directory := range []string{"", "broker"} {
-		if info, err := os.Stat(filepath.Join(c.Data, directory)); err != nil || info.Mode().Perm() != 0o700 {
-			t.Errorf("%s: %v, %v, want mode 700", directory, info, err)
-		}
-	}
-	entries, err := os.ReadDir(c.Data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		if info, err := e.Info(); err != nil || !e.IsDir() && info.Mode().Perm() != 0o600 {
-			t.Errorf("%s: %v, %v, want mode 600", e.Name(), info, err)
-		}
 	}
 }
 

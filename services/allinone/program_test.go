@@ -227,18 +227,22 @@ func databaseDeleted(t *testing.T, program string) {
 }
 
 func interrupted(t *testing.T, program string) {
-	complained := &servicetest.Console{}
-	cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", t.TempDir())
+	data, complained := t.TempDir(), &servicetest.Console{}
+	cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", data)
 	cmd.Stderr = complained
 	p := servicetest.Launch(t, cmd)
 	p.Out.Find(t, `lost 0  p50 [0-9.]+ p99`)
-	p.Signal(syscall.SIGINT)
-	if p.Status() != 0 || complained.String() != "" {
-		t.Errorf("after SIGINT: exit status %d, and it complained %q; want 0 and no complaint", p.Status(), complained)
+	began := time.Now()
+	if p.Signal(syscall.SIGINT); p.Status() != 0 || time.Since(began) > 8*time.Second || complained.String() != "" {
+		t.Errorf("after SIGINT: exit status %d after %s, and it complained %q; want 0 within 8 s and no complaint", p.Status(), time.Since(began), complained)
 	}
-	if !p.Out.Has("\nsession 1 (stopped)\n") {
-		t.Errorf("got\n%s\nwant a summary", p.Out)
+	stored := p.Out.Find(t, `session 1 \(stopped\)(?s:.*)stored (\d+), .*lost 0`)[1]
+	db := look(t, data)
+	row := sessionRow(t, db, 1)
+	if fmt.Sprint(row.stored.Int64) != stored || row.reason.String != "stopped" {
+		t.Errorf("the database has %+v, want %s stored as in the summary", row, stored)
 	}
+	checkRows(t, db, 1, row.stored.Int64)
 }
 
 func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, Program()) }
