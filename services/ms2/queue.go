@@ -49,8 +49,9 @@ type queue struct {
 	stalled func()         // called before the queue is dropped for lack of progress
 	stall   time.Duration  // time without progress after which it is dropped
 
-	slots   chan struct{} // holds a token for each message in the queue
-	stop    chan struct{} // closed to end the lanes
+	slots   chan struct{}   // holds a token for each message in the queue
+	open    context.Context // of the lanes
+	stop    context.CancelFunc
 	running sync.WaitGroup
 
 	mu       sync.Mutex
@@ -81,9 +82,10 @@ func newQueue(cluster *topic.Cluster, name string, m *metrics, log zerolog.Logge
 	q := &queue{
 		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime,
 		errors: logging.Limit(log),
-		slots:  make(chan struct{}, queueLength), stop: make(chan struct{}),
+		slots:  make(chan struct{}, queueLength),
 	}
-	q.round, q.drop = context.WithCancel(context.Background())
+	q.open, q.stop = context.WithCancel(context.Background())
+	q.round, q.drop = context.WithCancel(q.open)
 	return q
 }
 
@@ -130,11 +132,7 @@ func (q *queue) run(ctx, drain context.Context) {
 		}
 		break
 	}
-	close(q.stop)
-	q.dropAll()
-	q.mu.Lock()
-	q.drop() // for good
-	q.mu.Unlock()
+	q.stop()
 	q.running.Wait()
 	q.dropAll()
 }
@@ -167,7 +165,7 @@ func (q *queue) dropAll() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.drop()
-	q.round, q.drop = context.WithCancel(context.Background())
+	q.round, q.drop = context.WithCancel(q.open)
 	for _, l := range q.lanes {
 		for empty := false; !empty; {
 			select {
@@ -194,7 +192,7 @@ func (q *queue) runLane(l *lane) {
 		select {
 		case e := <-l.entries:
 			batch = append(batch, e)
-		case <-q.stop:
+		case <-q.open.Done():
 			return
 		}
 		for more := true; more && len(batch) < cap(batch); {

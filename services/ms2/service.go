@@ -78,15 +78,13 @@ type Service struct {
 	stopping bool
 	peers    sync.WaitGroup
 	seats    []*seat // of the connections, oldest first
-	closing  int     // connections that were replaced and are being closed
 }
 
 // seat is the place of a connection within the limit.
 type seat struct {
-	sent    atomic.Bool // a message
-	ctx     context.Context
-	cancel  context.CancelCauseFunc
-	evicted bool
+	sent   atomic.Bool     // a message
+	ctx    context.Context // ended: the connection is being closed
+	cancel context.CancelCauseFunc
 }
 
 // Program returns the command of the service.
@@ -176,9 +174,6 @@ func (s *Service) runPeers(ctx context.Context) error {
 func (s *Service) tryAgainLater() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.stopping {
-		return
-	}
 	s.close(closure{websocket.CloseTryAgainLater, "kafka accepts no messages; resend everything later"})
 	s.open, s.close = context.WithCancelCause(context.Background())
 }
@@ -225,15 +220,13 @@ func (s *Service) sit() (*seat, error) {
 	if s.stopping {
 		return nil, errors.New("MS2 is stopping")
 	}
-	if len(s.seats) == maxPeers {
-		i := slices.IndexFunc(s.seats, func(p *seat) bool { return !p.sent.Load() })
-		if i < 0 || s.closing == maxPeers {
+	taken := slices.DeleteFunc(slices.Clone(s.seats), func(p *seat) bool { return p.ctx.Err() != nil })
+	if len(taken) == maxPeers || len(s.seats) == 2*maxPeers {
+		i := slices.IndexFunc(taken, func(p *seat) bool { return !p.sent.Load() })
+		if i < 0 || len(s.seats) == 2*maxPeers {
 			return nil, fmt.Errorf("all %d connections are in use", maxPeers)
 		}
-		s.seats[i].evicted = true
-		s.seats[i].cancel(closure{websocket.CloseTryAgainLater, "too many connections; this one has sent nothing"})
-		s.seats = slices.Delete(s.seats, i, i+1)
-		s.closing++
+		taken[i].cancel(closure{websocket.CloseTryAgainLater, "too many connections; this one has sent nothing"})
 	}
 	p := &seat{}
 	p.ctx, p.cancel = context.WithCancelCause(s.open)
@@ -247,10 +240,6 @@ func (s *Service) leave(p *seat) {
 	p.cancel(nil)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p.evicted {
-		s.closing--
-		return
-	}
 	s.seats = slices.DeleteFunc(s.seats, func(q *seat) bool { return q == p })
 }
 
