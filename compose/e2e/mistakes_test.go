@@ -121,13 +121,7 @@ func TestWrongPassword(t *testing.T) {
 // is freed.
 func TestDiskFull(t *testing.T) {
 	s := newStack(t)
-	if err := os.WriteFile(filepath.Join(s.directory, "compose.override.yaml"), []byte(`
-volumes:
-  mariadb:
-    driver_opts: {type: tmpfs, device: tmpfs, o: "size=600m,uid=999,gid=999"}
-`), 0o644); err != nil {
-		t.Fatal(err)
-	}
+	s.override(`volumes: {mariadb: {driver_opts: {type: tmpfs, device: tmpfs, o: "size=600m,uid=999,gid=999"}}}`)
 	s.up()
 	id := s.load(40, faultInFlight)
 	s.docker(s.compose("exec", "-T", "mariadb", "sh", "-c", "dd if=/dev/zero of=/var/lib/mysql/filler bs=64k 2>/dev/null; ls /var/lib/mysql/filler")...)

@@ -11,13 +11,7 @@ import (
 // TestOwnServers follows docs/operations.md with the servers of another stack.
 func TestOwnServers(t *testing.T) {
 	servers, s := newStack(t), newStack(t)
-	override := func(s *stack, text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(s.directory, "compose.override.yaml"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	override(servers, "services: {mariadb: {networks: [kafka]}}") // one network has both
+	servers.override("services: {mariadb: {networks: [kafka]}}") // one network has both
 	servers.up("mariadb", "kafka")
 
 	page, err := os.ReadFile("../../docs/operations.md")
@@ -30,9 +24,8 @@ func TestOwnServers(t *testing.T) {
 	if !found {
 		t.Fatal("docs/operations.md must have the file compose.override.yaml in its section")
 	}
-	text = strings.NewReplacer("db.example", "mariadb", "broker.example", "kafka",
-		"outside: {}", "outside: {external: true, name: "+servers.project+"_kafka}").Replace(text)
-	override(s, text)
+	s.override(strings.NewReplacer("db.example", "mariadb", "broker.example", "kafka",
+		"outside: {}", "outside: {external: true, name: "+servers.project+"_kafka}").Replace(text))
 	passwords := t.TempDir()
 	if err := os.Chmod(passwords, 0o755); err != nil {
 		t.Fatal(err)

@@ -62,6 +62,14 @@ func newStack(t *testing.T) *stack {
 	return s
 }
 
+// override adds a file compose.override.yaml, as a user does who changes settings.
+func (s *stack) override(text string) {
+	s.t.Helper()
+	if err := os.WriteFile(filepath.Join(s.directory, "compose.override.yaml"), []byte(text), 0o644); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
 // proxy gives the Docker client a proxy for its containers, which nobody
 // answers.
 func (s *stack) proxy() {
@@ -223,7 +231,7 @@ func (s *stack) load(seconds, inFlight int) int64 {
 // end waits until the session ends by itself.
 func (s *stack) end(id int64) (last session) {
 	s.t.Helper()
-	s.eventually(2*time.Minute, "the session has ended", func() bool {
+	s.eventually(5*time.Minute, "the session has ended", func() bool {
 		var state string
 		state, last = s.status()
 		return state == "idle" && last.ID == id
