@@ -183,6 +183,9 @@ func (c *Cluster) Produce(ctx context.Context, topic string, partition int, mess
 	if err == nil {
 		err = resp.Error
 	}
+	if errors.Is(err, kafka.InvalidTimestamp) {
+		err = fmt.Errorf("%s: must be %s, or the clocks of producer and broker must agree: %w", timestampType, appendTime, err)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("produce to %s, partition %d: %w", topic, partition, err)
 	}

@@ -34,6 +34,8 @@ const (
 	maxRecordBytes  = 1<<20 + 12 // Kafka's default: 1 MiB and what precedes a batch
 	compressionType = "compression.type"
 	uncompressed    = "uncompressed"
+	timestampType   = "message.timestamp.type"
+	appendTime      = "LogAppendTime"
 )
 
 // Limits returns the settings of a topic that exclude decompression bombs: the
@@ -144,6 +146,9 @@ func (c Config) topics() []kafka.TopicConfig {
 	entries := []kafka.ConfigEntry{
 		{ConfigName: "retention.ms", ConfigValue: strconv.Itoa(c.RetentionHours * 3_600_000)},
 		{ConfigName: "retention.bytes", ConfigValue: strconv.Itoa(c.RetentionMegabytes << 20)},
+		// By the clock of the producer, the broker refuses records from an hour
+		// ahead and deletes those from before the retention time.
+		{ConfigName: timestampType, ConfigValue: appendTime},
 	}
 	for name, value := range Limits() {
 		entries = append(entries, kafka.ConfigEntry{ConfigName: name, ConfigValue: value})

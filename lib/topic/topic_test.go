@@ -99,9 +99,35 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 		if found["compression.type"] != "uncompressed" || found["max.message.bytes"] != "1048588" {
 			t.Errorf("%s: got %s records of at most %s bytes, want a topic that excludes decompression bombs", name, found["compression.type"], found["max.message.bytes"])
 		}
+		if found["message.timestamp.type"] != "LogAppendTime" {
+			t.Errorf("%s: got %s, want the clock of the broker", name, found["message.timestamp.type"])
+		}
+		for _, wrong := range []time.Duration{-10_000 * time.Hour, 10_000 * time.Hour} {
+			resp, err := first.Client().Produce(t.Context(), &kafka.ProduceRequest{Topic: name, Partition: 1, RequiredAcks: kafka.RequireAll,
+				Records: kafka.NewRecordReader(kafka.Record{Time: time.Now().Add(wrong), Value: kafka.NewBytes([]byte("x"))})})
+			if err == nil {
+				err = resp.Error
+			}
+			if err != nil {
+				t.Errorf("%s: a producer with a clock %s off: %v", name, wrong, err)
+			}
+		}
 		if _, err := first.Produce(t.Context(), name, 2, kafka.Message{Value: []byte("x")}); err != nil {
 			t.Errorf("the last partition of %s: %v", name, err)
 		}
+	}
+}
+
+// An existing topic may take its times from the producer.
+func TestAClockThatTheBrokerRefusesIsNamed(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	c := topictest.For(t, address)
+	k := topic.NewCluster(c, "test", zerolog.Nop())
+	topictest.Run(t, k)
+	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: c.Topic, Err: kerr.InvalidTimestamp, Count: -1})
+	if _, err := k.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("x")}); err == nil || !strings.Contains(err.Error(), "message.timestamp.type: must be LogAppendTime") {
+		t.Errorf("got %v", err)
 	}
 }
 
