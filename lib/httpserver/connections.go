@@ -185,10 +185,7 @@ func plainError(p []byte) []byte {
 		return nil
 	}
 	detail := "request: " + string(bytes.TrimSpace(bytes.TrimPrefix(text, status[:3])))
-	body, err := Problem{Status: code, Detail: detail}.MarshalJSON()
-	if err != nil {
-		return nil
-	}
+	body, _ := Problem{Status: code, Detail: detail}.MarshalJSON() // without extensions it cannot fail
 	return fmt.Appendf(nil, "HTTP/1.1 %d %s\r\nCache-Control: no-store\r\nConnection: close\r\nContent-Type: %s\r\n\r\n%s\n",
 		code, http.StatusText(code), ProblemType, body)
 }

@@ -89,7 +89,10 @@ func two(b []byte) int { return 10*int(b[0]-'0') + int(b[1]-'0') }
 
 // append appends the stamp as on the wire, without quotes.
 func (s Stamp) append(b []byte) []byte {
-	if s <= 0 || s > latest { // the callers' mistake; the receiver refuses it
+	if s == 0 {
+		return append(b, null...)
+	}
+	if s < 0 || s > latest { // the callers' mistake; the receiver refuses it
 		return s.Time().AppendFormat(b, Layout)
 	}
 	t := s.Time()

@@ -164,13 +164,11 @@ func kind(tok json.Token) string {
 		return "the number " + excerpt(v.String())
 	case string:
 		return "the string " + quote(v)
-	case json.Delim:
-		if v == '[' {
-			return "an array"
-		}
-		return "an object"
 	}
-	return fmt.Sprintf("%T", tok)
+	if tok == json.Delim('[') {
+		return "an array"
+	}
+	return "an object"
 }
 
 // most is the number of bytes of a value in an error.

@@ -52,9 +52,6 @@ func (s Stamp) Time() time.Time {
 
 // String returns the stamp as on the wire, or "null".
 func (s Stamp) String() string {
-	if s == 0 {
-		return "null"
-	}
 	return string(s.append(make([]byte, 0, len(Layout))))
 }
 
@@ -79,9 +76,6 @@ func (k Key) String() string {
 // buffer.
 func (k Key) Append(b []byte) []byte {
 	b = append(strconv.AppendInt(b, k.SessionID, 10), '/')
-	if k.Service1 == 0 {
-		return append(b, "null"...)
-	}
 	return k.Service1.append(b)
 }
 
