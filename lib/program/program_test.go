@@ -381,8 +381,8 @@ func TestServe(t *testing.T) {
 			if want := "starting, started, at work, stopped"; strings.Join(said, ", ") != want {
 				t.Fatalf("got %q, want %s", said, want)
 			}
-			if events[0]["version"] != program.Version || err != nil && events[3]["error"] != err.Error() {
-				t.Errorf("got %v, want version and error", events)
+			if events[0]["version"] != program.Version || err != nil && (events[3]["error"] != err.Error() || events[3]["level"] != "error") {
+				t.Errorf("got %v, want the version, and an error at level error", events)
 			}
 		})
 	}

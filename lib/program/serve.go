@@ -62,6 +62,6 @@ func Serve[S Service](ctx context.Context, name string, l logging.Config, t tele
 		}
 		err = service.Run(ctx)
 	}
-	log.Info().AnErr("error", err).Msg("stopped")
+	log.Err(err).Msg("stopped") // at level info without an error
 	return err
 }
