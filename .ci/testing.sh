@@ -60,7 +60,7 @@ serve() {
   }
   case $1 in
   mariadb*) export TRICYCLE_TEST_MARIADB=$answer ;;
-  kafka) export TRICYCLE_TEST_KAFKA=$answer ;;
+  kafka*) export TRICYCLE_TEST_KAFKA=$answer ;;
   jaeger) export TRICYCLE_TEST_OTLP=${answer%%$'\n'*} TRICYCLE_TEST_JAEGER=${answer##*$'\n'} ;;
   esac
 }
