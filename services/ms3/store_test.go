@@ -108,7 +108,7 @@ func TestRepeatedUntilStored(t *testing.T) {
 			source.produce(0, records...)
 			source.commits(1)
 			posted := store.posted(ms[0].Key())
-			if len(posted) < 4 { // more if this machine needs longer than the time-out for an answer
+			if len(posted) < 4 { // more if an answer takes longer than the time-out; a request that does may not have arrived
 				t.Fatalf("posted %d times, expected 4", len(posted))
 			}
 			for _, p := range posted {
@@ -116,15 +116,16 @@ func TestRepeatedUntilStored(t *testing.T) {
 					t.Errorf("got %s and %s, want one stamp for all tries", p.Encode(), posted[0].Encode())
 				}
 			}
-			if r.Metric("tricycle_ms3_store_retries_total") != float64(len(posted)-1) || r.Metric("tricycle_ms3_dead_letters_total") != 0 {
-				t.Errorf("expected %d retries and no dead letter", len(posted)-1)
+			retries := int(r.Metric("tricycle_ms3_store_retries_total"))
+			if retries < len(posted)-1 || retries > len(posted)-1 && name != "silence" || r.Metric("tricycle_ms3_dead_letters_total") != 0 {
+				t.Errorf("got %d retries, want %d and no dead letter", retries, len(posted)-1)
 			}
 			if c.log != "" && r.Log.Count(c.log) != 1 {
 				t.Errorf("got %d log entries, want one", r.Log.Count(c.log))
 			}
 			r.Stop()
 			s := spans()
-			if len(s) != 1 || len(s[0].Events) != len(posted)-1 || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
+			if len(s) != 1 || len(s[0].Events) != retries || s[0].Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
 				t.Fatalf("got %v, want one span with an event for each retry", s)
 			}
 			if !slices.ContainsFunc(s[0].Events, func(e *otlp.Span_Event) bool {
