@@ -45,7 +45,7 @@ type Program[C any] struct {
 	Flags func(flags *flag.FlagSet, c *C)
 	// Serves returns what the program serves with this configuration.
 	Serves func(c C) Served
-	// Run runs until ctx is cancelled, as it is by SIGINT and SIGTERM.
+	// Run runs until ctx is cancelled, as it is by SIGINT, SIGTERM and SIGHUP.
 	Run func(ctx context.Context, c C, console io.Writer) error
 }
 
@@ -67,9 +67,16 @@ type validator[C any] interface {
 // returns the exit status: 0, 1 after an error, which is one line on stderr, or
 // 2 for wrong usage.
 func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []string, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup does
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(ctx, signals...)
 	defer stop()
-	context.AfterFunc(ctx, stop)   // a second signal kills the program
+	context.AfterFunc(ctx, func() {
+		signal.Ignore(syscall.SIGHUP) // a terminal that closes sends several
+		stop()                        // a second signal of the others kills the program
+	})
 	signal.Ignore(syscall.SIGPIPE) // a closed console does not stop the program
 
 	limitMemory(memlimit.FromCgroup)

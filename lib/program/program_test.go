@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -212,18 +213,43 @@ func TestErrorsAreOneLine(t *testing.T) {
 }
 
 func TestSignals(t *testing.T) {
-	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		t.Run(signal.String(), func(t *testing.T) {
+	t.Cleanup(func() { signal.Reset(syscall.SIGHUP) })
+	for name, c := range map[string]struct {
+		nohup   bool
+		signals []syscall.Signal
+		want    string
+	}{
+		"SIGTERM":                 {signals: []syscall.Signal{syscall.SIGTERM}, want: "terminated signal received"},
+		"SIGINT":                  {signals: []syscall.Signal{syscall.SIGINT}, want: "interrupt signal received"},
+		"a terminal that closes":  {signals: []syscall.Signal{syscall.SIGHUP, syscall.SIGHUP}, want: "hangup signal received"},
+		"a terminal behind nohup": {nohup: true, signals: []syscall.Signal{syscall.SIGHUP, syscall.SIGTERM}, want: "terminated signal received"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP) // alone, Reset leaves an ignored signal ignored
+			if signal.Reset(syscall.SIGHUP); c.nohup {
+				signal.Ignore(syscall.SIGHUP)
+			}
 			status, _, stderr := run(t, func(ctx context.Context, _ settings, _ io.Writer) error {
-				if err := syscall.Kill(syscall.Getpid(), signal); err != nil {
-					return err
+				for i, s := range c.signals {
+					if i > 0 && !c.nohup { // a signal that still waits would be one with the next
+						select {
+						case <-ctx.Done():
+						case <-time.After(10 * time.Second):
+						}
+					}
+					if err := syscall.Kill(syscall.Getpid(), s); err != nil {
+						return err
+					}
 				}
 				select {
 				case <-ctx.Done():
-					return nil
 				case <-time.After(10 * time.Second):
 					return errors.New("the signal did not end the context")
 				}
+				if got := context.Cause(ctx).Error(); got != c.want {
+					return fmt.Errorf("ended by %q, want %q", got, c.want)
+				}
+				return nil
 			})
 			if status != 0 || stderr != "" {
 				t.Errorf("got status %d, %q, want 0", status, stderr)

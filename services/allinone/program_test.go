@@ -28,7 +28,8 @@ func TestProgram(t *testing.T) {
 	program := filepath.Join(directory, "allinone")
 	for name, test := range map[string]func(*testing.T, string){
 		"killed in the middle of a session": killed,
-		"interrupted by a person":           interrupted,
+		"interrupted by a person":           ended(syscall.SIGINT),
+		"a terminal that closes":            ended(syscall.SIGHUP),
 		"its console disappears":            consoleGone,
 		"nobody reads its console":          consoleFull,
 		"its database is deleted":           databaseDeleted,
@@ -226,23 +227,26 @@ func databaseDeleted(t *testing.T, program string) {
 	}
 }
 
-func interrupted(t *testing.T, program string) {
-	data, complained := t.TempDir(), &servicetest.Console{}
-	cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", data)
-	cmd.Stderr = complained
-	p := servicetest.Launch(t, cmd)
-	p.Out.Find(t, `lost 0  p50 [0-9.]+ p99`)
-	began := time.Now()
-	if p.Signal(syscall.SIGINT); p.Status() != 0 || time.Since(began) > 8*time.Second || complained.String() != "" {
-		t.Errorf("after SIGINT: exit status %d after %s, and it complained %q; want 0 within 8 s and no complaint", p.Status(), time.Since(began), complained)
+// ended ends the command with a signal during its session.
+func ended(s syscall.Signal) func(t *testing.T, program string) {
+	return func(t *testing.T, program string) {
+		data, complained := t.TempDir(), &servicetest.Console{}
+		cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", data)
+		cmd.Stderr = complained
+		p := servicetest.Launch(t, cmd)
+		p.Out.Find(t, `lost 0  p50 [0-9.]+ p99`)
+		began := time.Now()
+		if p.Signal(s); p.Status() != 0 || time.Since(began) > 8*time.Second || complained.String() != "" {
+			t.Errorf("exit status %d after %s, and it complained %q; want 0 within 8 s and no complaint", p.Status(), time.Since(began), complained)
+		}
+		stored := p.Out.Find(t, `session 1 \(stopped\)(?s:.*)stored (\d+), .*lost 0`)[1]
+		db := look(t, data)
+		row := sessionRow(t, db, 1)
+		if fmt.Sprint(row.stored.Int64) != stored || row.reason.String != "stopped" {
+			t.Errorf("the database has %+v, want %s stored as in the summary", row, stored)
+		}
+		checkRows(t, db, 1, row.stored.Int64)
 	}
-	stored := p.Out.Find(t, `session 1 \(stopped\)(?s:.*)stored (\d+), .*lost 0`)[1]
-	db := look(t, data)
-	row := sessionRow(t, db, 1)
-	if fmt.Sprint(row.stored.Int64) != stored || row.reason.String != "stopped" {
-		t.Errorf("the database has %+v, want %s stored as in the summary", row, stored)
-	}
-	checkRows(t, db, 1, row.stored.Int64)
 }
 
 func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, Program()) }
