@@ -123,8 +123,8 @@ type Server struct {
 // connections; at the limit it closes the one that has been idle longest. A client
 // that takes longer than [AnswerTimeout] to read an answer is cut off.
 func Listen(address string, p credentials.Pair, handler http.Handler, logger zerolog.Logger) (*Server, error) {
-	limitedLog := logging.Limit(logger)
-	secure, err := p.Server("tls", func(err error) { limitedLog.Error().Err(err).Msg("changed certificate not used") })
+	unused := logging.Limit(logger)
+	secure, err := p.Server("tls", func(err error) { unused.Error().Err(err).Msg("changed certificate not used") })
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func Listen(address string, p credentials.Pair, handler http.Handler, logger zer
 	if err != nil {
 		return nil, err
 	}
-	limited := newConnections(l, MaxConnections, limitedLog)
+	limited := newConnections(l, MaxConnections, logging.Limit(logger))
 	protocols := new(http.Protocols) // without HTTP/2, which has no WebSocket handshake
 	protocols.SetHTTP1(true)
 	return &Server{listener: limited, server: &http.Server{

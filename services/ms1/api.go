@@ -128,7 +128,7 @@ func (s *Service) start(w http.ResponseWriter, r *http.Request) {
 		}
 		p.Write(w)
 	case errors.As(err, &notReady):
-		s.refused.Warn().Err(err).Msg("session not started")
+		s.unstarted.Warn().Err(err).Msg("session not started")
 		missing := httpserver.States(notReady.missing)
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "not ready: " + strings.Join(slices.Sorted(maps.Keys(missing)), ", "),
 			Extensions: map[string]any{"missing": missing}}.Write(w)

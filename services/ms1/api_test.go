@@ -389,6 +389,11 @@ func TestReadiness(t *testing.T) {
 	a.want(a.do("GET", "/readyz", ""), 503, `"database":"not ready"`, `"ms2":"not ready"`)
 	a.want(a.do("GET", "/start", ""), 503, `"missing":{"database":"not ready","ms2":"not ready"}`)
 	a.want(a.do("GET", "/sessions/1", ""), 503, "database: not ready")
+	for _, text := range []string{"session not started", "session not read"} { // beside the request, in the same second
+		if n := a.console.Count(text); n != 1 {
+			t.Errorf("%q is logged %d times, want the cause once:\n%s", text, n, a.console)
+		}
+	}
 }
 
 func TestStopWithoutADatabase(t *testing.T) {

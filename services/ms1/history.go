@@ -68,7 +68,7 @@ func (s *Service) unread(w http.ResponseWriter, r *http.Request, err error) {
 		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no session %q", r.PathValue("id"))}.Write(w)
 		return
 	}
-	s.refused.Warn().Err(err).Msg("session not read")
+	s.unreadLog.Warn().Err(err).Msg("session not read")
 	httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "database: not ready"}.Write(w)
 }
 

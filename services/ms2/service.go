@@ -67,7 +67,8 @@ type Service struct {
 	upgrader  websocket.Upgrader
 	ping      time.Duration // between two pings
 	opened    zerolog.Logger
-	ended     zerolog.Logger // also of connections that were refused
+	ended     zerolog.Logger
+	refused   zerolog.Logger // handshakes
 	rejected  zerolog.Logger // frames that are no message
 
 	// open is the context of the connections. It is cancelled to close them,
@@ -119,7 +120,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 	s := &Service{
 		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, spanName: "receive " + c.Kafka.Topic, ping: pingInterval,
 		cluster: topic.NewCluster(c.Kafka, "tricycle-ms2", log),
-		opened:  logging.Limit(log), ended: logging.Limit(log), rejected: logging.Limit(log),
+		opened:  logging.Limit(log), ended: logging.Limit(log), refused: logging.Limit(log), rejected: logging.Limit(log),
 	}
 	s.queue = newQueue(s.cluster, c.Kafka.Topic, s.metrics, log, s.tryAgainLater)
 	promauto.With(t.Metrics).NewGaugeFunc(prometheus.GaugeOpts{
@@ -191,13 +192,13 @@ func (s *Service) serveWebSocket(w http.ResponseWriter, r *http.Request) {
 	place, err := s.sit()
 	if err != nil {
 		unavailable(w, err.Error())
-		s.ended.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("websocket handshake refused")
+		s.refused.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("websocket handshake refused")
 		return
 	}
 	defer s.leave(place)
 	ws, err := s.upgrader.Upgrade(w, r, nil)
 	if err != nil {
-		s.ended.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("websocket handshake refused")
+		s.refused.Warn().Err(err).Str("remote", r.RemoteAddr).Msg("websocket handshake refused")
 		return
 	}
 	s.metrics.connections.Inc()
