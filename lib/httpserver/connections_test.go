@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -71,6 +72,41 @@ func TestIdleConnectionsGiveWay(t *testing.T) {
 	}
 	if closed != extra || last > 2*extra {
 		t.Errorf("got %d connections closed, up to the one numbered %d, want the %d that were idle longest", closed, last, extra)
+	}
+}
+
+// Idle clients must not take every file that the process may open.
+func TestFilesAreLeftForOthers(t *testing.T) {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files) })
+	few := files
+	few.Cur = 300
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	var clients []client
+	for range 200 {
+		c := connect(t, address)
+		if got, err := c.get("/"); err != nil || got != "ok" {
+			t.Fatalf("got %q, %v, want an answer", got, err)
+		}
+		clients = append(clients, c)
+	}
+	closed := 0
+	for _, c := range clients {
+		if _, err := c.get("/"); err != nil {
+			closed++
+		}
+	}
+	if want := len(clients) - 300/2; closed != want {
+		t.Errorf("got %d of %d connections closed, want the %d beyond half of the files", closed, len(clients), want)
 	}
 }
 

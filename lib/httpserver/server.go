@@ -120,8 +120,9 @@ type Server struct {
 // Listen opens a TCP listener on address ("host:port", port 0 for a free one)
 // for a server of the handler, with TLS if the pair names a certificate. Nothing
 // is served before [Server.Run]. The server has at most [MaxConnections]
-// connections; at the limit it closes the one that has been idle longest. A client
-// that takes longer than [AnswerTimeout] to read an answer is cut off.
+// connections, and at most half as many as the process may open files; at the
+// limit it closes the one that has been idle longest. A client that takes longer
+// than [AnswerTimeout] to read an answer is cut off.
 func Listen(address string, p credentials.Pair, handler http.Handler, logger zerolog.Logger) (*Server, error) {
 	unused := logging.Limit(logger)
 	secure, err := p.Server("tls", func(err error) { unused.Error().Err(err).Msg("changed certificate not used") })
@@ -132,7 +133,7 @@ func Listen(address string, p credentials.Pair, handler http.Handler, logger zer
 	if err != nil {
 		return nil, err
 	}
-	limited := newConnections(l, MaxConnections, logging.Limit(logger))
+	limited := newConnections(l, connectionLimit(), logging.Limit(logger))
 	protocols := new(http.Protocols) // without HTTP/2, which has no WebSocket handshake
 	protocols.SetHTTP1(true)
 	return &Server{listener: limited, server: &http.Server{
