@@ -18,6 +18,9 @@ func TestPasswords(t *testing.T) {
 		return s.docker(s.compose("exec", "-T", "mariadb", "cat", "/run/secrets/database_password")...)
 	}
 	s.up("mariadb")
+	if mounts := s.docker("inspect", "-f", "{{range .Mounts}}{{.Destination}} {{end}}", s.container("passwords")); strings.Contains(mounts, "/var/lib/mysql") {
+		t.Error("passwords has a volume without a name, which down leaves behind")
+	}
 	first := password()
 	s.docker(s.compose("down")...)
 	s.up("mariadb")
