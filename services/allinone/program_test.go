@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -233,6 +234,9 @@ func ended(s syscall.Signal) func(t *testing.T, program string) {
 		data, complained := t.TempDir(), &servicetest.Console{}
 		cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", data)
 		cmd.Stderr = complained
+		own := make(chan os.Signal, 1)
+		signal.Notify(own, s) // else the program inherits that nohup ignores it
+		defer signal.Stop(own)
 		p := servicetest.Launch(t, cmd)
 		p.Out.Find(t, `lost 0  p50 [0-9.]+ p99`)
 		began := time.Now()
