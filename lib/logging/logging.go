@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -98,13 +99,26 @@ func New(c Config, service string, console io.Writer) (zerolog.Logger, *Log, err
 	}
 	rotating := &timberjack.Logger{Filename: path, MaxSize: c.MaxSizeMegabytes, MaxBackups: c.MaxFiles, FileMode: 0o600}
 	l.rotating = rotating
-	l.File = newOutput(rotating, func(dropped int) []byte {
+	l.File = newOutput(present{rotating}, func(dropped int) []byte {
 		var line bytes.Buffer
 		log := logger(&line)
 		log.Warn().Int("count", dropped).Msg("log lines dropped")
 		return line.Bytes()
 	})
 	return logger(zerolog.MultiLevelWriter(out, l.File)), l, nil
+}
+
+// present creates the file again after somebody has removed or renamed it.
+type present struct{ *timberjack.Logger }
+
+// Write implements [io.Writer].
+func (p present) Write(line []byte) (int, error) {
+	if _, err := os.Stat(p.Filename); errors.Is(err, fs.ErrNotExist) {
+		if err := p.Rotate(); err != nil {
+			return 0, err
+		}
+	}
+	return p.Logger.Write(line)
 }
 
 // stamp adds the time. The format of zerolog's own is a global variable.

@@ -260,6 +260,31 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+func TestAFileThatIsGoneIsCreatedAgain(t *testing.T) {
+	for name, leave := range map[string]func(path string) error{
+		"removed":                    os.Remove,
+		"renamed":                    func(path string) error { return os.Rename(path, path+".1") },
+		"removed with its directory": func(path string) error { return os.RemoveAll(filepath.Dir(path)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := logging.Config{Level: "info", File: filepath.Join(t.TempDir(), "log", "ms9.log"), MaxSizeMegabytes: 1, MaxFiles: 2}
+			log, _, closeLog := open(t, c)
+			log.Info().Msg("before")
+			if got := lines(t, c.File); len(got) != 1 {
+				t.Fatalf("got %q, want a line", got)
+			}
+			if err := leave(c.File); err != nil {
+				t.Fatal(err)
+			}
+			log.Info().Msg("after")
+			closeLog()
+			if got := lines(t, c.File); len(got) != 1 || got[0]["message"] != "after" {
+				t.Errorf("got %q, want the line after it was gone", got)
+			}
+		})
+	}
+}
+
 func TestLongStringsAreCut(t *testing.T) {
 	c := logging.Defaults()
 	c.File = filepath.Join(t.TempDir(), "ms9.log")
