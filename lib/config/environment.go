@@ -68,8 +68,12 @@ func (s Sources) readEnvironment(into any, environment []string) (err error) {
 			s[keys[at]] = "variable " + name
 			err = errors.Join(err, variable(fields[at], name, value))
 		case !slices.Contains(foreign, name):
-			nearest := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(name, a), distance(name, b)) })
-			err = errors.Join(err, fmt.Errorf("unknown variable %s, the nearest is %s", name, nearest))
+			unknown, upper := "unknown variable "+name, strings.ToUpper(name)
+			nearest := slices.MinFunc(names, func(a, b string) int { return cmp.Compare(distance(upper, a), distance(upper, b)) })
+			if 2*distance(upper, nearest) < len(name)-len(prefix) { // otherwise it is no misspelling
+				unknown += ", the nearest is " + nearest
+			}
+			err = errors.Join(err, errors.New(unknown))
 		}
 	}
 	return err

@@ -51,11 +51,11 @@ func TestEnvironmentTakes(t *testing.T) {
 func TestEnvironmentRefuses(t *testing.T) {
 	for assignment, want := range map[string]string{
 		"TRICYCLE_CUONT=1":           "unknown variable TRICYCLE_CUONT, the nearest is TRICYCLE_COUNT",
-		"TRICYCLE_RATIO=1":           "unknown variable TRICYCLE_RATIO, the nearest is TRICYCLE_NAME",
+		"TRICYCLE_RATIO=1":           "unknown variable TRICYCLE_RATIO",
 		"TRICYCLE_SECTION_RATIOS=1":  "unknown variable TRICYCLE_SECTION_RATIOS, the nearest is TRICYCLE_SECTION_RATIO",
 		"TRICYCLE_SECTION=1":         "unknown variable TRICYCLE_SECTION, the nearest is TRICYCLE_SECTION_ON",
 		"TRICYCLE_Count=1":           "unknown variable TRICYCLE_Count, the nearest is TRICYCLE_COUNT",
-		"TRICYCLE_=1":                "unknown variable TRICYCLE_, the nearest is TRICYCLE_BIG",
+		"TRICYCLE_=1":                "unknown variable TRICYCLE_",
 		"TRICYCLE_COUNT=":            "TRICYCLE_COUNT: expected a whole number, found nothing",
 		"TRICYCLE_COUNT=5s":          `TRICYCLE_COUNT: expected a whole number, found "5s"`,
 		"TRICYCLE_COUNT=1.5":         "TRICYCLE_COUNT: expected a whole number, found 1.5",

@@ -104,7 +104,11 @@ func (n *connector) Connect(ctx context.Context) (driver.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
 	conn, err := n.Connector.Connect(ctx)
-	if err != nil {
+	switch {
+	case err == nil:
+	case ctx.Err() != nil && !errors.As(err, new(*net.OpError)): // it did connect
+		return nil, fmt.Errorf("no greeting of a MariaDB server: %w", err)
+	default:
 		return nil, n.explain(err)
 	}
 	if err := n.prepare(ctx, conn); err != nil {

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
@@ -161,6 +163,23 @@ func TestMuteAddress(t *testing.T) {
 	s := openAt(t, d, "database.test:"+port)
 	s.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
 	storetest.Start(t, s) // waits until it is ready
+}
+
+func TestAnAddressWithoutMariaDB(t *testing.T) {
+	t.Parallel()
+	c := Defaults()
+	c.Address = newRelay(t, "127.0.0.1:0", "").Addr().String()
+	s, err := Open(c, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, s)
+	storetest.Eventually(t, "the reason", func() error {
+		if err := s.Ready(t.Context()); !strings.Contains(err.Error(), "no greeting of a MariaDB server") {
+			return err
+		}
+		return nil
+	})
 }
 
 // TestNameMovesAlone moves the name while the old server still takes rows: no
