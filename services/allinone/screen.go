@@ -82,11 +82,16 @@ func (s *screen) draw(line string) {
 	}
 }
 
-// troubles passes on log lines of level warning or above. The file has all.
+// troubles passes on log lines of level warning or above. The file has all. The
+// error with which a service has stopped is that of the program.
 type troubles struct{ screen *screen }
 
 func (t troubles) Write(line []byte) (int, error) {
-	if words := bytes.Fields(line); len(words) > 1 { // time and level, as lib/logging writes them
+	words := bytes.Fields(line) // time, level, service and message, as lib/logging writes them
+	if len(words) > 3 && string(words[3]) == "stopped" {
+		return len(line), nil
+	}
+	if len(words) > 1 {
 		switch string(words[1]) {
 		case "WRN", "ERR", "FTL", "PNC", "[WRN]", "[ERR]": // the last two are kfake's
 			return t.screen.Write(line)
