@@ -3,7 +3,6 @@ package message
 import (
 	"bytes"
 	"math"
-	"time"
 )
 
 // The encoding that [Message.Append] writes is nearly all that receivers see,
@@ -65,6 +64,16 @@ var null = []byte("null")
 
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
+const (
+	microsPerSecond = 1_000_000
+	microsPerDay    = 24 * 60 * 60 * microsPerSecond
+	// epochDays is the number of days from 0000-03-01 to 1970-01-01. Years
+	// that begin in March have their leap day at the end.
+	epochDays = 719_468
+)
+
+var daysIn = [13]int{1: 31, 2: 29, 3: 31, 4: 30, 5: 31, 6: 30, 7: 31, 8: 31, 9: 30, 10: 31, 11: 30, 12: 31}
+
 // parseStamp parses a stamp in [Layout]. It returns 0 for anything else, and
 // for an instant that is no valid Stamp.
 func parseStamp(b []byte) Stamp {
@@ -76,13 +85,22 @@ func parseStamp(b []byte) Stamp {
 	}
 	year, month, day := 100*two(b[0:])+two(b[2:]), two(b[5:]), two(b[8:])
 	hour, minute, second := two(b[11:]), two(b[14:]), two(b[17:])
-	micros := 10_000*two(b[20:]) + 100*two(b[22:]) + two(b[24:])
-	t := time.Date(year, time.Month(month), day, hour, minute, second, micros*1000, time.UTC)
-	// Date takes February 30 for March 1 or 2, and 24:00 for the next day.
-	if _, m, d := t.Date(); m != time.Month(month) || d != day || hour > 23 || minute > 59 || second > 59 {
+	if month < 1 || month > 12 || day < 1 || day > daysIn[month] || hour > 23 || minute > 59 || second > 59 {
 		return 0
 	}
-	return max(StampOf(t), 0)
+	if leap := year%4 == 0 && (year%100 != 0 || year%400 == 0); month == 2 && day == 29 && !leap {
+		return 0
+	}
+	if month < 3 {
+		year, month = year-1, month+12
+	}
+	if year < 1969 {
+		return 0 // before 1970, and the divisions below expect no negative year
+	}
+	days := 365*year + year/4 - year/100 + year/400 + (153*(month-3)+2)/5 + day - 1 - epochDays
+	micros := 10_000*two(b[20:]) + 100*two(b[22:]) + two(b[24:])
+	s := Stamp(days)*microsPerDay + Stamp(3600*hour+60*minute+second)*microsPerSecond + Stamp(micros)
+	return max(s, 0)
 }
 
 func two(b []byte) int { return 10*int(b[0]-'0') + int(b[1]-'0') }
@@ -95,19 +113,28 @@ func (s Stamp) append(b []byte) []byte {
 	if s < 0 || s > latest { // the callers' mistake; the receiver refuses it
 		return s.Time().AppendFormat(b, Layout)
 	}
-	t := s.Time()
-	year, month, day := t.Date()
-	hour, minute, second := t.Clock()
-	micros := t.Nanosecond() / 1000
+	days, micros := int(s/microsPerDay)+epochDays, int(s%microsPerDay)
+	era := days / 146_097 // of 400 years
+	dayOfEra := days % 146_097
+	yearOfEra := (dayOfEra - dayOfEra/1460 + dayOfEra/36_524 - dayOfEra/146_096) / 365
+	dayOfYear := dayOfEra - (365*yearOfEra + yearOfEra/4 - yearOfEra/100)
+	month := (5*dayOfYear + 2) / 153 // 0 is March
+	day := dayOfYear - (153*month+2)/5 + 1
+	year := 400*era + yearOfEra
+	if month += 3; month > 12 {
+		year, month = year+1, month-12
+	}
+	seconds := micros / microsPerSecond
+	micros %= microsPerSecond
 	b = append(b, Layout...)
 	to := b[len(b)-len(Layout):]
 	put(to[0:], year/100)
 	put(to[2:], year%100)
-	put(to[5:], int(month))
+	put(to[5:], month)
 	put(to[8:], day)
-	put(to[11:], hour)
-	put(to[14:], minute)
-	put(to[17:], second)
+	put(to[11:], seconds/3600)
+	put(to[14:], seconds/60%60)
+	put(to[17:], seconds%60)
 	put(to[20:], micros/10_000)
 	put(to[22:], micros/100%100)
 	put(to[24:], micros%100)
