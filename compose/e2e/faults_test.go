@@ -20,8 +20,6 @@ const (
 
 func TestFaults(t *testing.T) {
 	s := newStack(t)
-	// On a busy machine Kafka needs more than a minute to start again.
-	s.override(`services: {ms1: {environment: {TRICYCLE_INTERACTION_GIVE_UP_AFTER_SECONDS: "240"}}}`)
 	s.up()
 	under := func(name string, fault func(s *stack)) {
 		t.Run(name, func(t *testing.T) {

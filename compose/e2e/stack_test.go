@@ -131,7 +131,7 @@ func (s *stack) try(name string, args ...string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	cmd.WaitDelay = 5 * time.Second
-	timer := time.AfterFunc(8*time.Minute, func() { _ = cmd.Process.Kill() })
+	timer := time.AfterFunc(5*time.Minute, func() { _ = cmd.Process.Kill() })
 	defer timer.Stop()
 	err := cmd.Run()
 	return stdout.String() + stderr.String(), err
@@ -157,7 +157,7 @@ func (s *stack) docker(args ...string) string {
 func (s *stack) up(args ...string) time.Duration {
 	s.t.Helper()
 	from := time.Now()
-	s.docker(s.compose(append([]string{"up", "-d", "--wait", "--wait-timeout", "400"}, args...)...)...)
+	s.docker(s.compose(append([]string{"up", "-d", "--wait", "--wait-timeout", "180"}, args...)...)...)
 	return time.Since(from)
 }
 
@@ -231,7 +231,7 @@ func (s *stack) load(seconds, inFlight int) int64 {
 // end waits until the session ends by itself.
 func (s *stack) end(id int64) (last session) {
 	s.t.Helper()
-	s.eventually(5*time.Minute, "the session has ended", func() bool {
+	s.eventually(2*time.Minute, "the session has ended", func() bool {
 		var state string
 		state, last = s.status()
 		return state == "idle" && last.ID == id

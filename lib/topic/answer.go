@@ -9,8 +9,8 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/dial"
 )
 
-// maxFirstAnswer is far above the first response of a broker on a connection, and far below the size that the first four
-// bytes of a text make.
+// maxFirstAnswer is far above the first response of a broker on a connection, and
+// far below the size that the first four bytes of a text make.
 const maxFirstAnswer = 16 << 20
 
 // answerConn is a connection that examines the first answer. A server that is no
