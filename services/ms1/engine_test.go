@@ -115,6 +115,18 @@ func TestABlockedTransportDelaysNoCommit(t *testing.T) {
 	}
 }
 
+// While nothing is lost, lost is the number of messages in flight.
+func TestTheFiguresOfAStatusAreOfOneMoment(t *testing.T) {
+	inBench(t, 0, func(t *testing.T, b *bench) {
+		b.begin(60, 64)
+		for range 20000 {
+			if s := b.status(t.Context()); *s.Session.Lost != int64(s.InFlight) {
+				t.Fatalf("%d in flight, lost %d, want them equal", s.InFlight, *s.Session.Lost)
+			}
+		}
+	})
+}
+
 func TestPipelineKeepsInFlightMessagesUnderWay(t *testing.T) {
 	inBench(t, 100*time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(3, 256)

@@ -18,6 +18,7 @@ type Summary struct {
 	Hops         *Hops    `json:"hops"`            // nil until a message is stored, or if another process ran it
 	Error        string   `json:"-"`               // why the figures are not recorded, or that rows are missing
 	Problem      string   `json:"error,omitempty"` // the same for everybody, without addresses and accounts
+	inFlight     int      // at the moment of the other figures
 }
 
 // Status is the answer to GET /status.
@@ -34,7 +35,7 @@ func (s *runner) summary() Summary {
 		return sum
 	}
 	account := s.ledger.account()
-	sum.Hops = account.hops
+	sum.Hops, sum.inFlight = account.hops, account.busy
 	total := s.total
 	if total == 0 {
 		total = time.Since(s.began)
@@ -60,10 +61,7 @@ func (e *engine) status(ctx context.Context) Status {
 		e.mu.Unlock()
 		return Status{State: Idle}
 	}
-	state, sum, recorded, busy := s.state, s.summary(), s.recorded, 0
-	if s.ledger != nil {
-		busy = s.ledger.account().busy
-	}
+	state, sum, recorded := s.state, s.summary(), s.recorded
 	e.mu.Unlock()
 	if recorded {
 		ctx, cancel := context.WithTimeout(ctx, statusTimeout)
@@ -72,7 +70,7 @@ func (e *engine) status(ctx context.Context) Status {
 			sum.Session = row // lost messages may have returned since
 		}
 	}
-	return Status{State: state, Session: &sum, InFlight: busy}
+	return Status{State: state, Session: &sum, InFlight: sum.inFlight}
 }
 
 // sessionRow returns the columns of a session, for the current one with its
