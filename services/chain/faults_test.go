@@ -5,13 +5,10 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -406,11 +404,11 @@ func TestWrongAdvertisedName(t *testing.T) {
 		began := time.Now()
 		broker.Stop()
 		file := filepath.Join(broker.Dir, "properties")
-		writeFile(t, file, "advertised.listeners=PLAINTEXT://nowhere.invalid:9092\n")
+		servicetest.File(t, file, "advertised.listeners=PLAINTEXT://nowhere.invalid:9092\n")
 		broker.Start()
 		time.Sleep(15 * time.Second)
 		broker.Stop()
-		writeFile(t, file, "")
+		servicetest.File(t, file, "")
 		broker.Start()
 		outage = time.Since(began)
 	})
@@ -443,134 +441,24 @@ func TestPID1(t *testing.T) {
 	}
 }
 
-// link forwards TCP connections until it is cut.
-type link struct {
-	address string
-
-	mu     sync.Mutex
-	cut    string // of the connections that begin with a request that has this in it; "" is none
-	silent bool   // bytes vanish and connections seem open, else they are closed
-	open   map[*carried]bool
-}
-
-// carried is a connection through a link.
-type carried struct {
-	hello          atomic.Pointer[string] // the first bytes of the client
-	dead           atomic.Bool            // bytes vanish
-	client, server net.Conn
-}
-
-func newLink(t *testing.T, target func() string) *link {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &link{address: l.Addr().String(), open: map[*carried]bool{}}
-	t.Cleanup(func() {
-		l.Close()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		for c := range k.open {
-			c.client.Close()
-			c.server.Close()
-		}
-	})
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", target())
-			if err != nil {
-				client.Close()
-				continue
-			}
-			c := &carried{client: client, server: server}
-			k.mu.Lock()
-			k.open[c] = true
-			k.mu.Unlock()
-			go k.carry(c, client, server)
-			go k.carry(c, server, client)
-		}
-	}()
-	return k
-}
-
-func (k *link) carry(c *carried, from, to net.Conn) {
-	defer from.Close()
-	data := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(data)
-		if from == c.client && n > 0 {
-			hello := string(data[:n])
-			c.hello.CompareAndSwap(nil, &hello)
-		}
-		if !k.passes(c) {
-			if err == nil && c.dead.Load() {
-				continue
-			}
-			return // the other end does not learn of it
-		}
-		if err != nil {
-			to.Close()
-			return
-		}
-		_, _ = to.Write(data[:n]) // if it fails, so does the reading end
-	}
-}
-
-// passes reports whether what was read goes on, and ends what is cut.
-func (k *link) passes(c *carried) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	hello := c.hello.Load()
-	if hit := k.cut == "*" || k.cut != "" && hello != nil && strings.Contains(*hello, k.cut); hit && k.silent {
-		c.dead.Store(true)
-	} else if hit {
-		c.client.Close()
-		c.server.Close()
-	}
-	return !c.dead.Load()
-}
-
-// interrupt cuts the link for a while. Silent connections stay dead.
-func (k *link) interrupt(cut string, silent bool, d time.Duration) {
-	set := func(cut string) {
-		k.mu.Lock()
-		k.cut, k.silent = cut, silent
-		k.mu.Unlock()
-		for c := range k.open {
-			k.passes(c)
-		}
-	}
-	set(cut)
-	time.Sleep(d)
-	set("")
-}
-
 func TestLinksCut(t *testing.T) {
 	slow(t)
 	const outage = 10 * time.Second
 	_, server := ownDatabase(t)
-	address := server.Address
-	database := newLink(t, func() string { return address })
-	var broker *servertest.Server
-	brokers := newLink(t, func() string { return broker.Address })
-	broker = servertest.Kafka(t, brokers.address)
+	listen := func(target string) *relaytest.Relay { return relaytest.New(t, "127.0.0.1:0", target) }
+	database, brokers := listen(server.Address), listen("")
+	brokers.To(servertest.Kafka(t, brokers.Address).Address)
 	c := newChainOn(t, server)
-	c.useKafka(4, 1, &servertest.Server{Address: brokers.address})
-	ms2 := newLink(t, func() string { return c.address["ms2"] })
-	ms1 := newLink(t, func() string { return c.address["ms1"] })
-	c.overlays["ms1"]["database"].(settings)["address"] = database.address
-	c.overlays["ms1"]["ms2"] = settings{"url": "ws://" + ms2.address + "/ws"}
-	c.overlays["ms3"]["ms1"] = settings{"url": "http://" + ms1.address + "/store"}
+	c.useKafka(4, 1, &servertest.Server{Address: brokers.Address})
+	ms2, ms1 := listen(c.address["ms2"]), listen(c.address["ms1"])
+	c.overlays["ms1"]["database"].(settings)["address"] = database.Address
+	c.overlays["ms1"]["ms2"] = settings{"url": "ws://" + ms2.Address + "/ws"}
+	c.overlays["ms3"]["ms1"] = settings{"url": "http://" + ms1.Address + "/store"}
 	c.patient()
 	c.up()
 	for _, k := range []struct {
 		name string
-		link *link
+		link *relaytest.Relay
 		cut  string
 	}{
 		{"ms1 to mariadb", database, "*"},
@@ -583,7 +471,7 @@ func TestLinksCut(t *testing.T) {
 			t.Run(k.name+" "+how, func(t *testing.T) {
 				c := *c
 				c.t = t
-				_, pause := c.survives(64, func() { k.link.interrupt(k.cut, silent, outage) })
+				_, pause := c.survives(64, func() { k.link.Interrupt(k.cut, silent, outage) })
 				atMost(t, pause, outage, 15*time.Second)
 				for _, name := range []string{"ms1", "ms2", "ms3"} {
 					c.ready(name)

@@ -3,87 +3,28 @@ package chain
 import (
 	"context"
 	"database/sql"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/segmentio/kafka-go"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-// relay forwards TCP connections to its target, each byte after a delay. A new
-// target is for new connections only.
-type relay struct {
-	address string
-	target  atomic.Value // string
-	delay   time.Duration
-}
-
-func newRelay(t *testing.T, target string, delay time.Duration) *relay {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	r := &relay{address: l.Addr().String(), delay: delay}
-	r.target.Store(target)
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial("tcp", r.target.Load().(string))
-			if err != nil {
-				client.Close()
-				continue
-			}
-			go r.forward(client, server)
-			go r.forward(server, client)
-		}
-	}()
-	return r
-}
-
-func (r *relay) forward(from, to net.Conn) {
-	type chunk struct {
-		due  time.Time
-		data []byte
-	}
-	chunks := make(chan chunk, 4096)
-	go func() {
-		defer to.Close()
-		for c := range chunks {
-			time.Sleep(time.Until(c.due))
-			_, _ = to.Write(c.data) // if it fails, so does the reading end
-		}
-	}()
-	defer close(chunks)
-	for {
-		data := make([]byte, 32<<10)
-		n, err := from.Read(data)
-		if err != nil {
-			return
-		}
-		chunks <- chunk{time.Now().Add(r.delay), data[:n]}
-	}
-}
-
 // With a distant database messages wait and must not count as lost: with
 // many in flight the rate must not fall below that of a few.
 func TestDistantDatabase(t *testing.T) {
 	c := newChain(t)
-	r := newRelay(t, c.db.Address, 40*time.Millisecond)
-	c.overlays["ms1"]["database"].(settings)["address"] = r.address
+	r := relaytest.New(t, "127.0.0.1:0", c.db.Address)
+	r.Delay = 40 * time.Millisecond
+	c.overlays["ms1"]["database"].(settings)["address"] = r.Address
 	c.up()
 	few := c.rate(4, 64)
 	many := c.rate(8, 4096)
@@ -98,8 +39,8 @@ func TestDistantDatabase(t *testing.T) {
 func TestDatabaseFailover(t *testing.T) {
 	t.Parallel()
 	before, after := servertest.MariaDB(t), servertest.MariaDB(t)
-	r := newRelay(t, before.Address, 0)
-	c := newChainOn(t, storetest.Server{Address: r.address, Name: "tricycle", User: before.User, PasswordFile: before.PasswordFile})
+	r := relaytest.New(t, "127.0.0.1:0", before.Address)
+	c := newChainOn(t, storetest.Server{Address: r.Address, Name: "tricycle", User: before.User, PasswordFile: before.PasswordFile})
 	c.up()
 	id := c.load(600, 64)
 
@@ -116,7 +57,7 @@ func TestDatabaseFailover(t *testing.T) {
 	for _, host := range []string{"localhost", "127.0.0.1", "%"} {
 		after.SQL("ALTER USER IF EXISTS tricycle@'" + host + "' IDENTIFIED BY '" + before.Password + "'")
 	}
-	r.target.Store(after.Address)
+	r.To(after.Address)
 	servicetest.Eventually(t, 15*time.Second, "MS1 is ready again", func() bool {
 		code, _ := c.at("ms1").Get("/readyz")
 		return code == http.StatusOK

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 )
 
@@ -27,19 +28,20 @@ func TestSlowLinks(t *testing.T) {
 	t.Parallel()
 	for name, slow := range map[string]func(t *testing.T) *chain{
 		"Kafka": func(t *testing.T) *chain {
-			r := newRelay(t, "", 40*time.Millisecond)
-			server := servertest.Kafka(t, r.address)
-			r.target.Store(server.Address)
+			r := relaytest.New(t, "127.0.0.1:0", "")
+			r.Delay = 40 * time.Millisecond
+			r.To(servertest.Kafka(t, r.Address).Address)
 			c := newChain(t)
 			for _, service := range []string{"ms2", "ms3"} {
-				c.overlays[service]["kafka"].(settings)["brokers"] = []string{r.address}
+				c.overlays[service]["kafka"].(settings)["brokers"] = []string{r.Address}
 			}
 			return c
 		},
 		"MS3": func(t *testing.T) *chain {
 			c := newChain(t)
-			r := newRelay(t, c.address["ms1"], 100*time.Millisecond)
-			c.overlays["ms3"]["ms1"].(settings)["url"] = "http://" + r.address + "/store"
+			r := relaytest.New(t, "127.0.0.1:0", c.address["ms1"])
+			r.Delay = 100 * time.Millisecond
+			c.overlays["ms3"]["ms1"].(settings)["url"] = "http://" + r.Address + "/store"
 			return c
 		},
 	} {

@@ -23,17 +23,8 @@ func openAt(t *testing.T, d *servertest.Database, address string) *Store {
 func serve(t *testing.T, d *servertest.Database, address string) (s *Store, stop func()) {
 	t.Helper()
 	s = openAt(t, d, address)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = s.Run(ctx) }()
-	stop = func() { cancel(); <-done }
-	t.Cleanup(stop)
+	_, stop = run(t, s)
 	return s, stop
-}
-
-func ready(t *testing.T, s *Store) {
-	t.Helper()
-	storetest.Eventually(t, "the store is ready", func() error { return s.Ready(context.Background()) })
 }
 
 // TestServerDefaults runs a session under each default that a shared server

@@ -2,77 +2,19 @@ package mariadb
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net"
 	"strconv"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
-
-// relay passes connections on to a server that can be exchanged. Those that
-// are open stay with the server they were opened to.
-type relay struct {
-	net.Listener
-	mu     sync.Mutex
-	target string // empty: answer nothing
-}
-
-func newRelay(t *testing.T, address, target string) *relay {
-	t.Helper()
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &relay{Listener: l, target: target}
-	var wg sync.WaitGroup
-	ctx, cancel := context.WithCancel(context.Background())
-	wg.Go(func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { r.pass(ctx, client) })
-		}
-	})
-	t.Cleanup(func() { l.Close(); cancel(); wg.Wait() })
-	return r
-}
-
-func (r *relay) pass(ctx context.Context, client net.Conn) {
-	defer client.Close()
-	defer context.AfterFunc(ctx, func() { client.Close() })()
-	r.mu.Lock()
-	target := r.target
-	r.mu.Unlock()
-	if target == "" {
-		_, _ = io.Copy(io.Discard, client)
-		return
-	}
-	server, err := net.Dial("tcp", target)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-	go func() { _, _ = io.Copy(server, client); server.Close() }()
-	_, _ = io.Copy(client, server)
-}
-
-func (r *relay) lead(target string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.target = target
-}
 
 func session(t *testing.T, ctx context.Context, s *Store) int64 {
 	t.Helper()
@@ -94,11 +36,11 @@ func TestPlannedFailover(t *testing.T) {
 			old.SQL("SET GLOBAL read_only=0")
 			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 			defer cancel()
-			first := newRelay(t, "127.0.0.2:0", old.Address)
-			address := first.Addr().String()
+			first := relaytest.New(t, "127.0.0.2:0", old.Address)
+			address := first.Address
 			if !moved {
 				_, port, _ := net.SplitHostPort(address)
-				newRelay(t, "127.0.0.3:"+port, next.Address)
+				relaytest.New(t, "127.0.0.3:"+port, next.Address)
 				address = "database.test:" + port
 			}
 			s := openAt(t, old, address)
@@ -124,17 +66,8 @@ func TestPlannedFailover(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- s.Insert(ctx, id, []message.Message{storetest.Message(id, 1)}) }()
 			if moved {
-				storetest.Eventually(t, "the store is not ready", func() error {
-					err := s.Ready(ctx)
-					switch {
-					case err == nil:
-						return errors.New("it is ready")
-					case !strings.Contains(err.Error(), "read_only: must be OFF, got ON"):
-						return err
-					}
-					return nil
-				})
-				first.lead(next.Address)
+				unready(t, s, "read_only: must be OFF, got ON")
+				first.To(next.Address)
 			}
 			began := time.Now()
 			if err := <-done; err != nil {
@@ -157,9 +90,9 @@ func TestPlannedFailover(t *testing.T) {
 func TestMuteAddress(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t)
-	mute := newRelay(t, "127.0.0.2:0", "")
-	_, port, _ := net.SplitHostPort(mute.Addr().String())
-	newRelay(t, "127.0.0.3:"+port, d.Address)
+	mute := relaytest.New(t, "127.0.0.2:0", "")
+	_, port, _ := net.SplitHostPort(mute.Address)
+	relaytest.New(t, "127.0.0.3:"+port, d.Address)
 	s := openAt(t, d, "database.test:"+port)
 	s.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
 	storetest.Start(t, s) // waits until it is ready
@@ -168,18 +101,13 @@ func TestMuteAddress(t *testing.T) {
 func TestAnAddressWithoutMariaDB(t *testing.T) {
 	t.Parallel()
 	c := Defaults()
-	c.Address = newRelay(t, "127.0.0.1:0", "").Addr().String()
+	c.Address = relaytest.New(t, "127.0.0.1:0", "").Address
 	s, err := Open(c, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	run(t, s)
-	storetest.Eventually(t, "the reason", func() error {
-		if err := s.Ready(t.Context()); !strings.Contains(err.Error(), "no greeting of a MariaDB server") {
-			return err
-		}
-		return nil
-	})
+	unready(t, s, "no greeting of a MariaDB server")
 }
 
 // TestNameMovesAlone moves the name while the old server still takes rows: no
@@ -188,13 +116,13 @@ func TestNameMovesAlone(t *testing.T) {
 	t.Parallel()
 	old, next := servertest.MariaDB(t), servertest.MariaDB(t)
 	shareAccount(old, next)
-	r := newRelay(t, "127.0.0.2:0", old.Address)
-	s := openAt(t, old, r.Addr().String())
+	r := relaytest.New(t, "127.0.0.2:0", old.Address)
+	s := openAt(t, old, r.Address)
 	storetest.Start(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	session(t, ctx, s)
-	r.lead(next.Address)
+	r.To(next.Address)
 	l, _, _ := s.current()
 	l.db.SetMaxIdleConns(0) // the next statement dials
 	session(t, ctx, s)

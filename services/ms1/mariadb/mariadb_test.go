@@ -4,10 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"io"
-	"net"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +15,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -151,12 +149,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 	}
 	working := func(after int64) {
 		t.Helper()
-		storetest.Eventually(t, "more messages to be stored", func() error {
-			if n := acknowledged.Load(); n < after+100 {
-				return fmt.Errorf("got %d, want %d", n, after+100)
-			}
-			return s.Ready(ctx)
-		})
+		servicetest.Eventually(t, 20*time.Second, "more messages are stored", func() bool { return acknowledged.Load() >= after+100 && s.Ready(ctx) == nil })
 	}
 	const rounds = 6
 	for round := range rounds {
@@ -164,12 +157,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 		for _, c := range connections(t, server) {
 			_, _ = server.DB.Exec("KILL CONNECTION ?", c) // an error: it has gone by itself
 		}
-		storetest.Eventually(t, "the loss to be noticed", func() error {
-			if n := log.Count("database is ready"); n < round+2 {
-				return fmt.Errorf("link %d", n)
-			}
-			return nil
-		})
+		servicetest.Eventually(t, 20*time.Second, "the loss is noticed", func() bool { return log.Count("database is ready") >= round+2 })
 	}
 	working(acknowledged.Load())
 	close(stop)
@@ -184,93 +172,15 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 	}
 }
 
-// proxy stands between a store and the server. It can leave the server with
-// connections whose client is gone, or both with a silent one.
-type proxy struct {
-	address string
-	mu      sync.Mutex
-	pairs   []*pair
-}
-
-type pair struct {
-	client, server net.Conn
-	silent         atomic.Bool
-}
-
-func newProxy(t *testing.T, server string) *proxy {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{address: listener.Addr().String()}
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			conn, err := net.Dial("tcp", server)
-			if err != nil {
-				client.Close()
-				continue
-			}
-			c := &pair{client: client, server: conn}
-			p.mu.Lock()
-			p.pairs = append(p.pairs, c)
-			p.mu.Unlock()
-			all.Go(func() { c.copy(c.server, c.client) })
-			all.Go(func() { c.copy(c.client, c.server) })
-		}
-	})
-	t.Cleanup(func() {
-		listener.Close()
-		for _, c := range p.take() {
-			c.client.Close()
-			c.server.Close()
-		}
-		all.Wait()
-	})
-	return p
-}
-
-// copy leaves the other side open when one is closed: only the test does that.
-func (c *pair) copy(to, from net.Conn) {
-	buffer := make([]byte, 64<<10)
-	for {
-		n, err := from.Read(buffer)
-		if err != nil {
-			return
-		}
-		if !c.silent.Load() {
-			to.Write(buffer[:n])
-		}
-	}
-}
-
-func (p *proxy) take() []*pair {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return append([]*pair(nil), p.pairs...)
-}
-
 func TestServerThatKeepsOurDeadConnections(t *testing.T) {
 	t.Parallel()
 	server := storetest.MariaDB(t)
 	direct := server.Address
-	p := newProxy(t, direct)
-	server.Address = p.address
+	r := relaytest.New(t, "127.0.0.1:0", direct)
+	server.Address = r.Address
 	s, log, ctx, id := setUp(t, server)
-	for _, c := range p.take() {
-		c.client.Close() // the server does not learn of it
-	}
-	storetest.Eventually(t, "the lock to be taken back", func() error {
-		if n := log.Count("database is ready"); n < 2 {
-			return fmt.Errorf("link %d", n)
-		}
-		return s.Ready(ctx)
-	})
+	r.Abandon()
+	servicetest.Eventually(t, 20*time.Second, "the lock is taken back", func() bool { return log.Count("database is ready") >= 2 && s.Ready(ctx) == nil })
 	if n := log.Count("killed own dead connection"); n != 1 {
 		t.Errorf("got %d kills, want 1", n)
 	}
@@ -286,13 +196,11 @@ func TestServerThatKeepsOurDeadConnections(t *testing.T) {
 func TestSilentLinkIsNoticed(t *testing.T) {
 	t.Parallel()
 	server := storetest.MariaDB(t)
-	p := newProxy(t, server.Address)
-	server.Address = p.address
+	r := relaytest.New(t, "127.0.0.1:0", server.Address)
+	server.Address = r.Address
 	s, _, ctx, id := setUp(t, server)
 	started := time.Now()
-	for _, c := range p.take() {
-		c.silent.Store(true) // and stays so, while new ones work
-	}
+	r.Silence() // new ones work
 	if err := insert(ctx, s, id, 0); err != nil {
 		t.Errorf("Insert: %v", err)
 	}
@@ -307,24 +215,11 @@ func TestSilentLinkIsNoticed(t *testing.T) {
 func TestWrongPassword(t *testing.T) {
 	t.Parallel()
 	server := storetest.MariaDB(t)
-	right, err := os.ReadFile(server.PasswordFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(server.PasswordFile, append([]byte("x"), right...), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	server.PasswordFile = servicetest.File(t, "password", "not the password\n")
 	s := open(t, server, io.Discard)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx) }()
-	storetest.Eventually(t, "the refusal", func() error {
-		if err := s.Ready(ctx); err == nil || !strings.Contains(err.Error(), "Access denied for user") {
-			return fmt.Errorf("found error %w", err)
-		}
-		return nil
-	})
-	cancel()
+	ended, stop := run(t, s)
+	unready(t, s, "Access denied for user")
+	stop()
 	if err := <-ended; err != nil {
 		t.Errorf("Run: %v", err)
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
 // scripted returns a store whose pools are the given ones, one after the
@@ -44,11 +43,20 @@ func run(t *testing.T, s *Store) (ended <-chan error, stop func()) {
 		defer close(done)
 		result <- s.Run(ctx)
 	}()
-	t.Cleanup(func() {
-		cancel()
-		<-done
-	})
-	return result, cancel
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return result, stop
+}
+
+func ready(t *testing.T, s *Store) {
+	t.Helper()
+	servicetest.Eventually(t, 20*time.Second, "the store is ready", func() bool { return s.Ready(t.Context()) == nil })
+}
+
+// unready waits until the store reports the reason why it is not ready.
+func unready(t *testing.T, s *Store, want string) {
+	t.Helper()
+	servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(fmt.Sprint(s.Ready(t.Context())), want) })
 }
 
 func expectConnection(mock sqlmock.Sqlmock, id int64, host string) {
@@ -95,7 +103,7 @@ func TestRunMigratesAndCloses(t *testing.T) {
 	expectSchema(mock, 0)
 	s, log := scripted(db)
 	ended, stop := run(t, s)
-	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
+	ready(t, s)
 	stop()
 	if err := <-ended; err != nil {
 		t.Errorf("Run: got error %v, want none", err)
@@ -169,12 +177,8 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 	s, log := scripted(first, second)
 	s.pingEvery = 500 * time.Millisecond // not before the script's other steps
 	run(t, s)
-	storetest.Eventually(t, "the second link", func() error {
-		if n := log.Count("database is ready"); n < 2 {
-			return fmt.Errorf("link %d", n)
-		}
-		return s.Ready(t.Context())
-	})
+	servicetest.Eventually(t, 20*time.Second, "the second link", func() bool { return log.Count("database is ready") == 2 })
+	ready(t, s)
 	for text, want := range map[string]int{
 		"killed own dead connection":     1,
 		"database is unavailable":        1,
@@ -200,7 +204,7 @@ func TestAnothersConnectionIsNotKilled(t *testing.T) {
 			s, _ := scripted(db)
 			s.mine = holder{5, "here:1"}
 			run(t, s)
-			storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
+			ready(t, s)
 		})
 	}
 }
@@ -250,7 +254,7 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 	}
 	s, log := scripted(pools...)
 	run(t, s)
-	storetest.Eventually(t, "readiness", func() error { return s.Ready(t.Context()) })
+	ready(t, s)
 	if n := log.Count("Error 1045 (28000)"); n != 1 {
 		t.Errorf("got the wrong password logged %d times, want once", n)
 	}
@@ -277,12 +281,7 @@ func TestUnreachableServer(t *testing.T) {
 		t.Errorf("before Run: got error %v, want %v", err, errStarting)
 	}
 	ended, stop := run(t, s)
-	storetest.Eventually(t, "the refusal", func() error {
-		if err := s.Ready(t.Context()); !errors.Is(err, syscall.ECONNREFUSED) {
-			return fmt.Errorf("found error %v", err)
-		}
-		return nil
-	})
+	unready(t, s, syscall.ECONNREFUSED.Error())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if _, err := s.LastSession(ctx); !errors.Is(err, syscall.ECONNREFUSED) {

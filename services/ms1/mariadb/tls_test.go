@@ -46,15 +46,12 @@ func connected(t *testing.T, d *servertest.Database, c TLS, cause string) *Store
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = s.Run(ctx) }()
-	t.Cleanup(func() { cancel(); <-done })
+	run(t, s)
 	if cause == "" {
 		ready(t, s)
 		return s
 	}
-	servicetest.Eventually(t, 20*time.Second, cause, func() bool { return strings.Contains(s.Ready(ctx).Error(), cause) })
+	unready(t, s, cause)
 	if n := strings.Count(log.String(), "database is unavailable"); n != 1 {
 		t.Errorf("got %d lines, want one:\n%s", n, &log)
 	}
@@ -96,30 +93,20 @@ func TestServerThatRequiresTLS(t *testing.T) {
 		dir := t.TempDir()
 		file, changed := filepath.Join(dir, "ca.pem"), *d
 		changed.PasswordFile = filepath.Join(dir, "password")
-		write := func(file, text string) {
-			t.Helper()
-			if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-		write(changed.PasswordFile, "wrong\n")
+		servicetest.File(t, changed.PasswordFile, "wrong\n")
 		replace(t, file, stranger.File)
 		s := connected(t, &changed, TLS{Mode: tlsVerifyCA, Certificates: credentials.Certificates{CAFile: file}}, "database.tls.ca_file: verify certificate of "+d.Address+" with "+file)
-		is := func(want string) {
-			t.Helper()
-			servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(s.Ready(t.Context()).Error(), want) })
-		}
-		write(file, "no PEM")
-		is("database.tls.ca_file: must name a PEM file with certificates, got " + file + " without any")
+		servicetest.File(t, file, "no PEM")
+		unready(t, s, "database.tls.ca_file: must name a PEM file with certificates, got "+file+" without any")
 		if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
-		is("database.tls.ca_file: open " + file + ": no such file")
+		unready(t, s, "database.tls.ca_file: open "+file+": no such file")
 		replace(t, file, ca.File)
-		is(`database.user "tricycle", password_file "` + changed.PasswordFile + `", tls.mode "verify-ca": Error 1045`)
-		write(changed.PasswordFile, d.Password+"\n\nx\n")
-		is("database.password_file: must name a file with one line, got " + changed.PasswordFile + ", which has more")
-		write(changed.PasswordFile, d.Password+"\r\n")
+		unready(t, s, `database.user "tricycle", password_file "`+changed.PasswordFile+`", tls.mode "verify-ca": Error 1045`)
+		servicetest.File(t, changed.PasswordFile, d.Password+"\n\nx\n")
+		unready(t, s, "database.password_file: must name a file with one line, got "+changed.PasswordFile+", which has more")
+		servicetest.File(t, changed.PasswordFile, d.Password+"\r\n")
 		ready(t, s)
 	})
 	t.Run("password that is rotated", func(t *testing.T) {

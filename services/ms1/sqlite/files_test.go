@@ -193,16 +193,8 @@ func TestAReaderThatDoesNotEnd(t *testing.T) {
 	if err := tx.QueryRow("SELECT COUNT(*) FROM messages").Scan(new(int)); err != nil {
 		t.Fatal(err)
 	}
-	eventually := func(what string, holds func() bool) {
-		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(5 * time.Millisecond) {
-			if time.Now().After(deadline) {
-				t.Fatalf("waited in vain: %s; the log: %s", what, said)
-			}
-		}
-	}
 	n := 0
-	eventually("the log grows", func() bool {
+	servicetest.Eventually(t, 20*time.Second, "the log grows", func() bool {
 		batch := make([]message.Message, 1000)
 		for i := range batch {
 			n++
@@ -213,11 +205,11 @@ func TestAReaderThatDoesNotEnd(t *testing.T) {
 		}
 		return s.logSize() > s.walLimit
 	})
-	eventually("the size is reported", func() bool {
-		return strings.Contains(said.String(), `"size_bytes":`) && strings.Contains(said.String(), "a reader keeps the log growing")
+	servicetest.Eventually(t, 20*time.Second, "the size is reported", func() bool {
+		return said.Has(`"size_bytes":`) && said.Has("a reader keeps the log growing")
 	})
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	eventually("the log is truncated", func() bool { return s.logSize() == 0 })
+	servicetest.Eventually(t, 20*time.Second, "the log is truncated", func() bool { return s.logSize() == 0 })
 }

@@ -82,10 +82,10 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 			return filepath.Join(t.TempDir(), "missing", "tricycle.db")
 		}, "lock database "},
 		{"the directory is a file", func(t *testing.T) string {
-			return filepath.Join(write(t, "file", "text"), "tricycle.db")
+			return filepath.Join(servicetest.File(t, "file", "text"), "tricycle.db")
 		}, "lock database "},
 		{"not a database", func(t *testing.T) string {
-			return write(t, "tricycle.db", strings.Repeat("not a database ", 100))
+			return servicetest.File(t, "tricycle.db", strings.Repeat("not a database ", 100))
 		}, "file is not a database"},
 		{"a directory", func(t *testing.T) string { return t.TempDir() }, "open database "},
 		{"a newer schema", func(t *testing.T) string {
@@ -104,15 +104,6 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 			}
 		})
 	}
-}
-
-func write(t *testing.T, name, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return path
 }
 
 func TestSecondProgramIsToldTheFile(t *testing.T) {

@@ -4,11 +4,12 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // Server is the access to an empty MariaDB database, as the section
@@ -42,10 +43,7 @@ func MariaDB(t testing.TB) Server {
 			t.Errorf("dropping the test's database: %v", err)
 		}
 	})
-	password := filepath.Join(t.TempDir(), "password")
-	if err := os.WriteFile(password, []byte(c.Passwd+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	password := servicetest.File(t, "password", c.Passwd+"\n")
 	inside := c.Clone()
 	inside.DBName = name
 	return Server{Address: c.Addr, Name: name, User: c.User, PasswordFile: password, DB: connect(t, inside)}

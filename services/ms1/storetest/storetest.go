@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -88,27 +89,8 @@ func Start(t *testing.T, s ms1.Store) (stop func()) {
 		}
 	})
 	t.Cleanup(stop)
-	Eventually(t, "the store to be ready", func() error { return s.Ready(ctx) })
+	servicetest.Eventually(t, timeout, "the store is ready", func() bool { return s.Ready(ctx) == nil })
 	return stop
-}
-
-// Eventually polls until f returns nil.
-func Eventually(t *testing.T, what string, f func() error) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(timeout)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("waited %v for %s: %v", timeout, what, err)
-		}
-	}
 }
 
 func (d Database) start(t *testing.T) (ms1.Store, context.Context) {
