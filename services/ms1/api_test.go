@@ -2,7 +2,6 @@ package ms1
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -73,11 +72,7 @@ func newAPIWith(t *testing.T, change func(*Config), tracing ...telemetry.Config)
 		}
 	})
 	a.transport.connect(1)
-	for deadline := time.Now().Add(10 * time.Second); a.do("GET", "/readyz", "").StatusCode != http.StatusOK; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("MS1 is never ready")
-		}
-	}
+	servicetest.Eventually(t, 10*time.Second, "ready", func() bool { return a.do("GET", "/readyz", "").StatusCode == http.StatusOK })
 	return a
 }
 
@@ -140,13 +135,8 @@ func (a *api) want(got answer, status int, texts ...string) {
 // sent waits for the nth frame on the link.
 func (a *api) sent(n int) message.Message {
 	a.t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		if frames := a.transport.frames(); len(frames) >= n {
-			return frames[n-1]
-		}
-	}
-	a.t.Fatalf("frame %d was not sent", n)
-	return message.Message{}
+	servicetest.Eventually(a.t, 10*time.Second, fmt.Sprintf("frame %d is sent", n), func() bool { return len(a.transport.frames()) >= n })
+	return a.transport.frames()[n-1]
 }
 
 func back(m message.Message) string {
@@ -305,22 +295,7 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 		"4097 bytes of bad": {strings.Repeat("x", 4097), 413, httpserver.MessageTooLarge},
 		"a huge body":       {strings.Repeat("x", 10<<20), 413, "4096"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			req, err := http.NewRequestWithContext(t.Context(), "POST", a.url+"/store", strings.NewReader(c.body))
-			if err != nil {
-				t.Fatal(err)
-			}
-			req.Header.Set("Content-Type", "application/json")
-			resp, err := a.http.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer resp.Body.Close()
-			text, _ := io.ReadAll(resp.Body)
-			if resp.StatusCode != c.status || !bytes.Contains(text, []byte(c.text)) {
-				t.Errorf("%s %s, want %d and %q", resp.Status, text, c.status, c.text)
-			}
-		})
+		t.Run(name, func(t *testing.T) { a.want(a.do("POST", "/store", c.body), c.status, c.text) })
 	}
 	a.want(a.do("POST", "/store", whole+strings.Repeat(" ", message.MaxBytes-len(whole))), 200)
 }
@@ -389,7 +364,7 @@ func TestReadiness(t *testing.T) {
 	a.want(a.do("GET", "/readyz", ""), 503, `"database":"not ready"`, `"ms2":"not ready"`)
 	a.want(a.do("GET", "/start", ""), 503, `"missing":{"database":"not ready","ms2":"not ready"}`)
 	a.want(a.do("GET", "/sessions/1", ""), 503, "database: not ready")
-	for _, text := range []string{"session not started", "session not read"} { // beside the request, in the same second
+	for _, text := range []string{"session not started", "session not read", `"error":"not ready: database: access denied; ms2: not connected"`} { // beside the request, in the same second
 		if n := a.console.Count(text); n != 1 {
 			t.Errorf("%q is logged %d times, want the cause once:\n%s", text, n, a.console)
 		}
@@ -410,8 +385,8 @@ func TestStopWithoutADatabase(t *testing.T) {
 	a.want(started, 503, "database")
 	a.want(session, 503, "database")
 	_, event := a.listen("").next()
-	if log := a.console.String(); !strings.Contains(log, cause) {
-		t.Errorf("the cause is not in the log:\n%s", log)
+	if log := a.console.String(); !strings.Contains(log, "NOT RECORDED in the database: "+cause) || !strings.Contains(log, "messages generated: 1") {
+		t.Errorf("the figures and the cause are not in the log:\n%s", log)
 	}
 	for _, text := range []string{stopped.text, status.text, started.text, session.text, fmt.Sprint(event)} {
 		if strings.Contains(text, "denied") {
@@ -419,13 +394,9 @@ func TestStopWithoutADatabase(t *testing.T) {
 		}
 	}
 	a.store.fail(nil)
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if got := a.do("GET", "/status", ""); got.member("state") == string(Idle) {
-			a.want(a.do("GET", "/sessions/1", ""), 200, `"end_reason":"stopped"`)
-			return
-		}
-	}
-	t.Error("the session was never recorded")
+	servicetest.Eventually(t, 10*time.Second, "the session is recorded", func() bool { return a.do("GET", "/status", "").member("state") == string(Idle) })
+	a.want(a.do("GET", "/sessions/1", ""), 200, `"end_reason":"stopped"`)
+	a.want(a.do("GET", "/start", ""), 202)
 }
 
 func TestShutdownWhileAClientWaitsForStop(t *testing.T) {
@@ -435,28 +406,11 @@ func TestShutdownWhileAClientWaitsForStop(t *testing.T) {
 	a.sent(1)
 	answers := make(chan answer, 1)
 	go func() { answers <- a.do("GET", "/stop", "") }()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(a.console.String(), "GET /stop") && time.Now().Before(deadline); {
-		time.Sleep(time.Millisecond)
-	}
+	servicetest.Eventually(t, 10*time.Second, "it waits", func() bool { return a.console.Has("GET /stop") })
 	if err := a.stop(); err != nil {
 		t.Error(err)
 	}
 	a.want(<-answers, 200, `"generated":1`)
-}
-
-func TestPortTaken(t *testing.T) {
-	t.Parallel()
-	a := newAPI(t)
-	config := Defaults()
-	config.Listen = strings.TrimPrefix(a.url, "http://")
-	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, err = New(config, a.store, a.transport, zerolog.Nop(), tel)
-	if err == nil || !strings.Contains(err.Error(), "address already in use") {
-		t.Errorf("got %v, want the address and that it is in use", err)
-	}
 }
 
 // Routes that act want the token; those that only read need none.

@@ -334,21 +334,6 @@ func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
 	})
 }
 
-func TestWhatCameBackIsNotSentAgain(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
-		b.begin(1, 1)
-		time.Sleep(time.Second)
-		b.transport.connect(0)
-		time.Sleep(6 * time.Second) // it waits to be sent again
-		m := b.transport.frames()[0]
-		b.takes(m, OutcomeStored)
-		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
-		b.transport.connect(2)
-		synctest.Wait()
-		b.wantFrames(1)
-	})
-}
-
 func TestLateMessagesMustBePlausible(t *testing.T) {
 	const (
 		start  = message.Stamp(1_795_601_730_000_000)
@@ -381,22 +366,17 @@ func TestLateMessagesMustBePlausible(t *testing.T) {
 		{"lost one, second in the year 1970", 1, start, 1, start + 2, start + 3, OutcomeUnknown},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s := newMemoryStore()
-			var rows int64
+			var stored int64
 			reason := Stopped
-			row := Session{ID: 1, StartedAt: start, EndedAt: start + 10*second, IntervalSeconds: 10, Stored: &rows, EndReason: &reason}
+			row := Session{StartedAt: start, EndedAt: start + 10*second, IntervalSeconds: 10, Stored: &stored, EndReason: &reason}
 			if c.lost >= 0 {
 				row.Lost = &c.lost
 			} else {
 				row.EndedAt = start + week
 			}
-			s.sessions = []Session{row}
-			m := message.Message{SessionID: 1, Service1: c.first, Service2: c.two, Service3: c.three, End: c.end}
-			if got, err := StoreLate(t.Context(), s, m); got != c.want || err != nil {
-				t.Errorf("%q, %v, want %q", got, err, c.want)
-			}
-			if want := c.want == OutcomeStored; (len(s.rows) == 1) != want {
-				t.Errorf("%d rows, want stored: %v", len(s.rows), want)
+			m := message.Message{Service1: c.first, Service2: c.two, Service3: c.three, End: c.end}
+			if got := late(&row, false, m); got != c.want || (*row.Stored == 1) != (got == OutcomeStored) {
+				t.Errorf("got %q with %d stored, want %q", got, *row.Stored, c.want)
 			}
 		})
 	}
@@ -424,23 +404,6 @@ func TestARowThatSomebodyHasClosedByHandTakesNothing(t *testing.T) {
 	if late(&row, false, message.Message{Service1: 5, Service2: 5, Service3: 5, End: 5}) != OutcomeUnknown || row.Stored != nil || row.Lost != nil {
 		t.Errorf("found %+v, want it as it was", row)
 	}
-}
-
-func TestAFailedCommitPutsTheMessageBackUnderWay(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
-		b.begin(1, 1)
-		time.Sleep(100 * time.Millisecond)
-		m := b.transport.frames()[0]
-		b.store.fail(errors.New("disk full"))
-		if _, err := b.back(m); err == nil || !strings.Contains(err.Error(), "disk full") {
-			t.Fatalf("storing without a database: %v, want its error", err)
-		}
-		time.Sleep(6 * time.Second)
-		b.wantFrames(2) // the resend
-		b.store.fail(nil)
-		b.takes(m, OutcomeStored)
-		check(t, b.wait(), figures{generated: 1, stored: 1, resent: 1, reason: IntervalElapsed})
-	})
 }
 
 func TestADatabaseThatTakesNoRowsIsNotReady(t *testing.T) {
@@ -472,54 +435,6 @@ func TestADatabaseThatTakesNoRowsIsNotReady(t *testing.T) {
 	})
 }
 
-func TestACommitUnderWayIsNotGivenUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		config := usual()
-		config.GiveUpAfterSeconds = 2
-		b := newBench(t, config, never)
-		b.begin(3, 1)
-		time.Sleep(1900 * time.Millisecond)
-		b.store.hold = make(chan struct{})
-		time.AfterFunc(time.Second, func() {
-			b.wantFrames(1) // none in the place of the one that is being stored
-			close(b.store.hold)
-		})
-		b.takes(b.transport.frames()[0], OutcomeStored)
-		check(t, b.wait(), figures{generated: 2, stored: 1, lost: 1, reason: IntervalElapsed})
-	})
-}
-
-func TestACommitUnderWayIsNotSentAgain(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
-		b.begin(1, 1)
-		time.Sleep(time.Second)
-		b.store.hold = make(chan struct{})
-		time.AfterFunc(time.Second, func() {
-			b.transport.connect(2)
-			synctest.Wait()
-			b.wantFrames(1)
-			close(b.store.hold)
-		})
-		b.takes(b.transport.frames()[0], OutcomeStored)
-		check(t, b.wait(), figures{generated: 1, stored: 1, reason: IntervalElapsed})
-	})
-}
-
-func TestACommitThatFailsAfterTheDrainIsALoss(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
-		b.begin(60, 1)
-		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
-		m := b.transport.frames()[0]
-		b.store.hold = make(chan struct{})
-		time.AfterFunc(1200*time.Millisecond, func() { _, _ = b.back(m) }) // it fails 3 s later
-		s := b.stopSession()                                               // the drain is over at 4 s
-		check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
-		if got := servicetest.Counted(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
-			t.Errorf("%v given up, want 1", got)
-		}
-	})
-}
-
 func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
 	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(60, 1)
@@ -530,32 +445,6 @@ func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
 		time.AfterFunc(4500*time.Millisecond, func() { close(b.store.hold) })
 		s := b.stopSession() // the drain is over at 4 s
 		check(t, s, figures{generated: 1, stored: 1, reason: Stopped})
-	})
-}
-
-func TestAGivenUpMessageThatComesBackInItsSessionIsStored(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		config := usual()
-		config.GiveUpAfterSeconds = 2
-		b := newBench(t, config, never)
-		b.begin(10, 1)
-		time.Sleep(3 * time.Second)
-		m := b.transport.frames()[0]
-		b.store.fail(errors.New("connection refused"))
-		if _, err := b.back(m); err == nil {
-			t.Error("stored without a database")
-		}
-		b.transport.connect(2)
-		synctest.Wait()
-		if got := b.transport.frames(); len(got) != 3 || got[2] == m {
-			t.Errorf("found %v sent, want nothing again of what was given up", got)
-		}
-		b.store.fail(nil)
-		b.takes(m, OutcomeStored)
-		s := b.wait()
-		if *s.Stored != 1 || *s.Lost != *s.Generated-1 {
-			t.Errorf("figures %+v, want one stored", figuresOf(s))
-		}
 	})
 }
 
@@ -586,48 +475,6 @@ func TestTheSameMessageAHundredTimesAtOnceIsOneRow(t *testing.T) {
 		if *s.Stored+*s.Lost != *s.Generated || *s.Duplicates != 99 || len(b.store.rows) != 1 {
 			t.Errorf("figures %+v with %d rows", figuresOf(s), len(b.store.rows))
 		}
-	})
-}
-
-func TestAMessageNeverSentIsNeverStored(t *testing.T) {
-	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
-		id := b.begin(1, 1)
-		time.Sleep(100 * time.Millisecond)
-		sent := b.transport.frames()[0].Service1
-		forged := []message.Message{{SessionID: id, Service1: sent - 1}, {SessionID: id + 1, Service1: sent}} // a session to come
-		for _, m := range forged {
-			b.takes(m, OutcomeUnknown)
-		}
-		b.wait()
-		for _, m := range forged { // nothing was lost, so nothing is awaited
-			b.takes(m, OutcomeUnknown)
-		}
-	})
-}
-
-func TestADatabaseThatIsAwayAtTheEnd(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
-		b.begin(60, 1)
-		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
-		b.store.fail(errors.New("connection refused"))
-		_, err := b.engine.stop(t.Context(), func() {})
-		var notRecorded *notRecordedError
-		if !errors.As(err, &notRecorded) || *notRecorded.summary.Generated != 1 || *notRecorded.summary.Lost != 1 {
-			t.Fatalf("stop: %v, want the figures as not recorded", err)
-		}
-		if text := b.console.String(); !strings.Contains(text, "NOT RECORDED") || !strings.Contains(text, "messages generated: 1") {
-			t.Errorf("console does not show it:\n%s", text)
-		}
-		var notReady *notReadyError
-		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || notReady.missing["database"] == nil {
-			t.Errorf("start meanwhile: %v, want the database as missing", err)
-		}
-		b.store.fail(nil)
-		check(t, b.wait(), figures{generated: 1, lost: 1, reason: Stopped})
-		if row, err := b.store.Session(t.Context(), 1); err != nil || row.EndReason == nil {
-			t.Errorf("row %+v, %v, want it closed", row, err)
-		}
-		b.begin(1, 1)
 	})
 }
 
@@ -754,20 +601,6 @@ func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
 		b.wait()
 		if len(b.store.sessions) != 1 {
 			t.Errorf("%d rows of sessions", len(b.store.sessions))
-		}
-	})
-}
-
-func TestStartNamesWhatIsMissing(t *testing.T) {
-	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
-		b.transport.connect(0)
-		b.store.fail(errors.New("connection refused"))
-		_, err := b.start(t.Context(), 1, 1, func() {})
-		if got, want := fmt.Sprint(err), "not ready: database: connection refused; ms2: not connected"; got != want {
-			t.Errorf("got %q, want %q", got, want)
-		}
-		if got := b.status(t.Context()); got.State != Idle || got.Session != nil {
-			t.Errorf("status %+v, want idle without a session", got)
 		}
 	})
 }

@@ -78,8 +78,7 @@ func (s *memoryStore) CloseInterrupted(_ context.Context, at message.Stamp) ([]S
 	var closed []Session
 	for i := range s.sessions {
 		if row := &s.sessions[i]; row.EndReason == nil && s.fault == nil {
-			stored, reason := s.count(row.ID), Interrupted
-			row.EndedAt, row.Stored, row.EndReason = max(at, row.StartedAt), &stored, &reason
+			row.Finish(Closing{EndedAt: at, Reason: Interrupted}, s.count(row.ID))
 			closed = append(closed, *row)
 		}
 	}
@@ -136,10 +135,7 @@ func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, erro
 	}
 	row := &s.sessions[id-1]
 	if row.EndReason == nil {
-		stored := s.count(id)
-		lost := c.Generated - stored
-		row.EndedAt, row.EndReason = c.EndedAt, &c.Reason
-		row.Generated, row.Stored, row.Resent, row.Duplicates, row.Lost = &c.Generated, &stored, &c.Resent, &c.Duplicates, &lost
+		row.Finish(c, s.count(id))
 	}
 	if s.named == nil {
 		s.named = map[int64][]LostMessage{}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -405,14 +406,9 @@ func TestTooManyListeners(t *testing.T) {
 	for _, l := range all {
 		l.resp.Body.Close()
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if a.listen("").resp.StatusCode == http.StatusOK {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("no listener is accepted after the others have left")
-		}
-	}
+	servicetest.Eventually(t, 10*time.Second, "a listener is accepted after the others have left", func() bool {
+		return a.listen("").resp.StatusCode == http.StatusOK
+	})
 }
 
 // A listener that does not read is disconnected, and the others are not delayed.

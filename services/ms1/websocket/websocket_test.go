@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -695,13 +694,7 @@ func TestTLSAndToken(t *testing.T) {
 	defer server.Close()
 	dir := t.TempDir()
 	access := credentials.Access{CAFile: dir + "/ca.pem", TokenFile: dir + "/token"}
-	write := func(token string) {
-		t.Helper()
-		if err := os.WriteFile(access.TokenFile, []byte(token), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("wrong\n")
+	servicetest.File(t, access.TokenFile, "wrong\n")
 	url := "wss" + strings.TrimPrefix(server.URL, "https")
 	l := New(url, access, zerolog.Nop())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -713,9 +706,9 @@ func TestTLSAndToken(t *testing.T) {
 	}
 	fail("ms2", access.CAFile, server.Listener.Addr().String(), is)
 	is(`ms2.token_file: must name a file with MS2's token, got "` + access.TokenFile + `" and 401 Unauthorized from ` + url)
-	write("right\nwrong\n")
+	servicetest.File(t, access.TokenFile, "right\nwrong\n")
 	is("ms2.token_file: must name a file with one line, got " + access.TokenFile + ", which has more")
-	write("right\r\n")
+	servicetest.File(t, access.TokenFile, "right\r\n")
 	<-upgraded
 	cancel()
 	if err := <-done; err != nil {
