@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"net"
 	"net/http"
 	"os"
@@ -46,15 +45,8 @@ func hello(w http.ResponseWriter, _ *http.Request) {
 }
 
 // trusting returns a client that trusts the CA, with a connection for each request.
-func trusting(t *testing.T, ca *credentialstest.Authority) *http.Client {
-	t.Helper()
-	text, err := os.ReadFile(ca.File)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(text)
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}}}
+func trusting(ca *credentialstest.Authority) *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: ca.Pool()}}}
 }
 
 func TestTLS(t *testing.T) {
@@ -64,7 +56,7 @@ func TestTLS(t *testing.T) {
 	var log servicetest.Console
 	s := secure(t, pair, hello, zerolog.New(&log))
 	asks := func(ca *credentialstest.Authority) error {
-		resp, err := trusting(t, ca).Get("https://" + s.Address())
+		resp, err := trusting(ca).Get("https://" + s.Address())
 		if err != nil {
 			return err
 		}
@@ -103,7 +95,7 @@ func TestSlowAnswerOverTLS(t *testing.T) {
 		time.Sleep(answerTimeout + answerTimeout/2)
 		hello(w, r)
 	}, zerolog.Nop())
-	resp, err := trusting(t, ca).Get("https://" + s.Address())
+	resp, err := trusting(ca).Get("https://" + s.Address())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -105,17 +104,6 @@ func (p *Process) Signal(s syscall.Signal) {
 func (p *Process) Status() int {
 	<-p.done
 	return p.ProcessState.ExitCode()
-}
-
-// Taken returns a loopback address that is in use.
-func Taken(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l.Addr().String()
 }
 
 // Build puts the programs of the main packages, named by their directories as

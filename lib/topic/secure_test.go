@@ -1,12 +1,8 @@
 package topic_test
 
 import (
-	"context"
 	"crypto/tls"
-	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,14 +21,7 @@ import (
 )
 
 // secret returns a file with one line.
-func secret(t *testing.T, text string) string {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "secret")
-	if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}
+func secret(t *testing.T, text string) string { return servicetest.File(t, "secret", text+"\n") }
 
 func TestValidateOfTLSAndSASL(t *testing.T) {
 	t.Parallel()
@@ -105,31 +94,22 @@ func TestSecureBroker(t *testing.T) {
 			c.SASL = topic.SASL{Mechanism: mechanism, User: "tricycle", PasswordFile: secret(t, "wrong")}
 			var log servicetest.Console
 			l := topic.NewCluster(c, "test", zerolog.New(&log))
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- l.Run(ctx) }()
-			defer func() { cancel(); <-done }()
-			write := func(password string) {
-				t.Helper()
-				if err := os.WriteFile(c.SASL.PasswordFile, []byte(password), 0o600); err != nil {
-					t.Fatal(err)
-				}
-			}
+			topictest.Start(t, l)
 			is := func(want string) {
 				t.Helper()
-				servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(fmt.Sprint(l.Ready(ctx)), want) })
+				topictest.Unready(t, l, want)
 				servicetest.Eventually(t, 20*time.Second, "logged: "+want, func() bool { return log.Has(strings.ReplaceAll(want, `"`, `\"`)) })
 			}
 			// Kafka answers a wrong password; this broker closes the connection.
 			fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.SASLAuthenticate}, Err: kerr.SaslAuthenticationFailed, Count: -1})
 			fail("kafka.tls", c.TLS.CAFile, address, is)
 			is(`kafka.sasl: user "tricycle" with the password in ` + c.SASL.PasswordFile + ": ")
-			write("right\nwrong\n")
+			servicetest.File(t, c.SASL.PasswordFile, "right\nwrong\n")
 			is("kafka.sasl.password_file: must name a file with one line, got " + c.SASL.PasswordFile + ", which has more")
 			fault.Remove()
-			write("right\r\n")
-			servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
-			if _, err := l.Produce(ctx, c.Topic, 0, kafka.Message{Value: []byte("v")}); err != nil {
+			servicetest.File(t, c.SASL.PasswordFile, "right\r\n")
+			topictest.Ready(t, l)
+			if _, err := l.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("v")}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -216,12 +196,8 @@ func TestBrokerThatExpectsOtherClients(t *testing.T) {
 			config.SASL = topic.SASL{Mechanism: "SCRAM-SHA-256", User: "tricycle", PasswordFile: secret(t, "right")}
 			c.change(&config)
 			l := topic.NewCluster(config, "test", zerolog.Nop())
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- l.Run(ctx) }()
-			defer func() { cancel(); <-done }()
-			want := strings.ReplaceAll(c.want, "ADDRESS", address)
-			servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+			topictest.Start(t, l)
+			topictest.Unready(t, l, strings.ReplaceAll(c.want, "ADDRESS", address))
 		})
 	}
 }
@@ -233,17 +209,12 @@ func TestLeastRights(t *testing.T) {
 	cluster, address := topictest.Cluster(t)
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.CreateTopics}, Err: kerr.TopicAuthorizationFailed, Count: -1})
 	c := topictest.For(t, address)
-	var log servicetest.Console
-	l := topic.NewCluster(c, "test", zerolog.New(&log))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
-	want := "kafka.topic: must exist or be created by a user who may, got no topic " + c.Topic
-	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+	l := topic.NewCluster(c, "test", zerolog.Nop())
+	stop := topictest.Start(t, l)
+	topictest.Unready(t, l, "kafka.topic: must exist or be created by a user who may, got no topic "+c.Topic)
 	fault.Remove()
-	servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
-	cancel()
-	<-done
+	topictest.Ready(t, l)
+	stop()
 
 	t.Run("topics that exist", func(t *testing.T) {
 		asked := make(chan bool, 100)

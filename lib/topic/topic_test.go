@@ -166,13 +166,11 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		topictest.Create(t, c, "max.message.bytes", "100", "compression.type", "uncompressed")
 		var log servicetest.Console
 		l := topic.NewCluster(c, "test", zerolog.New(&log))
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- l.Run(ctx) }()
+		topictest.Start(t, l)
 		want := c.Topic + ": max.message.bytes: must be at least 512, got 100"
-		servicetest.Eventually(t, time.Minute, "not ready", func() bool { return strings.Contains(l.Ready(ctx).Error(), want) })
+		topictest.Unready(t, l, want)
 		servicetest.Eventually(t, time.Minute, "logged", func() bool { return strings.Contains(log.String(), want) })
-		resp, err := l.Client().AlterConfigs(ctx, &kafka.AlterConfigsRequest{Resources: []kafka.AlterConfigRequestResource{{
+		resp, err := l.Client().AlterConfigs(t.Context(), &kafka.AlterConfigsRequest{Resources: []kafka.AlterConfigRequestResource{{
 			ResourceType: kafka.ResourceTypeTopic, ResourceName: c.Topic, Configs: []kafka.AlterConfigRequestConfig{{Name: "max.message.bytes", Value: "512"}},
 		}}})
 		if err == nil {
@@ -182,9 +180,7 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
-		cancel()
-		<-done
+		topictest.Ready(t, l)
 	})
 	t.Run("bombs are admitted", func(t *testing.T) {
 		c := topictest.Config(t)
@@ -258,14 +254,11 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 	refuseOne(cluster, 1, &on)
 	var log servicetest.Console
 	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
-	servicetest.Eventually(t, time.Minute, "it waits for a leader", func() bool { return errors.Is(l.Ready(ctx), kafka.NotLeaderForPartition) })
+	stop := topictest.Start(t, l)
+	servicetest.Eventually(t, time.Minute, "it waits for a leader", func() bool { return errors.Is(l.Ready(t.Context()), kafka.NotLeaderForPartition) })
 	on.Store(false)
-	servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
-	cancel()
-	<-done
+	topictest.Ready(t, l)
+	stop()
 	if strings.Contains(log.String(), `"level":"warn"`) {
 		t.Errorf("got a warning:\n%s", &log)
 	}
@@ -332,18 +325,10 @@ func TestClusterIsNotReadyWhileABrokerRefuses(t *testing.T) {
 			cluster, address := topictest.Cluster(t)
 			fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{c.key}, Err: c.err, Count: -1})
 			l := topic.NewCluster(topictest.For(t, address), "test", zerolog.Nop())
-			ctx, cancel := context.WithCancel(t.Context())
-			done := make(chan error, 1)
-			go func() { done <- l.Run(ctx) }()
-			servicetest.Eventually(t, time.Minute, c.want, func() bool {
-				return strings.Contains(l.Ready(ctx).Error(), c.want)
-			})
+			topictest.Start(t, l)
+			topictest.Unready(t, l, c.want)
 			fault.Remove()
-			servicetest.Eventually(t, time.Minute, "ready", func() bool { return l.Ready(ctx) == nil })
-			cancel()
-			if err := <-done; err != nil {
-				t.Error(err)
-			}
+			topictest.Ready(t, l)
 		})
 	}
 }

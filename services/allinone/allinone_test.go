@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -153,10 +152,7 @@ func checkRows(t *testing.T, db *sql.DB, sessionID, want int64) {
 func TestOnceWithAToken(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
-	c.Once, c.TokenFile = true, filepath.Join(c.Data, "token")
-	if err := errors.Join(os.MkdirAll(c.Data, 0o700), os.WriteFile(c.TokenFile, []byte("secret\n"), 0o600)); err != nil {
-		t.Fatal(err)
-	}
+	c.Once, c.TokenFile = true, servicetest.File(t, "token", "secret\n")
 	said := &servicetest.Console{}
 	if err := Run(t.Context(), c, said); err != nil || !said.Has(", lost 0") {
 		t.Errorf("%v\n%s", err, said)

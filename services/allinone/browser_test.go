@@ -15,6 +15,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/browsertest"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -213,10 +214,7 @@ func TestPage(t *testing.T) {
 func TestPageByKeyboard(t *testing.T) {
 	browser := browsertest.Browser(t)
 	c := usual(t)
-	c.TokenFile = filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(c.TokenFile, []byte("secret\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.TokenFile = servicetest.File(t, "token", "secret\n")
 	for range 21 {
 		skewed(t, c.Data)
 	}
@@ -323,10 +321,7 @@ func TestPagesOfSessions(t *testing.T) {
 func TestPageAsksForTheToken(t *testing.T) {
 	browser := browsertest.Browser(t)
 	c := usual(t)
-	c.TokenFile = filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(c.TokenFile, []byte("0123456789abcdef0123456789abcdef\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.TokenFile = servicetest.File(t, "token", "0123456789abcdef0123456789abcdef\n")
 	address, _ := serve(t, c)
 	b := browsertest.Open(t, browser, address+"/")
 	b.Expect("401")
@@ -385,10 +380,7 @@ func TestPageWithoutMessages(t *testing.T) {
 func TestPageDownloads(t *testing.T) {
 	browser := browsertest.Browser(t)
 	c := usual(t)
-	c.TokenFile = filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(c.TokenFile, []byte("secret\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	c.TokenFile = servicetest.File(t, "token", "secret\n")
 	id := past(t, c.Data, 50)
 	address, _ := serve(t, c)
 	b := browsertest.Open(t, browser, fmt.Sprintf("%s/#session/%d", address, id))

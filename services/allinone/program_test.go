@@ -33,7 +33,6 @@ func TestProgram(t *testing.T) {
 		"a terminal that closes":            ended(syscall.SIGHUP),
 		"its console disappears":            consoleGone,
 		"nobody reads its console":          consoleFull,
-		"its database is deleted":           databaseDeleted,
 		"healthcheck":                       healthcheck,
 		"exit status":                       exitStatus,
 	} {
@@ -191,40 +190,6 @@ func consoleFull(t *testing.T, program string) {
 	text, err := os.ReadFile(filepath.Join(data, "ms1.log"))
 	if err != nil || !strings.Contains(string(text), "session 3: messages generated: ") || !strings.Contains(string(text), "stopped") {
 		t.Errorf("%v, and the log has no summary of the last session:\n%s", err, text)
-	}
-}
-
-func databaseDeleted(t *testing.T, program string) {
-	data, file := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "drain.yaml")
-	servicetest.File(t, file, "interaction: {drain_seconds: 1}\n")
-	p, url := child(t, program, "-listen", anyPort, "-data", data, "-in-flight", "8", "-config", file)
-	expect(t, http.StatusAccepted, url+"/start?interval=600")
-	db := look(t, data)
-	servicetest.Eventually(t, time.Minute, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
-	db.Close()
-	if err := os.Rename(data, data+".away"); err != nil { // and what was there is unmounted
-		t.Fatal(err)
-	}
-	status, body := get(t, url+"/readyz")
-	if status != http.StatusServiceUnavailable {
-		t.Errorf("/readyz: %d %v, want 503", status, body)
-	}
-	resp, err := http.Post(url+"/store", "application/json", strings.NewReader(`{"session_id":1,"service1_timestamp":"2026-01-01T00:00:00.000001Z",`+
-		`"service2_timestamp":"2026-01-01T00:00:00.000001Z","service3_timestamp":"2026-01-01T00:00:00.000001Z","end_timestamp":null}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
-		t.Errorf("/store: %s, want no success", resp.Status)
-	}
-	if status, body := get(t, url+"/stop"); status != http.StatusServiceUnavailable || !strings.Contains(fmt.Sprint(body["detail"]), "not recorded") {
-		t.Errorf("/stop: %d %v, want 503 and that the figures are not recorded", status, body)
-	}
-	p.Out.Find(t, "NOT RECORDED in the database: .*database file is gone")
-	began := time.Now()
-	if p.Signal(syscall.SIGTERM); p.Status() != 1 || time.Since(began) > 8*time.Second {
-		t.Errorf("after SIGTERM: exit status %d after %s, want 1 within 8 s", p.Status(), time.Since(began))
 	}
 }
 

@@ -230,7 +230,7 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	c := newChain(t)
 	nobody := servertest.FreeAddress(t)
 	wrong := c.dir + "/wrong"
-	writeFile(t, wrong, "not the password\n")
+	servicetest.File(t, wrong, "not the password\n")
 	c.overlays["ms1"]["database"].(settings)["password_file"] = wrong
 	c.overlays["ms2"]["kafka"] = settings{"brokers": []string{nobody}}
 	c.overlays["ms3"]["kafka"] = settings{"brokers": []string{nobody}}
@@ -252,24 +252,5 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	c.get("/start", http.StatusServiceUnavailable, &problem)
 	if problem.Missing["database"] != "not ready" || problem.Missing["ms2"] != "not ready" {
 		t.Errorf("missing %v", problem.Missing)
-	}
-
-	for name, args := range map[string][]string{
-		"an unknown key":    {"-config", yamlFile(t, c, "interval: 5\n")},
-		"a missing file":    {"-config", "absent.yaml"},
-		"a port in use":     {"-config", yamlFile(t, c, "listen: "+c.address["ms2"]+"\n")},
-		"a missing secret":  {"-config", yamlFile(t, c, "database: {password_file: absent}\n")},
-		"a unit in a value": {"-config", yamlFile(t, c, "interaction: {interval_seconds: 5s}\n")},
-	} {
-		t.Run(name, func(t *testing.T) {
-			p := c.start("ms1", args...)
-			code := p.Status()
-			last := p.Out.String()
-			last = last[strings.LastIndex(strings.TrimRight("\n"+last, "\n"), "\n"):]
-			if code != 1 || !strings.HasPrefix(last, "ms1: ") {
-				t.Errorf("exit status %d and %q, want 1 and a line of ms1", code, last)
-			}
-			t.Log(last)
-		})
 	}
 }

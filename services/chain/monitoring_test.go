@@ -154,8 +154,8 @@ func newPrometheus(c *chain) *prometheus {
 		c.t.Fatal(err)
 	}
 	directory := c.t.TempDir()
-	writeFile(c.t, filepath.Join(directory, "prometheus.yaml"), string(file))
-	writeFile(c.t, filepath.Join(directory, "alerts.yaml"),
+	servicetest.File(c.t, filepath.Join(directory, "prometheus.yaml"), string(file))
+	servicetest.File(c.t, filepath.Join(directory, "alerts.yaml"),
 		strings.NewReplacer("[5m]", "[10s]", "[1m]", "[5s]", "for: 30s", "for: 1s", "for: 1m", "for: 1s").Replace(read(c.t, "alerts.yaml")))
 	address := servertest.FreeAddress(c.t)
 	servicetest.Launch(c.t, exec.Command("prometheus", "--config.file="+filepath.Join(directory, "prometheus.yaml"),

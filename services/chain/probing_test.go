@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	"github.com/tricycle-relay/tricycle/docs"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // The settings of Schemathesis.
@@ -50,7 +51,7 @@ func TestProbing(t *testing.T) {
 	c := newChain(t)
 	const secret = "a-token-of-the-test"
 	token := filepath.Join(c.dir, "token")
-	writeFile(t, token, secret+"\n")
+	servicetest.File(t, token, secret+"\n")
 	for _, name := range []string{"ms1", "ms2"} {
 		c.overlays[name]["token_file"] = token
 	}
@@ -58,7 +59,7 @@ func TestProbing(t *testing.T) {
 	c.overlays["ms3"]["ms1"].(settings)["token_file"] = token
 	c.up()
 	for name, text := range probing {
-		writeFile(t, filepath.Join(c.dir, name), text)
+		servicetest.File(t, filepath.Join(c.dir, name), text)
 	}
 	for _, name := range []string{"ms1", "ms2", "ms3"} {
 		t.Run(name, func(t *testing.T) {
@@ -68,7 +69,7 @@ func TestProbing(t *testing.T) {
 				t.Fatal(err)
 			}
 			file := filepath.Join(c.dir, name+".openapi.yaml")
-			writeFile(t, file, string(description))
+			servicetest.File(t, file, string(description))
 			proxy := shortAnswers(c.address[name])
 			defer proxy.Close()
 			// Without a number of random requests they are the same in each run.

@@ -127,10 +127,7 @@ func (c *chain) start(name string, extra ...string) *servicetest.Process {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	file := filepath.Join(c.dir, name+".yaml")
-	if err := os.WriteFile(file, overlay, 0o600); err != nil {
-		c.t.Fatal(err)
-	}
+	file := servicetest.File(c.t, filepath.Join(c.dir, name+".yaml"), string(overlay))
 	args := append([]string{
 		"-config", filepath.Join(root, "compose/config", name+".yaml"),
 		"-config", filepath.Join(root, "compose/config/loopback", name+".yaml"),
@@ -237,4 +234,13 @@ func (c *chain) noneLost(s session) {
 	if s.Lost != 0 || s.Generated == 0 {
 		c.t.Errorf("%+v: want messages, and none lost", s)
 	}
+}
+
+func readFile(t *testing.T, c *chain, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(c.dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
 }

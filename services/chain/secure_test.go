@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/tls"
-	"crypto/x509"
 	"database/sql"
 	"io"
 	"log"
@@ -95,7 +94,7 @@ func (s *secured) path(name string) string { return filepath.Join(s.files, name)
 
 func (s *secured) secret(name, text string) {
 	s.t.Helper()
-	writeFile(s.t, s.path(name), text+"\n")
+	servicetest.File(s.t, s.path(name), text+"\n")
 }
 
 func copyFile(t *testing.T, from, to string) {
@@ -104,24 +103,18 @@ func copyFile(t *testing.T, from, to string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, to, string(text))
+	servicetest.File(t, to, string(text))
 }
 
 // proxy returns the address of a proxy that adds TLS and the token.
 func (s *secured) proxy(address string) string {
-	text, err := os.ReadFile(s.ca.File)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(text)
 	server := httptest.NewServer(&httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
 			r.SetURL(&url.URL{Scheme: "https", Host: address})
 			token, _ := os.ReadFile(s.path("token")) // an error shows as 401
 			r.Out.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 		},
-		Transport:    &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: pool}},
+		Transport:    &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: s.ca.Pool()}},
 		ErrorLog:     log.New(io.Discard, "", 0),                                                      // of services that do not listen yet
 		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }, // no answer, as from the service
 	})
@@ -133,13 +126,7 @@ func (s *secured) proxy(address string) string {
 // those ACLs that docs/security.md lists.
 func (s *secured) permit(superuser string) {
 	s.t.Helper()
-	text, err := os.ReadFile(s.ca.File)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(text)
-	s.chain.brokers = &kafka.Transport{TLS: &tls.Config{RootCAs: pool}, SASL: plain.Mechanism{Username: "broker", Password: superuser}}
+	s.chain.brokers = &kafka.Transport{TLS: &tls.Config{RootCAs: s.ca.Pool()}, SASL: plain.Mechanism{Username: "broker", Password: superuser}}
 	admin, ctx := s.admin(), s.t.Context()
 
 	users := &kafka.AlterUserScramCredentialsRequest{}
@@ -147,6 +134,7 @@ func (s *secured) permit(superuser string) {
 		password, salt := rand.Text(), []byte(rand.Text())
 		s.secret(name+".password", password)
 		var salted []byte
+		var err error
 		if mechanism == kafka.ScramMechanismSha512 {
 			salted, err = pbkdf2.Key(sha512.New, password, salt, 4096, sha512.Size)
 		} else {

@@ -26,7 +26,7 @@ func nginx(t *testing.T) (answers, files, small, tls string) {
 		t.Fatalf("openssl: %v\n%s", err, out)
 	}
 	answers, files, small, tls = servertest.FreeAddress(t), servertest.FreeAddress(t), servertest.FreeAddress(t), servertest.FreeAddress(t)
-	writeFile(t, filepath.Join(dir, "nginx.conf"), fmt.Sprintf(`
+	servicetest.File(t, filepath.Join(dir, "nginx.conf"), fmt.Sprintf(`
 user root; # the files are in a directory that only the test's user may read
 daemon off;
 pid %[1]s/pid;
@@ -41,7 +41,7 @@ http {
 	server { listen %[5]s ssl; ssl_certificate %[1]s/certificate; ssl_certificate_key %[1]s/key; }
 }
 `, dir, answers, files, small, tls))
-	writeFile(t, filepath.Join(dir, "store"), "a file is not what to post to")
+	servicetest.File(t, filepath.Join(dir, "store"), "a file is not what to post to")
 	cmd := exec.Command("nginx", "-p", dir, "-c", filepath.Join(dir, "nginx.conf"))
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

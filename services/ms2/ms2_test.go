@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/gorilla/websocket"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 
@@ -203,15 +202,6 @@ func TestMessagesReachTheTopic(t *testing.T) {
 func TestPathsThatAreOnlyRead(t *testing.T) {
 	t.Parallel()
 	start(t, topictest.Config(t)).ReadOnlyPaths()
-}
-
-func TestNewNeedsItsAddress(t *testing.T) {
-	t.Parallel()
-	c := Defaults()
-	c.Listen = servicetest.Taken(t)
-	if _, err := New(c, zerolog.Nop(), &telemetry.Telemetry{Metrics: prometheus.NewRegistry()}); err == nil || !strings.Contains(err.Error(), "listen for MS1") {
-		t.Errorf("got %v", err)
-	}
 }
 
 func TestValidate(t *testing.T) {

@@ -3,7 +3,6 @@ package ms3
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,37 +10,25 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
-// childVariable makes this binary the program itself, so that a test can kill
-// it.
-const childVariable = "TRICYCLE_TEST_CHILD"
-
-func TestMain(m *testing.M) {
-	if os.Getenv(childVariable) != "" {
-		os.Exit(program.Main(context.Background(), Program(), os.Args[1:], os.Stdout, os.Stderr))
-	}
-	servicetest.Main(m, openapitest.Complete("ms3"))
-}
+func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms3")) }
 
 // ms1 replaces MS1: it records posted messages and gives the answers of the test.
 type ms1 struct {
@@ -330,19 +317,6 @@ func TestDuplicateRecordsAreAllPosted(t *testing.T) {
 	source.commits(3)
 	if n := len(store.posted(ms[0].Key())); n != 3 {
 		t.Errorf("posted %d times, expected 3", n)
-	}
-}
-
-func TestNewNeedsItsAddress(t *testing.T) {
-	t.Parallel()
-	c := Defaults()
-	c.Listen = servicetest.Taken(t)
-	if _, err := New(c, zerolog.Nop(), &telemetry.Telemetry{Metrics: prometheus.NewRegistry()}); err == nil || !strings.Contains(err.Error(), "listen for health checks") {
-		t.Errorf("found %v", err)
-	}
-	c.MS1.URL = "://"
-	if _, err := New(c, zerolog.Nop(), nil); err == nil || !strings.Contains(err.Error(), "ms1.url") {
-		t.Errorf("found %v", err)
 	}
 }
 

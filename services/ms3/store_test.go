@@ -8,8 +8,6 @@ import (
 	"log"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -338,10 +336,7 @@ func TestTLSOnOneSide(t *testing.T) {
 // A 401 is a wrong configuration: nothing is consumed until the token is right.
 func TestTokenThatMS1Refuses(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(file, []byte("wrong\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file := servicetest.File(t, "token", "wrong\n")
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/healthz" {
 			return
@@ -364,9 +359,7 @@ func TestTokenThatMS1Refuses(t *testing.T) {
 	if err := s.ready(t.Context()); err == nil || err.Error() != want {
 		t.Errorf("got %v, want %q", err, want)
 	}
-	if err := os.WriteFile(file, []byte("right\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.File(t, file, "right\n")
 	servicetest.Eventually(t, 20*time.Second, "the right token is read", func() bool {
 		answers, err := s.post(t.Context(), nil)
 		return err == nil && answers[0].stored && s.ready(t.Context()) == nil

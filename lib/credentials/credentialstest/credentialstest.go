@@ -47,6 +47,13 @@ func New(t testing.TB) *Authority {
 	return a
 }
 
+// Pool returns the CA's certificate for a client.
+func (a *Authority) Pool() *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AddCert(a.certificate)
+	return pool
+}
+
 // Issue writes a certificate for the hosts, names or IP addresses, that is valid
 // for an hour. It is for servers and clients.
 func (a *Authority) Issue(hosts ...string) credentials.Pair {

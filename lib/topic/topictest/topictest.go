@@ -6,10 +6,13 @@ package topictest
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -160,41 +163,40 @@ func Port(t testing.TB, address string) int {
 	return n
 }
 
-// Run runs a client of the brokers until the test ends, and returns it when the
-// brokers answer.
-func Run(t testing.TB, l *topic.Cluster) {
+// Start runs a client of the brokers until the test ends or stops it.
+func Start(t testing.TB, l *topic.Cluster) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
-	t.Cleanup(func() {
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("cluster: %v", err)
 		}
 	})
-	servicetest.Eventually(t, 30*time.Second, "kafka answers", func() bool { return l.Ready(ctx) == nil })
+	t.Cleanup(stop)
+	return stop
 }
 
-// RemoveMembers removes all members of a consumer group.
-func RemoveMembers(t testing.TB, l *topic.Cluster, group string) {
+// Run runs a client of the brokers until the test ends, and returns when the
+// brokers answer.
+func Run(t testing.TB, l *topic.Cluster) {
 	t.Helper()
-	described, err := l.Client().DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{group}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	request := &kafka.LeaveGroupRequest{GroupID: group}
-	for _, g := range described.Groups {
-		for _, m := range g.Members {
-			request.Members = append(request.Members, kafka.LeaveGroupRequestMember{ID: m.MemberID})
-		}
-	}
-	if len(request.Members) == 0 { // timed out already, and kafka-go would panic
-		return
-	}
-	if _, err := l.Client().LeaveGroup(t.Context(), request); err != nil {
-		t.Fatal(err)
-	}
+	Start(t, l)
+	Ready(t, l)
+}
+
+// Ready waits until the brokers answer a client.
+func Ready(t testing.TB, l *topic.Cluster) {
+	t.Helper()
+	servicetest.Eventually(t, time.Minute, "kafka answers", func() bool { return l.Ready(t.Context()) == nil })
+}
+
+// Unready waits until a client reports the reason why it is not ready.
+func Unready(t testing.TB, l *topic.Cluster, want string) {
+	t.Helper()
+	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(l.Ready(t.Context())), want) })
 }
 
 // Read returns the first n records of a topic, as they come.
