@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 	"go.opentelemetry.io/otel/attribute"
 	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
@@ -29,13 +30,15 @@ const (
 )
 
 // permanent are the errors of the dead-letter topic that waiting does not cure.
-var permanent = []kafka.Error{
+var permanent = []error{
 	kafka.MessageSizeTooLarge, kafka.RecordListTooLarge, kafka.InvalidTopic, kafka.PolicyViolation, kafka.UnknownTopicOrPartition,
 	kafka.TopicAuthorizationFailed, kafka.ClusterAuthorizationFailed, kafka.UnsupportedForMessageFormat,
+	kafka.InvalidTimestamp, kafka.InvalidRecord, // by the producer's clock; a compacted topic admits no record without a key
+	protocol.ErrNoPartition, // of kafka-go: no such topic, or a secret one
 }
 
 func isPermanent(err error) bool {
-	return slices.ContainsFunc(permanent, func(p kafka.Error) bool { return errors.Is(err, p) })
+	return slices.ContainsFunc(permanent, func(p error) bool { return errors.Is(err, p) })
 }
 
 var processes = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindConsumer)}

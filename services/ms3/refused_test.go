@@ -147,12 +147,25 @@ func TestDeadLetterThatIsTooLargeGoesWithoutItsText(t *testing.T) {
 
 func TestDeadLetterThatIsRefusedDoesNotBlock(t *testing.T) {
 	t.Parallel()
-	for _, refusal := range []*kerr.Error{kerr.TopicAuthorizationFailed, kerr.MessageTooLarge, kerr.PolicyViolation} {
-		t.Run(refusal.Message, func(t *testing.T) {
+	cases := map[string]kfake.Fault{
+		// Nor may it be created.
+		"there is no topic": {Keys: []kmsg.Key{kmsg.CreateTopics}, Err: kerr.TopicAuthorizationFailed},
+		"it is secret":      {Keys: []kmsg.Key{kmsg.Metadata}, Err: kerr.TopicAuthorizationFailed},
+	}
+	for _, refusal := range []*kerr.Error{kerr.TopicAuthorizationFailed, kerr.MessageTooLarge, kerr.PolicyViolation, kerr.InvalidTimestamp, kerr.InvalidRecord} {
+		cases[refusal.Message] = kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: refusal}
+	}
+	for name, fault := range cases {
+		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
-			k, store, source := neighbours(t, topictest.For(t, address))
-			cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Err: refusal, Count: -1})
+			k := topictest.For(t, address)
+			if err := cluster.CreateTopic(k.Topic, 4, nil); err != nil {
+				t.Fatal(err)
+			}
+			fault.Topic, fault.Count = k.DeadLetterTopic, -1
+			cluster.Fault(fault)
+			k, store, source := neighbours(t, k)
 			r := start(t, k, store.URL, func(s *Service) { s.consumer.refused.Most = retryFirst })
 			_, records := messages(2)
 			records[0].Value = []byte("malformed")
