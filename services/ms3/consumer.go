@@ -1,9 +1,11 @@
 package ms3
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +26,7 @@ const (
 	commitInterval = 100 * time.Millisecond
 	commitTime     = 500 * time.Millisecond
 	graceTime      = 2 * time.Second // for requests in flight at shutdown
+	refusedTime    = 3 * time.Second // for which readiness remembers a failed fetch; the reader repeats it each second
 )
 
 // consumer is a member of the consumer group.
@@ -52,6 +55,13 @@ type consumer struct {
 	work    sync.WaitGroup // records being processed
 	waiting atomic.Bool    // for the reader, not for room
 	health  atomic.Pointer[error]
+	failed  atomic.Pointer[failure] // the last fetch; nil if it succeeded
+}
+
+// failure is the error of a fetch.
+type failure struct {
+	at  time.Time
+	err error
 }
 
 func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telemetry.Telemetry, log zerolog.Logger) *consumer {
@@ -78,12 +88,13 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 func (c *consumer) setReady(err error) { c.health.Store(&err) }
 
 // ready returns nil if at the last check this consumer was a member of the
-// group and the group had all partitions.
+// group, the group had all partitions, and the last fetch did not fail.
 func (c *consumer) ready(ctx context.Context) error {
-	if err := c.cluster.Ready(ctx); err != nil {
-		return err
+	var refused error
+	if f := c.failed.Load(); f != nil && time.Since(f.at) < refusedTime {
+		refused = f.err
 	}
-	return *c.health.Load()
+	return cmp.Or(c.cluster.Ready(ctx), *c.health.Load(), refused)
 }
 
 // run consumes until ctx is cancelled.
@@ -143,11 +154,14 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			var reply kafka.Error
 			joining := errors.As(err, &reply) && reply.Temporary() && time.Since(began) < 10*time.Second
 			if ctx.Err() == nil && !joining {
+				err = fmt.Errorf("fetch from %s: %w", c.config.Kafka.Topic, err)
+				c.failed.Store(&failure{time.Now(), err})
 				c.kafkaLog.Warn().Err(err).Msg("fetch failed")
 			}
 			retry.Pause(ctx, commitInterval)
 			continue
 		}
+		c.failed.Store(nil)
 		f, err := c.offsets.fetch(ctx, m.Partition, m.Offset, 1+size(m)/message.MaxBytes)
 		if err != nil {
 			return // not processed and not committed: it will be fetched again

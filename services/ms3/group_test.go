@@ -2,7 +2,9 @@ package ms3
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -122,6 +124,21 @@ func TestStalledReaderIsReopened(t *testing.T) {
 			r.joined(t)
 		})
 	}
+}
+
+// A member of a complete group, whom the broker lets read nothing.
+func TestRefusedFetchesAreNotReady(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	k, store := topictest.For(t, address), newMS1(t)
+	r := start(t, k, store.URL)
+	r.joined(t)
+	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Fetch}, Topic: k.Topic, Err: kerr.TopicAuthorizationFailed, Count: -1})
+	want := "fetch from " + k.Topic + ": [29] Topic Authorization Failed"
+	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
+	servicetest.Eventually(t, time.Minute, "it is logged", func() bool { return r.Log.Has(want) })
+	fault.Remove()
+	r.joined(t)
 }
 
 func TestASpareMemberIsHealthy(t *testing.T) {
