@@ -36,6 +36,7 @@ const (
 	uncompressed    = "uncompressed"
 	timestampType   = "message.timestamp.type"
 	appendTime      = "LogAppendTime"
+	cleanupPolicy   = "cleanup.policy"
 )
 
 // Limits returns the settings of a topic that exclude decompression bombs: the
@@ -149,6 +150,7 @@ func (c Config) topics() []kafka.TopicConfig {
 		// By the clock of the producer, the broker refuses records from an hour
 		// ahead and deletes those from before the retention time.
 		{ConfigName: timestampType, ConfigValue: appendTime},
+		{ConfigName: cleanupPolicy, ConfigValue: "delete"}, // the broker's default may be another
 	}
 	for name, value := range Limits() {
 		entries = append(entries, kafka.ConfigEntry{ConfigName: name, ConfigValue: value})

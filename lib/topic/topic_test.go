@@ -91,7 +91,9 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 		}
 		found := map[string]string{}
 		for _, e := range resp.Resources[0].ConfigEntries {
-			found[e.ConfigName] = e.ConfigValue
+			if e.ConfigSource == 1 { // the topic, not the broker
+				found[e.ConfigName] = e.ConfigValue
+			}
 		}
 		if found["retention.ms"] != "7200000" || found["retention.bytes"] != "5242880" {
 			t.Errorf("%s: got retention of %s ms and %s bytes", name, found["retention.ms"], found["retention.bytes"])
@@ -99,8 +101,8 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 		if found["compression.type"] != "uncompressed" || found["max.message.bytes"] != "1048588" {
 			t.Errorf("%s: got %s records of at most %s bytes, want a topic that excludes decompression bombs", name, found["compression.type"], found["max.message.bytes"])
 		}
-		if found["message.timestamp.type"] != "LogAppendTime" {
-			t.Errorf("%s: got %s, want the clock of the broker", name, found["message.timestamp.type"])
+		if found["message.timestamp.type"] != "LogAppendTime" || found["cleanup.policy"] != "delete" {
+			t.Errorf("%s: got %s and %s, want the clock of the broker and no compaction", name, found["message.timestamp.type"], found["cleanup.policy"])
 		}
 		for _, wrong := range []time.Duration{-10_000 * time.Hour, 10_000 * time.Hour} {
 			resp, err := first.Client().Produce(t.Context(), &kafka.ProduceRequest{Topic: name, Partition: 1, RequiredAcks: kafka.RequireAll,
@@ -161,27 +163,35 @@ func TestProduceWaitsForEveryReplica(t *testing.T) {
 
 func TestSettingsOfTheTopic(t *testing.T) {
 	t.Parallel()
-	t.Run("one message is too large", func(t *testing.T) {
-		c := topictest.Config(t)
-		topictest.Create(t, c, "max.message.bytes", "100", "compression.type", "uncompressed")
-		var log servicetest.Console
-		l := topic.NewCluster(c, "test", zerolog.New(&log))
-		topictest.Start(t, l)
-		want := c.Topic + ": max.message.bytes: must be at least 512, got 100"
-		topictest.Unready(t, l, want)
-		servicetest.Eventually(t, time.Minute, "logged", func() bool { return strings.Contains(log.String(), want) })
-		resp, err := l.Client().AlterConfigs(t.Context(), &kafka.AlterConfigsRequest{Resources: []kafka.AlterConfigRequestResource{{
-			ResourceType: kafka.ResourceTypeTopic, ResourceName: c.Topic, Configs: []kafka.AlterConfigRequestConfig{{Name: "max.message.bytes", Value: "512"}},
-		}}})
-		if err == nil {
-			for _, err = range resp.Errors {
+	for name, c := range map[string]struct{ setting, wrong, want, right string }{
+		"one message is too large": {"max.message.bytes", "100", "must be at least 512, got 100", "512"},
+		"compacted":                {"cleanup.policy", "compact,delete", "must be delete since its creation, got compact,delete", "delete"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := topictest.Config(t)
+			topictest.Create(t, k, c.setting, c.wrong)
+			var log servicetest.Console
+			l := topic.NewCluster(k, "test", zerolog.New(&log))
+			topictest.Start(t, l)
+			want := k.Topic + ": " + c.setting + ": " + c.want
+			topictest.Unready(t, l, want)
+			servicetest.Eventually(t, time.Minute, "logged", func() bool { return strings.Contains(log.String(), want) })
+			if l.Partitions() != 0 {
+				t.Error("the topic can be used")
 			}
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		topictest.Ready(t, l)
-	})
+			resp, err := l.Client().AlterConfigs(t.Context(), &kafka.AlterConfigsRequest{Resources: []kafka.AlterConfigRequestResource{{
+				ResourceType: kafka.ResourceTypeTopic, ResourceName: k.Topic, Configs: []kafka.AlterConfigRequestConfig{{Name: c.setting, Value: c.right}},
+			}}})
+			if err == nil {
+				for _, err = range resp.Errors {
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			topictest.Ready(t, l)
+		})
+	}
 	t.Run("bombs are admitted", func(t *testing.T) {
 		c := topictest.Config(t)
 		topictest.Create(t, c, "max.message.bytes", "2000000", "compression.type", "producer")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -13,7 +14,7 @@ import (
 // examineInterval is the time between two checks of the topics' settings.
 const examineInterval = 30 * time.Second
 
-// errSetting is the error of a topic that admits no message.
+// errSetting is the error of a topic that cannot be used.
 var errSetting = errors.New("topic")
 
 // create creates topics. It returns an error, because new topics have no leaders
@@ -48,8 +49,8 @@ func (c *Cluster) create(ctx context.Context, missing []kafka.TopicConfig) error
 	return fmt.Errorf("topics just created: %w", kafka.LeaderNotAvailable)
 }
 
-// examine checks the settings of the topics. It returns an error if they admit
-// no message, and logs a warning if they admit decompression bombs.
+// examine checks the settings of the topics. It returns an error if messages
+// cannot be in them, and logs a warning if they admit decompression bombs.
 func (c *Cluster) examine(ctx context.Context, client *kafka.Client) error {
 	if time.Since(c.examined) < examineInterval {
 		return nil
@@ -57,7 +58,7 @@ func (c *Cluster) examine(ctx context.Context, client *kafka.Client) error {
 	var resources []kafka.DescribeConfigRequestResource
 	for _, name := range []string{c.config.Topic, c.config.DeadLetterTopic} {
 		resources = append(resources, kafka.DescribeConfigRequestResource{
-			ResourceType: kafka.ResourceTypeTopic, ResourceName: name, ConfigNames: []string{maxMessageBytes, compressionType},
+			ResourceType: kafka.ResourceTypeTopic, ResourceName: name, ConfigNames: []string{cleanupPolicy, maxMessageBytes, compressionType},
 		})
 	}
 	resp, err := client.DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: resources})
@@ -72,6 +73,10 @@ func (c *Cluster) examine(ctx context.Context, client *kafka.Client) error {
 		for _, e := range r.ConfigEntries {
 			n, _ := strconv.Atoi(e.ConfigValue)
 			switch {
+			case e.ConfigName == cleanupPolicy && strings.Contains(e.ConfigValue, "compact") && r.ResourceName == c.config.Topic:
+				// It keeps messages indefinitely, as their keys differ. kafka-go panics at
+				// the empty batches that compaction leaves of an idempotent producer.
+				return fmt.Errorf("%w %s: %s: must be delete since its creation, got %s", errSetting, r.ResourceName, cleanupPolicy, e.ConfigValue)
 			case e.ConfigName == maxMessageBytes && n < MessageBytes && r.ResourceName == c.config.Topic:
 				return fmt.Errorf("%w %s: %s: must be at least %d, got %d", errSetting, r.ResourceName, maxMessageBytes, MessageBytes, n)
 			case e.ConfigName == maxMessageBytes && n > maxRecordBytes, e.ConfigName == compressionType && e.ConfigValue != uncompressed:
