@@ -54,7 +54,7 @@ func newHopMeter() (*hopMeter, error) {
 	for _, s := range []*timeSketch{&m.toMS2, &m.toMS3, &m.toMS1, &m.round, &m.commit} {
 		sketch, err := ddsketch.NewDefaultDDSketch(sketchAccuracy)
 		if err != nil {
-			return nil, fmt.Errorf("making a sketch of hop times: %w", err)
+			return nil, fmt.Errorf("create sketch of hop times: %w", err)
 		}
 		s.sketch, s.max = sketch, math.Inf(-1)
 	}

@@ -40,7 +40,7 @@ func MariaDB(t testing.TB) Server {
 	}
 	t.Cleanup(func() {
 		if _, err := admin.Exec("DROP DATABASE " + name); err != nil {
-			t.Errorf("dropping the test's database: %v", err)
+			t.Errorf("drop the test's database: %v", err)
 		}
 	})
 	password := servicetest.File(t, "password", c.Passwd+"\n")
