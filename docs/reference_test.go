@@ -55,14 +55,14 @@ func sqliteColumns(t *testing.T) []string {
 // migrate runs a store until its tables exist.
 func migrate(t *testing.T, store interface {
 	Run(ctx context.Context) error
-	LastSession(ctx context.Context) (ms1.Session, error)
+	Session(ctx context.Context, id int64) (ms1.Session, error)
 }) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- store.Run(ctx) }()
-	if _, err := store.LastSession(ctx); !errors.Is(err, ms1.ErrNoSession) { // waits for the tables
-		t.Errorf("last session: got %v, want %v", err, ms1.ErrNoSession)
+	if _, err := store.Session(ctx, 1); !errors.Is(err, ms1.ErrNoSession) { // waits for the tables
+		t.Errorf("session: got %v, want %v", err, ms1.ErrNoSession)
 	}
 	cancel()
 	if err := <-done; err != nil {

@@ -3,8 +3,10 @@
 package lib
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
+	"go/types"
 	"io/fs"
 	"os"
 	"path"
@@ -84,6 +86,38 @@ func TestImports(t *testing.T) {
 			case strings.HasPrefix(from, "services/") && from != to && !slices.Contains(wiring, from):
 				t.Errorf("%s imports %s: a service must not know another", name, imported)
 			}
+		}
+	}
+}
+
+// A type that does more is hard to keep in mind.
+const mostMethods = 15
+
+func TestTypesHaveFewMethods(t *testing.T) {
+	tree := tree(t)
+	methods := map[string]int{}
+	for _, name := range goFiles(t, tree) {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		text, err := fs.ReadFile(tree, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, text, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil {
+				receiver := strings.TrimPrefix(types.ExprString(f.Recv.List[0].Type), "*")
+				methods[path.Dir(name)+"."+receiver]++
+			}
+		}
+	}
+	for name, n := range methods {
+		if n > mostMethods {
+			t.Errorf("%s has %d methods, want at most %d", name, n, mostMethods)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func (t *trio) attend(ctx context.Context) error {
 		return t.once(ctx, service, url)
 	}
 	t.screen.print("MS1 listens on %s\n\nThe page: %[1]s/\n\n  curl %[1]s/start\n  curl '%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[1]s/stop\n", url)
-	t.say("The rows", t.rows(0))
+	t.screen.say("The rows", t.rows(0))
 	if t.config.Open {
 		if err := openPage(ctx, url+"/"); err != nil {
 			t.screen.print("The page was not opened: %v", err)
@@ -163,8 +163,8 @@ func (t *trio) summarise(s ms1.Summary) error {
 		}
 	}
 	t.screen.print("")
-	t.say("The rows", t.rows(s.ID))
-	t.say("The log", filepath.Join(t.config.Data, "ms1.log"))
+	t.screen.say("The rows", t.rows(s.ID))
+	t.screen.say("The log", filepath.Join(t.config.Data, "ms1.log"))
 	if s.Error != "" {
 		return fmt.Errorf("session %d: %s", s.ID, s.Error)
 	}
@@ -173,8 +173,6 @@ func (t *trio) summarise(s ms1.Summary) error {
 	}
 	return nil
 }
-
-func (t *trio) say(what, where string) { t.screen.print("%-9s %s", what+":", where) }
 
 // rows returns a command that shows rows of a session, 0 for the last one.
 func (t *trio) rows(sessionID int64) string {

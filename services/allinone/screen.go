@@ -46,6 +46,8 @@ func (s *screen) print(format string, args ...any) {
 	_, _ = fmt.Fprintf(s, format+"\n", args...)
 }
 
+func (s *screen) say(what, where string) { s.print("%-9s %s", what+":", where) }
+
 // progress shows the progress of a session, for the last time if last is set.
 func (s *screen) progress(now ms1.Summary, inFlight int, last bool) {
 	seconds := *now.TotalSeconds

@@ -41,12 +41,12 @@ func (s *Service) handler(token *credentials.Token, checks []httpserver.Check) h
 		"/stop":          {http.MethodGet: guarded("/stop", s.stop)},
 		"/store":         {http.MethodPost: guarded("/store", s.store)},
 		"/status":        httpserver.ReadOnly(s.status),
-		"/events":        httpserver.ReadOnly(s.listen),
-		"/sessions":      httpserver.ReadOnly(s.sessions),
-		"/sessions/{id}": httpserver.ReadOnly(s.session),
+		"/events":        httpserver.ReadOnly(s.events.serve),
+		"/sessions":      httpserver.ReadOnly(s.history.sessions),
+		"/sessions/{id}": httpserver.ReadOnly(s.history.session),
 
-		"/sessions/{id}/hops":     httpserver.ReadOnly(s.hops),
-		"/sessions/{id}/messages": httpserver.ReadOnly(s.messages),
+		"/sessions/{id}/hops":     httpserver.ReadOnly(s.history.hops),
+		"/sessions/{id}/messages": httpserver.ReadOnly(s.history.messages),
 	})
 	return routes.Handler(append([]string{s.config.Listen}, s.config.AllowedHosts...)...)
 }
@@ -172,7 +172,7 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 		if several {
 			problem.Type = "" // it is no problem of a message
 		}
-		s.count(problem.Status)
+		s.engine.meters.count(problem.Status)
 		problem.Write(w)
 		return
 	}
@@ -190,7 +190,7 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	}
 	lines := bytes.Split(bytes.TrimSuffix(body, []byte("\n")), []byte("\n"))
 	if len(lines) > maxLines {
-		s.count(http.StatusRequestEntityTooLarge)
+		s.engine.meters.count(http.StatusRequestEntityTooLarge)
 		httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("body: must have at most %d lines, got %d", maxLines, len(lines))}.Write(w)
 		return
 	}
@@ -204,10 +204,6 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", httpserver.LinesType)
 	_, _ = text.WriteTo(w) // a client that left needs no answer
-}
-
-func (s *Service) count(status int) {
-	s.engine.meters.requests.WithLabelValues(strconv.Itoa(status)).Inc()
 }
 
 // storeAnswer is the answer to one message.
@@ -262,7 +258,7 @@ func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
 			s.engine.meters.answered.Inc()
 			continue
 		}
-		s.count(v.problem.Status)
+		s.engine.meters.count(v.problem.Status)
 		s.log.Debug().Stringer("trace_id", span.SpanContext().TraceID()).Int("status", v.problem.Status).Str("detail", v.problem.Detail).Msg("message refused")
 	}
 	return answers
@@ -305,25 +301,4 @@ func decode(body []byte) (message.Message, *httpserver.Problem) {
 
 func (s *Service) status(w http.ResponseWriter, r *http.Request) {
 	httpserver.JSON(w, http.StatusOK, s.engine.status(r.Context()))
-}
-
-// maxNamed is the number of lost messages in an answer of /sessions/{id}.
-const maxNamed = 100
-
-func (s *Service) session(w http.ResponseWriter, r *http.Request) {
-	row, err := s.pathSession(r)
-	var named []LostMessage
-	if err == nil && row.EndReason != nil {
-		ctx, cancel := context.WithTimeout(r.Context(), beginTimeout)
-		defer cancel()
-		named, err = s.engine.store.LostMessages(ctx, row.ID, maxNamed)
-	}
-	if err != nil {
-		s.unread(w, r, err)
-		return
-	}
-	httpserver.JSON(w, http.StatusOK, struct {
-		Session
-		LostMessages []LostMessage `json:"lost_messages"`
-	}{row, append([]LostMessage{}, named...)})
 }

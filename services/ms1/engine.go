@@ -2,10 +2,8 @@ package ms1
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -72,19 +70,13 @@ type engine struct {
 	tel       *telemetry.Telemetry
 	meters    *meters
 
+	sender    sender
 	committer *committer
 	runners   sync.WaitGroup
 	running   context.Context // ends when the program stops
 	quit      func()          // ends it
 	quitAt    time.Time       // when that was; set before
-	outboxed  chan struct{}   // something to send, or a connection to send it on
 	late      chan struct{}   // has a token for each lookup of a late message
-
-	writing sync.Mutex    // held by the goroutine that writes to the transport
-	broken  atomic.Uint64 // the connection that failed last
-	batch   []*entry      // being written
-	frames  [][]byte      // their encoding
-	encoded []byte        // the memory of frames
 
 	mu         sync.Mutex
 	starting   chan struct{} // closed when the current /start has its outcome
@@ -99,9 +91,9 @@ func newEngine(c InteractionConfig, store Store, t transport, now func() time.Ti
 	e := &engine{
 		config: c, store: store, transport: t, now: now, log: log, tel: tel,
 		committer: newCommitter(store, settled),
-		outboxed:  make(chan struct{}, 1),
 		late:      make(chan struct{}, maxLate),
 	}
+	e.sender = sender{engine: e, filled: make(chan struct{}, 1)}
 	e.running, e.quit = context.WithCancel(context.Background())
 	e.meters = newMeters(tel.Metrics, e)
 	return e
@@ -113,7 +105,7 @@ func (e *engine) run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { e.committer.run(inner) })
-	wg.Go(func() { send(inner, e) })
+	wg.Go(func() { e.sender.run(inner) })
 	wg.Go(func() { e.recover(ctx) })
 
 	<-ctx.Done()
@@ -158,14 +150,14 @@ func (e *engine) recoverOnce(ctx context.Context) error {
 	if err := e.closeInterrupted(ctx); err != nil {
 		return err
 	}
-	last, err := e.store.LastSession(ctx)
-	if err != nil && !errors.Is(err, ErrNoSession) {
+	last, err := e.store.Sessions(ctx, 0, 1)
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err == nil {
-		e.current, e.newest = &runner{engine: e, row: last, state: Idle, recorded: true}, last.ID
+	for _, row := range last {
+		e.current, e.newest = &runner{engine: e, row: row, state: Idle, recorded: true}, row.ID
 	}
 	e.recovered = true
 	return nil
@@ -240,7 +232,7 @@ func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accep
 	if err != nil {
 		return 0, err
 	}
-	return s.row.ID, nil
+	return s.ledger.sessionID, nil
 }
 
 func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*runner, error) {
@@ -277,7 +269,7 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*run
 		stop:     make(chan EndReason, 1),
 		ended:    make(chan struct{}),
 	}
-	s.ledger.hops, s.ledger.meters, s.ledger.outboxed = meter, e.meters, e.outboxed
+	s.ledger.hops, s.ledger.meters, s.ledger.filled = meter, e.meters, e.sender.filled
 	s.ledger.newSpan = func(m message.Message) trace.Span {
 		_, span := e.tel.StartRoot(context.Background(), m.Key(), "round", producer...)
 		if span.IsRecording() {
@@ -286,6 +278,17 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*run
 		return span
 	}
 	return s, nil
+}
+
+// ledger returns that of the current session, or of the last one if this process
+// ran it, else nil.
+func (e *engine) ledger() *ledger {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.current == nil {
+		return nil
+	}
+	return e.current.ledger
 }
 
 // connected resends the messages in flight on earlier connections.

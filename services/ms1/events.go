@@ -155,16 +155,13 @@ func (e *events) publish(v Event) {
 
 // event returns the status, and what has happened since the event before.
 func (e *events) event(ctx context.Context) Event {
-	e.engine.mu.Lock()
-	current := e.engine.current
-	e.engine.mu.Unlock()
+	now := sample{ledger: e.engine.ledger()}
 	v := Event{At: message.StampOf(e.now()), Status: e.engine.status(ctx), Checks: httpserver.States(httpserver.Probe(ctx, e.checks))}
-	now := sample{at: time.Now()}
-	if current != nil && current.ledger != nil {
-		now.ledger, now.account, now.hops = current.ledger, current.ledger.account(), current.ledger.hopsUntilNow()
-	}
-	if now.ledger != nil && now.ledger == e.last.ledger {
-		v.Recent = now.since(e.last)
+	if now.ledger != nil {
+		now.at, now.account, now.hops = time.Now(), now.ledger.account(), now.ledger.hopsUntilNow()
+		if now.ledger == e.last.ledger {
+			v.Recent = now.since(e.last)
+		}
 	}
 	e.last = now
 	return v
@@ -216,8 +213,8 @@ func (e *events) leave(l chan sent) {
 	e.remove(l)
 }
 
-// listen answers GET /events with Server-Sent Events.
-func (s *Service) listen(w http.ResponseWriter, r *http.Request) {
+// serve answers GET /events with Server-Sent Events.
+func (e *events) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	after := int64(-1)
 	if values, ok := r.Header["Last-Event-Id"]; ok {
@@ -228,34 +225,34 @@ func (s *Service) listen(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	missed, later, ok := s.events.listen(after)
+	missed, later, ok := e.listen(after)
 	if !ok {
 		w.Header().Set("Retry-After", "1")
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("at most %d listeners", maxListeners)}.Write(w)
 		return
 	}
-	defer s.events.leave(later)
+	defer e.leave(later)
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // a reverse proxy must pass events at once
 	if r.Method == http.MethodHead {
 		return
 	}
 	out := http.NewResponseController(w)
-	write := func(e sent) bool {
+	write := func(s sent) bool {
 		_ = out.SetWriteDeadline(time.Now().Add(httpserver.AnswerTimeout)) // an error comes back from the write
-		_, err := w.Write(e.text)
+		_, err := w.Write(s.text)
 		return err == nil && out.Flush() == nil
 	}
-	for _, e := range missed {
-		if !write(e) {
+	for _, s := range missed {
+		if !write(s) {
 			return
 		}
 	}
 	_ = out.Flush() // the head of the answer, without a missed event
 	for {
 		select {
-		case e, ok := <-later:
-			if !ok || !write(e) {
+		case s, ok := <-later:
+			if !ok || !write(s) {
 				return
 			}
 		case <-r.Context().Done():

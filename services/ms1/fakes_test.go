@@ -193,16 +193,6 @@ func (s *memoryStore) Session(_ context.Context, id int64) (Session, error) {
 	return s.sessions[id-1], nil
 }
 
-func (s *memoryStore) LastSession(ctx context.Context) (Session, error) {
-	s.mu.Lock()
-	n := len(s.sessions)
-	s.mu.Unlock()
-	if n == 0 {
-		return Session{}, ErrNoSession
-	}
-	return s.Session(ctx, int64(n))
-}
-
 func (s *memoryStore) Sessions(_ context.Context, before int64, limit int) (page []Session, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -8,7 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
+	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/message"
 )
 
@@ -34,8 +37,9 @@ const (
 
 // history reads what is in the database.
 type history struct {
-	engine *engine
-	reads  chan struct{} // has a token for each read
+	engine    *engine
+	unreadLog zerolog.Logger // why a session was not read, at most one event a second
+	reads     chan struct{}  // has a token for each read
 
 	mu    sync.Mutex
 	known map[knownSession]*Distributions
@@ -46,7 +50,7 @@ type history struct {
 type knownSession struct{ id, stored int64 }
 
 func newHistory(e *engine) *history {
-	return &history{engine: e, reads: make(chan struct{}, maxReads), known: map[knownSession]*Distributions{}}
+	return &history{engine: e, unreadLog: logging.Limit(e.log), reads: make(chan struct{}, maxReads), known: map[knownSession]*Distributions{}}
 }
 
 // read returns a page of messages.
@@ -63,26 +67,26 @@ func (h *history) read(ctx context.Context, id int64, s Selection) ([]message.Me
 }
 
 // unread answers a request whose data could not be read.
-func (s *Service) unread(w http.ResponseWriter, r *http.Request, err error) {
+func (h *history) unread(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, ErrNoSession) {
 		httpserver.Problem{Status: http.StatusNotFound, Detail: fmt.Sprintf("no session %q", r.PathValue("id"))}.Write(w)
 		return
 	}
-	s.unreadLog.Warn().Err(err).Msg("session not read")
+	h.unreadLog.Warn().Err(err).Msg("session not read")
 	httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "database: not ready"}.Write(w)
 }
 
 // pathSession returns the session whose number is in the path.
-func (s *Service) pathSession(r *http.Request) (Session, error) {
+func (h *history) pathSession(r *http.Request) (Session, error) {
 	id, err := parseID(r.PathValue("id"))
 	if err != nil {
 		return Session{}, err
 	}
-	return s.engine.sessionRow(r.Context(), id)
+	return h.engine.sessionRow(r.Context(), id)
 }
 
 // sessions answers GET /sessions.
-func (s *Service) sessions(w http.ResponseWriter, r *http.Request) {
+func (h *history) sessions(w http.ResponseWriter, r *http.Request) {
 	before, limit := int64(0), pageSessions
 	if err := query(r, map[string]func(string) error{"before": whole(&before, 1<<63-1), "limit": whole(&limit, maxSessions)}); err != nil {
 		badRequest(w, err)
@@ -90,9 +94,9 @@ func (s *Service) sessions(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), beginTimeout)
 	defer cancel()
-	rows, err := s.engine.store.Sessions(ctx, before, limit+1)
+	rows, err := h.engine.store.Sessions(ctx, before, limit+1)
 	if err != nil {
-		s.unread(w, r, err)
+		h.unread(w, r, err)
 		return
 	}
 	answer := struct {
@@ -103,7 +107,7 @@ func (s *Service) sessions(w http.ResponseWriter, r *http.Request) {
 		if row.EndReason != nil {
 			continue
 		}
-		if now, err := s.engine.sessionRow(ctx, row.ID); err == nil {
+		if now, err := h.engine.sessionRow(ctx, row.ID); err == nil {
 			answer.Sessions[i] = now
 		}
 	}
@@ -113,15 +117,37 @@ func (s *Service) sessions(w http.ResponseWriter, r *http.Request) {
 	httpserver.JSON(w, http.StatusOK, answer)
 }
 
-// hops answers GET /sessions/{id}/hops.
-func (s *Service) hops(w http.ResponseWriter, r *http.Request) {
-	row, err := s.pathSession(r)
-	var found *Distributions
-	if err == nil {
-		found, err = s.history.distributions(r.Context(), row)
+// maxNamed is the number of lost messages in an answer of /sessions/{id}.
+const maxNamed = 100
+
+// session answers GET /sessions/{id}.
+func (h *history) session(w http.ResponseWriter, r *http.Request) {
+	row, err := h.pathSession(r)
+	var named []LostMessage
+	if err == nil && row.EndReason != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), beginTimeout)
+		defer cancel()
+		named, err = h.engine.store.LostMessages(ctx, row.ID, maxNamed)
 	}
 	if err != nil {
-		s.unread(w, r, err)
+		h.unread(w, r, err)
+		return
+	}
+	httpserver.JSON(w, http.StatusOK, struct {
+		Session
+		LostMessages []LostMessage `json:"lost_messages"`
+	}{row, append([]LostMessage{}, named...)})
+}
+
+// hops answers GET /sessions/{id}/hops.
+func (h *history) hops(w http.ResponseWriter, r *http.Request) {
+	row, err := h.pathSession(r)
+	var found *Distributions
+	if err == nil {
+		found, err = h.distributions(r.Context(), row)
+	}
+	if err != nil {
+		h.unread(w, r, err)
 		return
 	}
 	httpserver.JSON(w, http.StatusOK, map[string]any{"session_id": row.ID, "hops": found})
@@ -130,11 +156,8 @@ func (s *Service) hops(w http.ResponseWriter, r *http.Request) {
 // distributions returns those of a session, nil if it has no rows. Of the
 // current or last session of this process they are in memory.
 func (h *history) distributions(ctx context.Context, row Session) (*Distributions, error) {
-	h.engine.mu.Lock()
-	current := h.engine.current
-	h.engine.mu.Unlock()
-	if current != nil && current.row.ID == row.ID && current.ledger != nil {
-		return current.ledger.hopsUntilNow().distributions(), nil
+	if l := h.engine.ledger(); l != nil && l.sessionID == row.ID {
+		return l.hopsUntilNow().distributions(), nil
 	}
 	if row.Stored == nil { // another process has it open
 		return nil, nil
@@ -189,7 +212,7 @@ func (h *history) each(ctx context.Context, id int64, after message.Stamp, paged
 
 // messages answers GET /sessions/{id}/messages. CSV and lines without a limit
 // are streamed page by page.
-func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
+func (h *history) messages(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Vary", "Accept")
 	order, format, which := "sent", accepted(r), Selection{}
@@ -210,9 +233,9 @@ func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
 		badRequest(w, err)
 		return
 	}
-	row, err := s.pathSession(r)
+	row, err := h.pathSession(r)
 	if err != nil {
-		s.unread(w, r, err)
+		h.unread(w, r, err)
 		return
 	}
 	all := format != asJSON && !which.Slowest && which.Limit == 0
@@ -222,9 +245,9 @@ func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
 	if all {
 		which.Limit = pageRows
 	}
-	page, err := s.history.read(r.Context(), row.ID, which)
+	page, err := h.read(r.Context(), row.ID, which)
 	if err != nil {
-		s.unread(w, r, err)
+		h.unread(w, r, err)
 		return
 	}
 	w.Header().Set("Content-Type", mediaTypes[format])
@@ -239,7 +262,7 @@ func (s *Service) messages(w http.ResponseWriter, r *http.Request) {
 	}
 	err = out.flush()
 	if err == nil && all && len(page) == pageRows && r.Method != http.MethodHead {
-		err = s.history.each(r.Context(), row.ID, page[len(page)-1].Service1, out.flush, out.write)
+		err = h.each(r.Context(), row.ID, page[len(page)-1].Service1, out.flush, out.write)
 	}
 	if err != nil { // the client must notice that it does not have all
 		panic(http.ErrAbortHandler)

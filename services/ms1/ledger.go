@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -58,6 +59,14 @@ type entry struct {
 	reason  string    // why it is lost
 }
 
+// outbox is the messages that wait to be sent, in order.
+type outbox []*entry
+
+func (o *outbox) put(e *entry) {
+	e.state = queued
+	*o = append(*o, e)
+}
+
 // commit is one attempt to store the messages of a request, for all requests that
 // wait for one of them.
 type commit struct {
@@ -87,25 +96,25 @@ type ledger struct {
 	giveUpAfter time.Duration
 	newSpan     func(message.Message) trace.Span
 	meters      *meters
-	outboxed    chan struct{} // notified when there is something to send
-	changed     chan struct{} // notified when a slot is free or commits have ended
+	filled      chan struct{} // notified when there is something to send again
+	changed     chan struct{} // notified when commits have ended
 
 	mu         sync.Mutex
 	hops       *hopMeter
 	newest     message.Stamp // key
 	oldest     message.Stamp // no key is below it
+	slots      int           // in all
 	free       int           // slots
-	busy       int           // slots
 	commits    int           // running
 	entries    map[message.Stamp]*entry
-	outbox     []*entry
+	outbox     outbox
 	connection uint64 // the newest of the transport
 	completed  bool   // it takes no new message any more
 	closed     bool   // it waits for no message any more
 	generated  int64
 	stored     int64
 	resent     int64
-	duplicates int64
+	duplicates atomic.Int64 // answers 200 that added no row
 
 	lost      []*entry // the newest, oldest first; some may be stored since
 	forgotten int64    // lost messages without an entry
@@ -180,7 +189,7 @@ func (p *pace) passed(e *entry, resendAfter time.Duration, now time.Time) bool {
 
 func newLedger(sessionID int64, startedAt message.Stamp, slots int, c InteractionConfig) *ledger {
 	return &ledger{
-		sessionID: sessionID, newest: startedAt - 1, oldest: startedAt, free: slots,
+		sessionID: sessionID, newest: startedAt - 1, oldest: startedAt, slots: slots, free: slots,
 		resendAfter: time.Duration(c.ResendAfterSeconds) * time.Second,
 		giveUpAfter: time.Duration(c.GiveUpAfterSeconds) * time.Second,
 		changed:     make(chan struct{}, 1),
@@ -215,19 +224,11 @@ func (l *ledger) add(stamp message.Stamp, now time.Time) bool {
 	e := &entry{message: message.Message{SessionID: l.sessionID, Service1: l.newest}, created: now, wait: l.resendAfter}
 	e.span = l.newSpan(e.message)
 	l.free--
-	l.busy++
 	l.entries[l.newest] = e
 	l.generated++
 	l.meters.generated.Inc()
-	e.state = queued
-	l.outbox = append(l.outbox, e)
+	l.outbox.put(e)
 	return true
-}
-
-func (l *ledger) enqueue(e *entry) {
-	e.state = queued
-	l.outbox = append(l.outbox, e)
-	notify(l.outboxed)
 }
 
 // next takes the oldest messages of the outbox, at most maxFrames, if there is a
@@ -245,13 +246,6 @@ func (l *ledger) next(broken uint64, batch []*entry) (_ []*entry, connection uin
 	}
 	l.outbox = l.outbox[n:]
 	return batch, l.connection
-}
-
-// waits reports whether next would take a message.
-func (l *ledger) waits(broken uint64) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.outbox) > 0 && l.connection > broken
 }
 
 // written notes the outcome of a write. The state of a message that has returned
@@ -287,7 +281,8 @@ func (l *ledger) written(batch []*entry, connection uint64, err error, now time.
 		}
 		e.state = inFlight
 		if connection < l.connection {
-			l.enqueue(e) // the connection has been replaced since
+			l.outbox.put(e) // the connection has been replaced since
+			notify(l.filled)
 		}
 	}
 }
@@ -299,10 +294,10 @@ func (l *ledger) connected(connection uint64) {
 	l.connection = connection
 	for _, stamp := range slices.Sorted(maps.Keys(l.entries)) {
 		if e := l.entries[stamp]; e.state == inFlight {
-			l.enqueue(e)
+			l.outbox.put(e)
 		}
 	}
-	notify(l.outboxed)
+	notify(l.filled)
 }
 
 // arrive takes a returned message, whose commit is attempt unless another one is
@@ -313,8 +308,6 @@ func (l *ledger) arrive(stamp message.Stamp, attempt *commit, now time.Time) (ve
 	e := l.entries[stamp]
 	if e == nil {
 		if _, ok := l.recent.set[stamp]; ok {
-			l.duplicates++
-			l.meters.duplicates.Inc()
 			return verdictRepeat, nil, nil
 		}
 		if stamp < l.oldest || stamp > l.newest {
@@ -333,14 +326,6 @@ func (l *ledger) arrive(stamp message.Stamp, attempt *commit, now time.Time) (ve
 	e.state, e.commit, e.arrived = committing, attempt, now
 	l.commits++
 	return verdictStore, e, e.commit
-}
-
-// answered counts a repeat that the database or another request has stored.
-func (l *ledger) answered() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.duplicates++
-	l.meters.duplicates.Inc()
 }
 
 // recall recreates the entry of a lost message that is not remembered, if there
@@ -403,14 +388,8 @@ func (l *ledger) store(e *entry, m message.Message, now time.Time) {
 	l.meters.observe(m, hops, commit, e.span)
 	if !e.late {
 		e.span.End()
-		l.release()
+		l.free++
 	}
-}
-
-func (l *ledger) release() {
-	l.free++
-	l.busy--
-	notify(l.changed)
 }
 
 // lose gives a message up.
@@ -419,7 +398,7 @@ func (l *ledger) lose(e *entry, reason string) {
 	telemetry.Fail(e.span, "given_up", "given up: "+reason)
 	e.span.End()
 	e.late, e.reason = true, reason
-	l.release()
+	l.free++
 	l.remember(e)
 }
 
@@ -478,7 +457,8 @@ func (l *ledger) sweep(now time.Time, last bool) (gone []*entry) {
 	slices.SortFunc(gone, byKey)
 	slices.SortFunc(due, byKey)
 	for _, e := range due[:min(len(due), max(0, maxCopies-copies))] {
-		l.enqueue(e)
+		l.outbox.put(e)
+		notify(l.filled)
 	}
 	if len(gone) > 0 {
 		for _, e := range gone {
@@ -523,14 +503,13 @@ type account struct {
 	generated, stored, resent, duplicates int64
 	busy, commits                         int
 	newest                                message.Stamp
-	hops                                  *Hops
 }
 
 func (l *ledger) account() account {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return account{
-		generated: l.generated, stored: l.stored, resent: l.resent, duplicates: l.duplicates,
-		busy: l.busy, commits: l.commits, newest: l.newest, hops: l.hops.hops(),
+		generated: l.generated, stored: l.stored, resent: l.resent, duplicates: l.duplicates.Load(),
+		busy: l.slots - l.free, commits: l.commits, newest: l.newest,
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,7 +43,7 @@ func newBook(t testing.TB, slots int) *book {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.hops, b.meters, b.outboxed = hops, newMeters(prometheus.NewRegistry(), &engine{}), make(chan struct{}, 1)
+	b.hops, b.meters, b.filled = hops, newMeters(prometheus.NewRegistry(), &engine{}), make(chan struct{}, 1)
 	b.newSpan = func(message.Message) trace.Span {
 		b.spans = append(b.spans, &countedSpan{})
 		return b.spans[len(b.spans)-1]
@@ -109,8 +111,8 @@ func (b *book) consistent(t *testing.T) {
 	if b.generated != b.stored+gone+b.forgotten+int64(holders) {
 		t.Fatalf("generated %d, stored %d, lost %d+%d, in flight %d", b.generated, b.stored, gone, b.forgotten, holders)
 	}
-	if holders != b.busy || commits != b.commits {
-		t.Fatalf("%d hold slots of %d busy ones; %d commits, counted %d", holders, b.busy, commits, b.commits)
+	if holders != b.account().busy || commits != b.commits {
+		t.Fatalf("%d hold slots of %d busy ones; %d commits, counted %d", holders, b.account().busy, commits, b.commits)
 	}
 	ended := 0
 	for _, s := range b.spans {
@@ -286,8 +288,8 @@ func TestLedgerInAnyOrder(t *testing.T) {
 			b.settle(e, e.message, errDisk)
 		}
 		b.consistent(t)
-		if b.busy != 0 {
-			t.Fatalf("%d slots are busy after the end", b.busy)
+		if b.account().busy != 0 {
+			t.Fatalf("%d slots are busy after the end", b.account().busy)
 		}
 	}
 }
@@ -464,4 +466,37 @@ func TestLostMessagesAreBounded(t *testing.T) {
 		t.Errorf("stored %d with %d free slots, want 1 and 64", b.stored, b.free)
 	}
 	b.consistent(t)
+}
+
+// A message that is added while another goroutine ends its writing must not stay
+// in the outbox.
+func TestEveryMessageLeavesTheOutbox(t *testing.T) {
+	const rounds = 20_000
+	b := newBook(t, 2*rounds)
+	e := &engine{transport: &fakeTransport{number: 1}, current: &runner{ledger: b.ledger}}
+	e.sender.engine = e
+	send := func() {
+		b.ledger.add(firstStamp, b.now)
+		e.sender.flush()
+	}
+	var begun, done atomic.Int64 // rounds
+	go func() {
+		for round := range int64(rounds) {
+			for begun.Load() <= round {
+				runtime.Gosched()
+			}
+			send()
+			done.Add(1)
+		}
+	}()
+	for round := range int64(rounds) {
+		begun.Add(1)
+		send()
+		for done.Load() <= round {
+			runtime.Gosched()
+		}
+		if left := len(b.outbox); left != 0 {
+			t.Fatalf("%d messages are left in the outbox", left)
+		}
+	}
 }

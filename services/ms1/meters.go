@@ -1,6 +1,7 @@
 package ms1
 
 import (
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -55,14 +56,17 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 	create.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "tricycle_messages_under_way", Help: "Messages that were generated and neither stored nor given up.",
 	}, func() float64 {
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		if e.current == nil || e.current.ledger == nil {
-			return 0
+		if l := e.ledger(); l != nil {
+			return float64(l.account().busy)
 		}
-		return float64(e.current.ledger.account().busy)
+		return 0
 	})
 	return m
+}
+
+// count counts a refused message or request of /store.
+func (m *meters) count(status int) {
+	m.requests.WithLabelValues(strconv.Itoa(status)).Inc()
 }
 
 // observe counts the hops of a stored message and the time of its commit. A

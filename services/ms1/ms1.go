@@ -35,9 +35,8 @@ import (
 type Service struct {
 	config    Config
 	log       zerolog.Logger
-	refused   zerolog.Logger // requests that change nothing; these three write at most one a second
+	refused   zerolog.Logger // requests that change nothing; these two write at most one a second
 	unstarted zerolog.Logger // why a session was not started
-	unreadLog zerolog.Logger // why a session was not read
 	telemetry *telemetry.Telemetry
 	now       func() time.Time
 	engine    *engine
@@ -74,7 +73,7 @@ func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.
 	if err := errors.Join(err, c.MS2.CheckFiles("ms2")); err != nil {
 		return nil, err
 	}
-	s := &Service{config: c, log: log, refused: logging.Limit(log), unstarted: logging.Limit(log), unreadLog: logging.Limit(log), telemetry: tel, now: time.Now}
+	s := &Service{config: c, log: log, refused: logging.Limit(log), unstarted: logging.Limit(log), telemetry: tel, now: time.Now}
 	s.engine = newEngine(c.Interaction, store, t, s.now, log, tel)
 	checks = append(s.engine.checks(), checks...)
 	s.history, s.events = newHistory(s.engine), newEvents(s.engine, s.now, checks)

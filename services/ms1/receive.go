@@ -68,6 +68,15 @@ func receive(ctx context.Context, e *engine, arrivals ...*arrival) {
 		wait()
 	}
 	asking.Wait()
+	for _, a := range arrivals {
+		if a.outcome != OutcomeRepeat {
+			continue
+		}
+		e.meters.duplicates.Inc()
+		if r.of(a) {
+			r.session.ledger.duplicates.Add(1)
+		}
+	}
 }
 
 // receiver receives the messages of one request.
@@ -80,11 +89,16 @@ type receiver struct {
 	commit    *commit // of its messages
 }
 
+// of reports whether the session in progress is that of a message.
+func (r *receiver) of(a *arrival) bool {
+	return r.session != nil && r.session.ledger.sessionID == a.message.SessionID
+}
+
 // begin decides on a message, or returns what does: wait waits for a commit,
 // perhaps of the inserts that it returns; ask asks the database.
 func (r *receiver) begin(a *arrival) (in []insert, wait, ask func()) {
 	switch {
-	case r.session != nil && r.session.row.ID == a.message.SessionID:
+	case r.of(a):
 		if in, wait = r.claim(a, r.commit); wait == nil && a.outcome == "" {
 			return nil, nil, func() { r.ask(a) }
 		}
@@ -140,7 +154,6 @@ func (r *receiver) claim(a *arrival, attempt *commit) (in []insert, wait func())
 		case verdict == verdictStore:
 			a.outcome = OutcomeStored
 		default:
-			l.answered()
 			a.outcome = OutcomeRepeat
 		}
 	}
@@ -165,9 +178,6 @@ func settled(batch []insert, err error) {
 func (r *receiver) ask(a *arrival) {
 	l := r.session.ledger
 	a.is(storeLate(r.ctx, r.engine, a.message))
-	if a.outcome == OutcomeRepeat {
-		l.answered()
-	}
 	if a.err != nil || a.outcome != OutcomeUnknown || !l.recall(a.message.Service1) {
 		return
 	}
@@ -179,7 +189,7 @@ func (r *receiver) ask(a *arrival) {
 
 // late decides on a message of a session that has ended.
 func (r *receiver) late(a *arrival) {
-	a.is(r.engine.repeated(storeLate(r.ctx, r.engine, a.message)))
+	a.is(storeLate(r.ctx, r.engine, a.message))
 }
 
 // storeLate decides on a message that no running session waits for. It first
@@ -195,14 +205,6 @@ func storeLate(ctx context.Context, e *engine, m message.Message) (Outcome, erro
 	if err == nil && outcome == OutcomeStored {
 		e.meters.late.Inc()
 		e.log.Debug().Int64("session_id", m.SessionID).Stringer("key", m.Key()).Msg("late message stored")
-	}
-	return outcome, err
-}
-
-// repeated returns its arguments and counts a repeat.
-func (e *engine) repeated(outcome Outcome, err error) (Outcome, error) {
-	if outcome == OutcomeRepeat {
-		e.meters.duplicates.Inc()
 	}
 	return outcome, err
 }

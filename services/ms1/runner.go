@@ -97,9 +97,9 @@ func (s *runner) advance() {
 	switch {
 	case !added:
 	case s.row.InFlight <= maxDirect:
-		s.engine.flush()
+		s.engine.sender.flush()
 	default:
-		notify(s.engine.outboxed)
+		notify(s.engine.sender.filled)
 	}
 }
 

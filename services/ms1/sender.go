@@ -2,6 +2,8 @@ package ms1
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,64 +16,64 @@ const (
 	maxDirect = 16
 )
 
-// send writes the outbox of the current session to the transport whenever there
-// is something in it.
-func send(ctx context.Context, e *engine) {
+// sender writes the outbox of the current session to the transport.
+type sender struct {
+	engine *engine
+	filled chan struct{} // something to send, or a connection to send it on
+	unsent atomic.Bool   // the same, since a goroutine last began to write
+
+	writing sync.Mutex // held by the goroutine that writes; guards the rest
+	broken  uint64     // the connection that failed last
+	batch   []*entry   // being written
+	frames  [][]byte   // their encoding
+	encoded []byte     // the memory of frames
+}
+
+// run writes whenever there is something in the outbox, until ctx ends.
+func (s *sender) run(ctx context.Context) {
 	for {
-		e.flush()
+		s.flush()
 		select {
-		case <-e.outboxed:
+		case <-s.filled:
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// flush writes the outbox of the current session, unless another goroutine does.
-func (e *engine) flush() {
-	for e.writing.TryLock() {
-		for e.write() {
+// flush writes the outbox, or leaves it to the goroutine that does already.
+func (s *sender) flush() {
+	s.unsent.Store(true)
+	for s.unsent.Load() && s.writing.TryLock() {
+		s.unsent.Store(false)
+		for s.write() {
 		}
-		e.writing.Unlock()
-		// Others leave to this goroutine the messages that they add meanwhile.
-		if s := e.session(); s == nil || !s.ledger.waits(e.broken.Load()) {
-			return
-		}
+		s.writing.Unlock()
 	}
 }
 
 // write writes the messages that wait together and reports whether there were
 // any. The caller holds the lock.
-func (e *engine) write() bool {
-	s := e.session()
-	if s == nil {
+func (s *sender) write() bool {
+	l := s.engine.ledger()
+	if l == nil {
 		return false
 	}
 	var using uint64
-	if e.batch, using = s.ledger.next(e.broken.Load(), e.batch[:0]); len(e.batch) == 0 {
+	if s.batch, using = l.next(s.broken, s.batch[:0]); len(s.batch) == 0 {
 		return false
 	}
-	e.frames, e.encoded = e.frames[:0], e.encoded[:0]
-	for _, m := range e.batch {
-		begin := len(e.encoded)
-		e.encoded = m.message.Append(e.encoded)
-		e.frames = append(e.frames, e.encoded[begin:])
+	s.frames, s.encoded = s.frames[:0], s.encoded[:0]
+	for _, m := range s.batch {
+		begin := len(s.encoded)
+		s.encoded = m.message.Append(s.encoded)
+		s.frames = append(s.frames, s.encoded[begin:])
 	}
-	connection, err := e.transport.Send(e.frames...)
+	connection, err := s.engine.transport.Send(s.frames...)
 	if err != nil {
-		e.broken.Store(using)
+		s.broken = using
 	}
-	s.ledger.written(e.batch, connection, err, time.Now())
-	clear(e.batch)
+	l.written(s.batch, connection, err, time.Now())
+	clear(s.batch)
 	return true
-}
-
-// session returns the current session if it has messages to send.
-func (e *engine) session() *runner {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if s := e.current; s != nil && s.ledger != nil {
-		return s
-	}
-	return nil
 }

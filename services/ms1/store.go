@@ -213,9 +213,6 @@ type Store interface {
 	// their keys, at most limit.
 	LostMessages(ctx context.Context, id int64, limit int) ([]LostMessage, error)
 
-	// LastSession returns the row with the highest number, or ErrNoSession.
-	LastSession(ctx context.Context) (Session, error)
-
 	// Sessions returns the sessions with the highest numbers below before, or of
 	// all if that is 0: the newest first, at most limit.
 	Sessions(ctx context.Context, before int64, limit int) ([]Session, error)

@@ -35,7 +35,7 @@ func (s *runner) summary() Summary {
 		return sum
 	}
 	account := s.ledger.account()
-	sum.Hops, sum.inFlight = account.hops, account.busy
+	sum.Hops, sum.inFlight = s.ledger.hopsUntilNow().hops(), account.busy
 	total := s.total
 	if total == 0 {
 		total = time.Since(s.began)

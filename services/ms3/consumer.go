@@ -81,11 +81,10 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 		return err
 	}
 	k.metrics = newMetrics(t.Metrics, k.offsets)
-	k.setReady(errors.New("not yet a member of the consumer group"))
+	noMember := errors.New("not yet a member of the consumer group")
+	k.health.Store(&noMember)
 	return k
 }
-
-func (c *consumer) setReady(err error) { c.health.Store(&err) }
 
 // ready returns nil if at the last check this consumer was a member of the
 // group, the group had all partitions, and the last fetch did not fail.

@@ -43,7 +43,7 @@ func (c *consumer) watch(ctx context.Context) error {
 			interval = min(watchInterval, c.stall/5)
 		}
 		now := time.Now()
-		c.setReady(err)
+		c.health.Store(&err)
 		if group == nil || group.member {
 			member = now
 		}

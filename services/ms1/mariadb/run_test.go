@@ -114,8 +114,8 @@ func TestRunMigratesAndCloses(t *testing.T) {
 	if err := s.Insert(t.Context(), 7, nil); err != nil {
 		t.Errorf("Insert of nothing: got error %v, want none", err)
 	}
-	if _, err := s.LastSession(t.Context()); !errors.Is(err, errClosed) {
-		t.Errorf("LastSession: got error %v, want %v", err, errClosed)
+	if _, err := s.Session(t.Context(), 1); !errors.Is(err, errClosed) {
+		t.Errorf("Session: got error %v, want %v", err, errClosed)
 	}
 	if n := log.Count("database is ready"); n != 1 {
 		t.Errorf("got %d lines of readiness, want 1", n)
@@ -284,7 +284,7 @@ func TestUnreachableServer(t *testing.T) {
 	unready(t, s, syscall.ECONNREFUSED.Error())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	if _, err := s.LastSession(ctx); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := s.Session(ctx, 1); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("got error %v, want %v", err, syscall.ECONNREFUSED)
 	}
 	stop()

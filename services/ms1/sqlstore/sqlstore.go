@@ -102,9 +102,10 @@ func scanSession(row interface{ Scan(...any) error }, s *ms1.Session) error {
 		&s.Generated, &s.Stored, &s.Resent, &s.Duplicates, &s.Lost, &s.EndReason)
 }
 
-func readSession(ctx context.Context, c Conn, where string, args ...any) (ms1.Session, error) {
+// readSession reads the row of a session, which the lock keeps from changing.
+func readSession(ctx context.Context, c Conn, lock string, id int64) (ms1.Session, error) {
 	var s ms1.Session
-	err := scanSession(c.QueryRowContext(ctx, selectSession+where, args...), &s)
+	err := scanSession(c.QueryRowContext(ctx, selectSession+"WHERE id = ?"+lock, id), &s)
 	if errors.Is(err, sql.ErrNoRows) {
 		return s, ms1.ErrNoSession
 	}
@@ -134,22 +135,13 @@ func readAll[T any](ctx context.Context, c Conn, scan func(rows *sql.Rows, row *
 	return all, rows.Err()
 }
 
-func (s Statements) read(ctx context.Context, operation, where string, args ...any) (row ms1.Session, err error) {
-	err = s.Retry(ctx, operation, func(ctx context.Context, db *sql.DB) (err error) {
-		row, err = readSession(ctx, db, where, args...)
+// Session implements [ms1.Store].
+func (s Statements) Session(ctx context.Context, id int64) (row ms1.Session, err error) {
+	err = s.Retry(ctx, fmt.Sprintf("read session %d", id), func(ctx context.Context, db *sql.DB) (err error) {
+		row, err = readSession(ctx, db, "", id)
 		return err
 	})
 	return row, err
-}
-
-// Session implements [ms1.Store].
-func (s Statements) Session(ctx context.Context, id int64) (ms1.Session, error) {
-	return s.read(ctx, fmt.Sprintf("read session %d", id), "WHERE id = ?", id)
-}
-
-// LastSession implements [ms1.Store].
-func (s Statements) LastSession(ctx context.Context) (ms1.Session, error) {
-	return s.read(ctx, "read last session", "ORDER BY id DESC LIMIT 1")
 }
 
 // Sessions implements [ms1.Store].
@@ -328,7 +320,7 @@ func (s Statements) CloseInterrupted(ctx context.Context, at message.Stamp) (clo
 // Look implements [ms1.Store].
 func (s Statements) Look(ctx context.Context, key message.Key) (row ms1.Session, exists bool, err error) {
 	err = s.Retry(ctx, "look up message "+key.String(), func(ctx context.Context, db *sql.DB) (err error) {
-		if row, err = readSession(ctx, db, "WHERE id = ?", key.SessionID); err == nil {
+		if row, err = readSession(ctx, db, "", key.SessionID); err == nil {
 			exists, err = s.hasRow(ctx, db, key)
 		}
 		return err
@@ -368,7 +360,7 @@ func (s Statements) change(ctx context.Context, operation string, id int64, over
 			db = over(db)
 		}
 		return s.Transact(ctx, db, func(tx Conn) error {
-			row, err := readSession(ctx, tx, "WHERE id = ?"+s.ForUpdate, id)
+			row, err := readSession(ctx, tx, s.ForUpdate, id)
 			if err != nil {
 				return err
 			}

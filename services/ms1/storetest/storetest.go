@@ -274,27 +274,33 @@ func sessions(t *testing.T, d Database) {
 		t.Errorf("got %+v, want %+v", open, want)
 	}
 	ended := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 7, Generated: 12, Resent: 3, Duplicates: 4, Reason: ms1.Stopped})
-	last, err := s.LastSession(ctx)
+	read, err := s.Session(ctx, id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, row := range []ms1.Session{ended, last} {
+	for _, row := range []ms1.Session{ended, read} {
 		if row.ID != id || row.StartedAt != t0 || row.EndedAt != t0+7 {
 			t.Errorf("got %+v, want session %d from %v to %v", row, id, t0, t0+7)
 		}
 		wantFigures(t, row, "generated 12 stored 0 resent 3 duplicates 4 lost 12 stopped")
 	}
 	newer := begin(t, ctx, s)
-	if last, err := s.LastSession(ctx); err != nil || last.ID != newer {
-		t.Errorf("got last session %d, %v, want %d", last.ID, err, newer)
+	wantLast(t, ctx, s, newer)
+}
+
+func wantLast(t *testing.T, ctx context.Context, s ms1.Store, id int64) {
+	t.Helper()
+	if last, err := s.Sessions(ctx, 0, 1); err != nil || len(last) != 1 || last[0].ID != id {
+		t.Errorf("got last session %v, %v, want %d", last, err, id)
 	}
 }
 
 func noSession(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	_, err := s.LastSession(ctx)
-	wantErr(t, "LastSession", err, ms1.ErrNoSession)
-	_, err = s.Session(ctx, 1)
+	if page, err := s.Sessions(ctx, 0, 1); err != nil || len(page) != 0 {
+		t.Errorf("Sessions: got %v, %v, want none", page, err)
+	}
+	_, err := s.Session(ctx, 1)
 	wantErr(t, "Session", err, ms1.ErrNoSession)
 	_, err = s.End(ctx, 1, ms1.Closing{EndedAt: t0, Reason: ms1.Stopped})
 	wantErr(t, "End", err, ms1.ErrNoSession)
@@ -686,7 +692,7 @@ func oneProgram(t *testing.T, d Database) {
 	if err == nil || ctx.Err() != nil {
 		t.Errorf("the second program: got %v, want a refusal", err)
 	}
-	if _, again := second.LastSession(ctx); again == nil || ctx.Err() != nil {
+	if _, again := second.Session(ctx, 1); again == nil || ctx.Err() != nil {
 		t.Errorf("a method of the refused store: got error %v, want one at once", again)
 	}
 	begin(t, ctx, first) // the first is not disturbed
@@ -707,9 +713,7 @@ func endedContext(t *testing.T, d Database) {
 	}
 	d.wantRows(t, id)
 	wantSession(t, ctx, s, id, "generated - stored - resent - duplicates - lost - open")
-	if last, err := s.LastSession(ctx); err != nil || last.ID != id {
-		t.Errorf("got last session %d, %v, want %d", last.ID, err, id)
-	}
+	wantLast(t, ctx, s, id)
 }
 
 func outsideRun(t *testing.T, d Database) {
@@ -748,7 +752,6 @@ func each(ctx context.Context, s ms1.Store, id int64) map[string]error {
 	_, errs["End"] = s.End(ctx, id, ms1.Closing{EndedAt: t0, Reason: ms1.Stopped})
 	_, errs["StoreLate"] = ms1.StoreLate(ctx, s, Message(id, 0))
 	_, errs["Session"] = s.Session(ctx, id)
-	_, errs["LastSession"] = s.LastSession(ctx)
 	_, errs["Sessions"] = s.Sessions(ctx, 0, 1)
 	_, errs["Messages"] = s.Messages(ctx, id, ms1.Selection{Limit: 1})
 	return errs
