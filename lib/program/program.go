@@ -126,7 +126,9 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	switch {
 	case err != nil:
 	case *show:
-		err = sources.Print(stdout, &c)
+		if err = sources.Print(stdout, &c); err == nil && out.Dropped() > 0 {
+			err = errors.New("print configuration: not accepted by stdout")
+		}
 	case *healthcheck:
 		err = p.Serves(c).askReady(ctx)
 	default:

@@ -50,7 +50,15 @@ func run(t *testing.T, do func(ctx context.Context, s settings, console io.Write
 		t.Setenv(name, value)
 		args = args[1:]
 	}
-	var out, errs bytes.Buffer
+	var out bytes.Buffer
+	status, stderr = runOn(t, &out, do, args...)
+	return status, out.String(), stderr
+}
+
+// runOn runs a command with this standard output.
+func runOn(t *testing.T, out io.Writer, do func(ctx context.Context, s settings, console io.Writer) error, args ...string) (status int, stderr string) {
+	t.Helper()
+	var errs bytes.Buffer
 	status = program.Main(t.Context(), program.Program[settings]{
 		Name: "ms9", Purpose: "does nothing", Config: settings{Listen: "127.0.0.1:1", Count: 5},
 		Flags: func(flags *flag.FlagSet, s *settings) {
@@ -58,9 +66,9 @@ func run(t *testing.T, do func(ctx context.Context, s settings, console io.Write
 		},
 		Serves: func(s settings) program.Served { return program.Served{Address: s.Listen, Ready: "/readyz"} },
 		Run:    do,
-	}, args, &out, &errs)
+	}, args, out, &errs)
 	http.DefaultClient.CloseIdleConnections()
-	return status, out.String(), errs.String()
+	return status, errs.String()
 }
 
 func never(t *testing.T) func(context.Context, settings, io.Writer) error {
@@ -134,6 +142,15 @@ func TestPrintConfig(t *testing.T) {
 				t.Errorf("got status %d, %q, %q, want 0 and %q", status, stdout, stderr, c.want)
 			}
 		})
+	}
+}
+
+func TestPrintConfigToAFullDisk(t *testing.T) {
+	refuse, write := io.Pipe()
+	refuse.Close()
+	status, stderr := runOn(t, write, never(t), "-print-config")
+	if want := "ms9: print configuration: not accepted by stdout\n"; status != 1 || stderr != want {
+		t.Errorf("got status %d, %q, want 1 and %q", status, stderr, want)
 	}
 }
 

@@ -74,7 +74,9 @@ func (s *screen) progress(now ms1.Summary, inFlight int, last bool) {
 
 // draw replaces the line of progress. The caller holds the mutex.
 func (s *screen) draw(line string) {
-	line = line[:min(len(line), maxLine)]
+	if len(line) > maxLine { // half a number would be another one
+		line = line[:strings.LastIndexByte(line[:maxLine+1], ' ')]
+	}
 	if line == "" && s.width == 0 {
 		return
 	}
