@@ -42,7 +42,7 @@ func newMeters(registry prometheus.Registerer, e *engine) *meters {
 		duplicates: telemetry.Counter(registry, "tricycle_messages_duplicate_total", "Answers 200 of /store that added no row."),
 		givenUp:    telemetry.Counter(registry, "tricycle_messages_given_up_total", "Messages that did not return in time. Some may be stored later."),
 		requests: telemetry.Counters(registry, "tricycle_store_requests_total",
-			"Answers of /store by HTTP status code; a request of several messages counts once per message.",
+			"Answers of /store by HTTP status code, without refused headers (401, 403, 415, 421); a request of several messages counts once per message.",
 			"code", "200", "400", "404", "408", "413", "503"),
 	}
 	m.answered = m.requests.WithLabelValues("200")
