@@ -4,8 +4,8 @@
 // A line of the file has time (RFC 3339, UTC, microseconds), level, service,
 // message and the fields of the event. It has trace_id if it belongs to a trace.
 // A string is cut after 256 bytes, and control and invisible characters are
-// escaped. [zerolog.Logger.Log] writes a line at every level: the request that
-// starts a session, and the summary that ends it.
+// escaped. [zerolog.Logger.Log] writes a line at every level, without one of its
+// own: the request that starts a session, and the summary that ends it.
 package logging
 
 import (

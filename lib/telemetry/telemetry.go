@@ -98,7 +98,7 @@ func New(ctx context.Context, c Config, service, version string, log zerolog.Log
 		resource.WithAttributes(semconv.ServiceName(service), semconv.ServiceVersion(version)),
 		resource.WithFromEnv())
 	if err != nil {
-		return nil, fmt.Errorf("describe the service for tracing: %w", err)
+		return nil, fmt.Errorf("OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
 	t := &Telemetry{Metrics: registry, sampler: sdk.TraceIDRatioBased(c.SampleRatio)}
 	all := sdk.ParentBased(t.sampler)
@@ -241,8 +241,12 @@ func fromEnvironment(c Config) (Config, error) {
 	default:
 		return c, fmt.Errorf("OTEL_TRACES_EXPORTER: must be otlp or none, got %q", v)
 	}
-	if v := cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"), os.Getenv("OTEL_EXPORTER_OTLP_PROTOCOL"), "http/protobuf"); v != "http/protobuf" {
-		return c, fmt.Errorf("OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, got %q", v)
+	protocol := "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
+	if os.Getenv(protocol) == "" {
+		protocol = "OTEL_EXPORTER_OTLP_PROTOCOL"
+	}
+	if v := os.Getenv(protocol); v != "" && v != "http/protobuf" {
+		return c, fmt.Errorf("%s: must be http/protobuf, got %q", protocol, v)
 	}
 	if v := os.Getenv("OTEL_BSP_MAX_QUEUE_SIZE"); v != "" {
 		n, err := strconv.Atoi(v)

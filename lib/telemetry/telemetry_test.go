@@ -668,7 +668,7 @@ func TestEnvironmentRefuses(t *testing.T) {
 		"no endpoint at all":           {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://", `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: must be a URL such as http://host:port, got "http://"`},
 		"another exporter":             {"OTEL_TRACES_EXPORTER", "zipkin", `OTEL_TRACES_EXPORTER: must be otlp or none, got "zipkin"`},
 		"another protocol":             {"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", `OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, got "grpc"`},
-		"another protocol of traces":   {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", `OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf, got "http/json"`},
+		"another protocol of traces":   {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", `OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: must be http/protobuf, got "http/json"`},
 		"a queue of a word":            {"OTEL_BSP_MAX_QUEUE_SIZE", "many", `OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and 1048576, got "many"`},
 		"a queue of nothing":           {"OTEL_BSP_MAX_QUEUE_SIZE", "0", `OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and 1048576, got "0"`},
 		"a queue larger than memory":   {"OTEL_BSP_MAX_QUEUE_SIZE", "9000000000000", `OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and 1048576, got "9000000000000"`},
@@ -676,7 +676,7 @@ func TestEnvironmentRefuses(t *testing.T) {
 		"a ratio that is a word":       {"OTEL_TRACES_SAMPLER_ARG", "half", `OTEL_TRACES_SAMPLER_ARG: must be a number between 0 and 1, got "half"`},
 		"a ratio above one":            {"OTEL_TRACES_SAMPLER_ARG", "1.5", `OTEL_TRACES_SAMPLER_ARG: must be a number between 0 and 1, got "1.5"`},
 		"a ratio that is not a number": {"OTEL_TRACES_SAMPLER_ARG", "NaN", `OTEL_TRACES_SAMPLER_ARG: must be a number between 0 and 1, got "NaN"`},
-		"attributes that are no such":  {"OTEL_RESOURCE_ATTRIBUTES", "nonsense", "describe the service for tracing: "},
+		"attributes that are no such":  {"OTEL_RESOURCE_ATTRIBUTES", "nonsense", "OTEL_RESOURCE_ATTRIBUTES: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			clean(t)

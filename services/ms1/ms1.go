@@ -5,9 +5,9 @@
 // A session is one interaction. It begins with an accepted GET /start and ends
 // after its interval or with GET /stop, and each of its messages is stored or
 // counted as lost. The only acknowledgement of a message is the commit of its row.
-// MS1 holds and resends a message until then, so a failure elsewhere costs time and
-// no messages. A message that returns twice is harmless, because its key has one
-// row.
+// MS1 holds and resends a message until then, or until it gives the message up. A
+// shorter failure elsewhere costs time and no messages. A message that returns twice
+// is harmless, because its key has one row.
 //
 // The package contains the rules and the HTTP API. Two interfaces separate it from
 // its adapters, which are named for their technology: the [Store] (mariadb,
