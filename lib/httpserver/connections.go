@@ -172,12 +172,18 @@ func (c *connection) CloseWrite() error {
 }
 
 // plainError returns problem details for an answer of net/http to a request that
-// it cannot read, or nil for other answers: those of handlers have a Date.
+// it does not hand to a handler, or nil for other answers.
 func plainError(p []byte) []byte {
 	head, text, _ := bytes.Cut(p, []byte("\r\n\r\n"))
 	line, header, _ := bytes.Cut(head, []byte("\r\n"))
 	version, status, _ := bytes.Cut(line, []byte(" "))
-	if string(version) != "HTTP/1.1" || len(status) < 3 || string(header) != "Content-Type: text/plain; charset=utf-8\r\nConnection: close" {
+	switch {
+	case string(version) != "HTTP/1.1" || len(status) < 3:
+		return nil
+	case string(header) == "Content-Type: text/plain; charset=utf-8\r\nConnection: close":
+	case bytes.HasPrefix(status, []byte("417")): // to an unknown Expect, without a body
+		text = status
+	default:
 		return nil
 	}
 	code, err := strconv.Atoi(string(status[:3]))

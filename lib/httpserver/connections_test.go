@@ -293,6 +293,8 @@ func TestUnreadableRequestsGetProblems(t *testing.T) {
 		"a bad header":          {"GET / HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400, "request: Bad Request"},
 		"large headers":         {"GET / HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 21<<10) + "\r\n\r\n", 431, "request: Request Header Fields Too Large"},
 		"another encoding":      {"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: br\r\n\r\n", 501, "request: Unsupported transfer encoding"},
+		"another Expect":        {"GET / HTTP/1.1\r\nHost: x\r\nExpect: a miracle\r\n\r\n", 417, "request: Expectation Failed"},
+		"about the server":      {"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""},
 		"two lengths":           {"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400, "request: Bad Request"},
 		"an answer of its own":  {"GET / HTTP/1.1\r\nHost: x\r\n\r\n", 400, ""},
 		"after another request": {"GET / HTTP/1.1\r\nHost: x\r\n\r\nhello\r\n\r\n", 400, "request: Bad Request"},

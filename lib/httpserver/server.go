@@ -143,7 +143,9 @@ func Listen(address string, p credentials.Pair, handler http.Handler, logger zer
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
-		ConnState:         limited.state,
+		// OPTIONS * is an unknown path, as any other.
+		DisableGeneralOptionsHandler: true,
+		ConnState:                    limited.state,
 		// Clients can cause these events at any rate.
 		ErrorLog: log.New(logging.Limit(logger.With().Str("level", "warn").Logger()), "", 0),
 	}}, nil
