@@ -33,9 +33,10 @@ const (
 	beginTimeout = 3 * time.Second
 	// settleTimeout is how long a drained session waits for running commits.
 	settleTimeout = time.Second
-	// recordTimeout bounds the first attempt to write a session's figures. It
-	// doubles with each attempt, up to longestRecord, since counting the rows of
-	// a day takes minutes. recordRetry is the pause between two attempts.
+	// recordTimeout bounds the first attempt to write a session's figures, or to
+	// close the sessions of a crash. It doubles with each attempt, up to
+	// longestRecord, since counting the rows of a day takes minutes. recordRetry
+	// is the pause between two attempts.
 	recordTimeout = 2 * time.Second
 	longestRecord = 5 * time.Minute
 	recordRetry   = time.Second
@@ -132,20 +133,21 @@ func (e *engine) stopping() bool { return e.running.Err() != nil }
 
 // recover closes the sessions that a crash left open, once the store is ready.
 func (e *engine) recover(ctx context.Context) {
-	for ctx.Err() == nil {
+	for timeout := recordTimeout; ctx.Err() == nil; {
 		if e.store.Ready(ctx) == nil {
-			err := e.recoverOnce(ctx)
+			err := e.recoverOnce(ctx, timeout)
 			if err == nil {
 				return
 			}
 			e.log.Warn().Err(err).Msg("interrupted sessions not closed")
+			timeout = min(2*timeout, longestRecord)
 		}
 		retry.Pause(ctx, sweepEvery)
 	}
 }
 
-func (e *engine) recoverOnce(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, longestRecord)
+func (e *engine) recoverOnce(ctx context.Context, timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	if err := e.closeInterrupted(ctx); err != nil {
 		return err

@@ -635,6 +635,20 @@ func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
 	})
 }
 
+// Somebody has locked the row of the crashed session.
+func TestARecoveryThatFailsIsReported(t *testing.T) {
+	inBench(t, never, func(t *testing.T, b *bench) {
+		b.store.locked = true
+		ctx, cancel := context.WithCancel(t.Context())
+		go b.engine.recover(ctx)
+		time.Sleep(10 * time.Second)
+		if out := b.console.String(); !strings.Contains(out, "the row is locked") {
+			t.Errorf("after ten seconds the console has %q", out)
+		}
+		cancel()
+	})
+}
+
 func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
 	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(1, 1)

@@ -33,6 +33,7 @@ type memoryStore struct {
 	named     map[int64][]LostMessage
 	amends    int           // transactions for late messages
 	pagesLeft int           // of messages before reads fail; 0: all
+	locked    bool          // CloseInterrupted waits for its context
 	hold      chan struct{} // if not nil, Insert waits for it to be closed, or for its context
 }
 
@@ -72,8 +73,13 @@ func (s *memoryStore) count(id int64) (n int64) {
 	return n
 }
 
-func (s *memoryStore) CloseInterrupted(_ context.Context, at message.Stamp) ([]Session, error) {
+func (s *memoryStore) CloseInterrupted(ctx context.Context, at message.Stamp) ([]Session, error) {
 	s.mu.Lock()
+	if s.locked {
+		s.mu.Unlock()
+		<-ctx.Done()
+		return nil, errors.New("the row is locked")
+	}
 	defer s.mu.Unlock()
 	var closed []Session
 	for i := range s.sessions {
