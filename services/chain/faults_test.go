@@ -285,9 +285,9 @@ func TestRecordsDeletedInTheDrain(t *testing.T) {
 // back.
 func TestTableTakesNoRows(t *testing.T) {
 	slow(t)
-	for name, change := range map[string]struct{ away, back string }{
-		"locked": {"LOCK TABLES messages READ", "UNLOCK TABLES"},
-		"moved":  {"RENAME TABLE messages TO elsewhere", "RENAME TABLE elsewhere TO messages"},
+	for name, change := range map[string]struct{ away, back, reason string }{
+		"locked": {"LOCK TABLES messages READ", "UNLOCK TABLES", "database takes no rows error="},
+		"moved":  {"RENAME TABLE messages TO elsewhere", "RENAME TABLE elsewhere TO messages", "messages' doesn't exist"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := newChain(t)
@@ -312,7 +312,7 @@ func TestTableTakesNoRows(t *testing.T) {
 				do(change.back)
 			})
 			c.ready("ms1")
-			servicetest.Eventually(t, 10*time.Second, "the console has the reason", func() bool { return c.running["ms1"].Out.Has("database takes no rows error=") })
+			servicetest.Eventually(t, 10*time.Second, "the console has the reason", func() bool { return c.running["ms1"].Out.Has(change.reason) })
 		})
 	}
 }

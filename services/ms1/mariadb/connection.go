@@ -50,9 +50,10 @@ var settings = []setting{
 	{"idle_write_transaction_timeout", "0"},
 	{"wait_timeout", sessionLifetime},
 	// A statement that waits longer than its caller would pile up on the
-	// server. The second is for the locks of ALTER TABLE.
-	{"innodb_lock_wait_timeout", "2"},
-	{"lock_wait_timeout", "2"},
+	// server, and the caller would not learn why it waits. The second is for the
+	// locks of ALTER TABLE.
+	{"innodb_lock_wait_timeout", "1"},
+	{"lock_wait_timeout", "1"},
 }
 
 // transactions are the settings that SET SESSION TRANSACTION changes. Their
@@ -149,16 +150,12 @@ func (n *connector) check(ctx context.Context, conn driver.Conn, want []setting)
 		return fmt.Errorf("read variables: %w", err)
 	}
 	for _, s := range want {
-		value, ok := found[s.name]
-		if !ok {
-			value, ok = found[oldName(s.name)]
+		if value, ok := found[oldName(s.name)]; ok {
+			found[s.name] = value
 		}
-		switch {
-		case !ok:
-			return unfitError{fmt.Errorf("setting %s: must be %s, got no such variable", s.name, s.value)}
-		case !strings.EqualFold(value, s.value):
-			return unfitError{fmt.Errorf("setting %s: must be %s, got %s", s.name, s.value, value)}
-		}
+	}
+	if err := compare(found, want); err != nil {
+		return unfitError{fmt.Errorf("setting %w", err)}
 	}
 	var server string
 	for _, name := range identity {
@@ -214,13 +211,27 @@ func endsPool(err error) bool {
 	if errors.As(err, new(unfitError)) {
 		return true
 	}
-	var refused *mysql.MySQLError
-	return errors.As(err, &refused) && slices.Contains([]uint16{
+	return slices.Contains([]uint16{
 		1036, // table is read-only
 		1047, // cluster node is not ready
 		1290, // server runs with --read-only
 		1792, // transaction is read-only
 		1836, // server is in read-only mode
 		1874, // InnoDB is in read-only mode
-	}, refused.Number)
+	}, refusal(err))
+}
+
+// Refusals of a server.
+const (
+	noTable     = 1146
+	tableLocked = 1205 // or a row
+)
+
+// refusal returns the number of a server's error, 0 if it is none.
+func refusal(err error) uint16 {
+	var refused *mysql.MySQLError
+	if errors.As(err, &refused) {
+		return refused.Number
+	}
+	return 0
 }

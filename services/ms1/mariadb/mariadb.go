@@ -2,9 +2,9 @@
 //
 // [Store.Run] connects to the server. One connection holds the lock 'one MS1 per
 // database', and a pool beside it does the work. Every second the lock's
-// connection checks that the server accepts writes. If it does not, or if the
-// read-only server refuses a statement, the whole pool ends at once, including
-// statements in flight. The store then dials again, another address first, and
+// connection checks that the server accepts writes and a row of ours. If it does not,
+// or if the read-only server refuses a statement, the whole pool ends at once,
+// including statements in flight; only a locked table is waited for. The store then dials again, another address first, and
 // its methods wait and retry. A silent connection is thus noticed within seconds,
 // and no dead connection stays in the pool.
 package mariadb
@@ -59,7 +59,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	pool   *pool // nil while the database is unavailable
-	cause  error // of that
+	cause  error // of that, or of a locked table
 	closed bool  // there will be no other pool
 	mine   holder
 }
@@ -115,7 +115,11 @@ func Open(c Config, log zerolog.Logger) (*Store, error) {
 		return db
 	})
 	store.probe = func(ctx context.Context, conn *sql.Conn) error {
-		return conn.Raw(func(raw any) error { return now.check(ctx, raw.(driver.Conn), writable) })
+		err := conn.Raw(func(raw any) error { return now.check(ctx, raw.(driver.Conn), writable) })
+		if p, _, _ := store.current(); p != nil && err == nil { // else the tables may not exist yet
+			_, err = conn.ExecContext(ctx, explained)
+		}
+		return err
 	}
 	store.avoid = func() {
 		now.mu.Lock()

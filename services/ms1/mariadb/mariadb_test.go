@@ -16,6 +16,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/relaytest"
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -234,9 +235,69 @@ func TestSchema(t *testing.T) {
 	exec(t, server.DB, "DROP TABLE messages")
 	storetest.Start(t, open(t, server, io.Discard))()
 	exec(t, server.DB, "SELECT * FROM messages")
+	exec(t, server.DB, "DELETE FROM goose_db_version")
+	storetest.Start(t, open(t, server, io.Discard))()
 	exec(t, server.DB, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99, 1)")
 	if err := open(t, server, io.Discard).Run(t.Context()); err == nil || !strings.Contains(err.Error(), "schema version: must be at most 2, got 99") {
 		t.Errorf("got error %v, want that the schema is newer", err)
+	}
+}
+
+// Tables of the same names may be those of another program, or somebody has
+// changed ours: duplicates would be two rows, or two messages one.
+func TestTablesOfOthersAreRefused(t *testing.T) {
+	t.Parallel()
+	for change, want := range map[string]string{
+		"ALTER TABLE messages DROP FOREIGN KEY messages_of_session, DROP PRIMARY KEY":                     "primary key of messages: must be session_id,service1_timestamp, got nothing",
+		"ALTER TABLE messages MODIFY service1_timestamp DATETIME NOT NULL":                                "type of messages.service1_timestamp: must be datetime(6), got datetime",
+		"ALTER TABLE messages DROP FOREIGN KEY messages_of_session; ALTER TABLE messages ENGINE = MyISAM": "engine of messages: must be InnoDB, got MyISAM",
+		"DROP TABLE lost_messages":                    "engine of lost_messages: must be InnoDB, got nothing",
+		"ALTER TABLE sessions DROP COLUMN started_at": "type of sessions.started_at: must be datetime(6), got nothing",
+		"ALTER TABLE messages ADD extra INT NOT NULL": "Field 'extra' doesn't have a default value",
+	} {
+		t.Run(change, func(t *testing.T) {
+			t.Parallel()
+			server := storetest.MariaDB(t)
+			storetest.Start(t, open(t, server, io.Discard))()
+			for _, statement := range strings.Split(change, "; ") {
+				exec(t, server.DB, statement)
+			}
+			s := open(t, server, io.Discard)
+			run(t, s)
+			unready(t, s, want)
+		})
+	}
+}
+
+// Without a session no statement fails, and yet no session could begin.
+func TestReadinessWithoutASession(t *testing.T) {
+	t.Parallel()
+	d := servertest.MariaDB(t)
+	s, _ := serve(t, d, d.Address)
+	ready(t, s)
+	client, err := sql.Open("mysql", "root@unix("+d.Socket+")/tricycle")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	client.SetMaxOpenConns(1) // locks belong to a connection
+	const account = " 'tricycle'@'%', 'tricycle'@'localhost'"
+	for _, c := range []struct{ name, away, back, want string }{
+		{"messages locked", "LOCK TABLES messages READ", "UNLOCK TABLES", "Lock wait timeout"},
+		{"sessions locked", "LOCK TABLES sessions READ", "UNLOCK TABLES", "Lock wait timeout"},
+		{"server locked", "FLUSH TABLES WITH READ LOCK", "UNLOCK TABLES", "Lock wait timeout"},
+		{"table moved", "RENAME TABLE messages TO elsewhere", "RENAME TABLE elsewhere TO messages", "messages"},
+		{"database dropped", "DROP DATABASE tricycle", "CREATE DATABASE tricycle", "Unknown database"},
+		{"privilege revoked", "REVOKE INSERT ON tricycle.* FROM" + account, "GRANT ALL ON tricycle.* TO" + account, "INSERT command denied"},
+	} {
+		exec(t, client, c.away)
+		if c.name == "privilege revoked" { // counts for new connections
+			d.SQL("KILL USER tricycle")
+		}
+		unready(t, s, c.want)
+		exec(t, client, c.back)
+		ready(t, s)
+		session(t, t.Context(), s)
 	}
 }
 

@@ -1,6 +1,7 @@
 package mariadb
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"embed"
@@ -96,8 +97,8 @@ func (s *Store) hold(ctx context.Context, up func()) error {
 		end(nil)
 		<-watching
 	}()
-	if err := sqlstore.Migrate(alive, goose.DialectMySQL, db, migrations, goose.WithIsolateDDL(true)); err != nil {
-		return s.failed("migrate", err)
+	if err := migrate(alive, db); err != nil {
+		return s.failed("migrate", cmp.Or(context.Cause(alive), err))
 	}
 	up()
 	s.set(&pool{ctx: alive, end: end, db: db}, false, nil)
@@ -106,6 +107,20 @@ func (s *Store) hold(ctx context.Context, up func()) error {
 	err = s.failed("watch", context.Cause(alive))
 	s.set(nil, false, err)
 	return err
+}
+
+// migrate brings the schema up to date and verifies it.
+func migrate(ctx context.Context, db *sql.DB) error {
+	// A start that ended between goose's first two statements, for instance for lack
+	// of the privilege to insert, has left an empty table.
+	if _, err := db.ExecContext(ctx, "INSERT INTO goose_db_version (version_id, is_applied) "+
+		"SELECT 0, TRUE FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM goose_db_version)"); err != nil && refusal(err) != noTable {
+		return err
+	}
+	if err := sqlstore.Migrate(ctx, goose.DialectMySQL, db, migrations, goose.WithIsolateDDL(true)); err != nil {
+		return err
+	}
+	return verify(ctx, db)
 }
 
 func (s *Store) failed(operation string, err error) error {
@@ -153,6 +168,21 @@ func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 	return inUseError{other}
 }
 
+// locked notes whether somebody has locked a table, if there is a pool.
+func (s *Store) locked(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch before := s.cause; {
+	case s.pool == nil:
+		return
+	case before == nil && err != nil:
+		s.log.Warn().Err(err).Msg("database takes no rows")
+	case before != nil && err == nil:
+		s.log.Info().Msg("database takes rows again")
+	}
+	s.cause = err
+}
+
 // watch returns the reason why the pool must end, or nil at the end of ctx.
 func (s *Store) watch(ctx context.Context, conn *sql.Conn) error {
 	tick := time.NewTicker(s.pingEvery)
@@ -168,7 +198,11 @@ func (s *Store) watch(ctx context.Context, conn *sql.Conn) error {
 		silent := limited.Err() != nil
 		cancel()
 		switch {
-		case err == nil || ctx.Err() != nil:
+		case ctx.Err() != nil:
+		case err == nil:
+			s.locked(nil)
+		case refusal(err) == tableLocked:
+			s.locked(s.failed("insert into", err))
 		case silent:
 			return errNoAnswer
 		default:

@@ -77,6 +77,7 @@ func expectHolder(mock sqlmock.Sqlmock, id, host any) {
 
 // expectSchema is what goose asks of a database at the given version.
 func expectSchema(mock sqlmock.Sqlmock, version int) {
+	mock.ExpectExec("INSERT INTO goose_db_version .+ WHERE NOT EXISTS").WillReturnResult(sqlmock.NewResult(0, 0))
 	mock.ExpectQuery("SELECT EXISTS .+ table_name = 'goose_db_version'").WillReturnRows(sqlmock.NewRows([]string{"e"}).AddRow(true))
 	mock.ExpectQuery(`SELECT MAX\(version_id\)`).WillReturnRows(sqlmock.NewRows([]string{"v"}).AddRow(version))
 	for range min(2, 3-version) { // whether there is anything to do, and if so, what
@@ -94,6 +95,15 @@ func expectSchema(mock sqlmock.Sqlmock, version int) {
 		mock.ExpectExec("INSERT INTO goose_db_version").WithArgs(2, true).WillReturnResult(sqlmock.NewResult(2, 1))
 		mock.ExpectQuery(`SELECT MAX\(version_id\)`).WillReturnRows(sqlmock.NewRows([]string{"v"}).AddRow(2))
 	}
+	if version > 2 {
+		return
+	}
+	found := sqlmock.NewRows([]string{"name", "value"})
+	for _, s := range schema {
+		found.AddRow(s.name, s.value)
+	}
+	mock.ExpectQuery("information_schema.COLUMNS").WillReturnRows(found)
+	mock.ExpectExec("^EXPLAIN INSERT").WillReturnResult(sqlmock.NewResult(0, 0))
 }
 
 func TestRunMigratesAndCloses(t *testing.T) {
@@ -238,6 +248,7 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 		func(mock sqlmock.Sqlmock) {
 			expectConnection(mock, 5, "here:1")
 			expectGetLock(mock, 0, 1)
+			mock.ExpectExec("INSERT INTO goose_db_version").WillReturnError(serverError(noTable, "42S02"))
 			mock.ExpectQuery("SELECT EXISTS").WillReturnError(deadlock)
 		},
 		func(mock sqlmock.Sqlmock) {
