@@ -56,6 +56,7 @@ func TestServerDefaults(t *testing.T) {
 		{"max_statement_time", "SET GLOBAL max_statement_time=0.000001", "SET GLOBAL max_statement_time=0"},
 		{"idle_transaction_timeout", "SET GLOBAL idle_transaction_timeout=1, GLOBAL idle_write_transaction_timeout=1", "SET GLOBAL idle_transaction_timeout=0, GLOBAL idle_write_transaction_timeout=0"},
 		{"three connections a user", limit(3), limit(0)},
+		{"small packets", "SET GLOBAL max_allowed_packet=1024", "SET GLOBAL max_allowed_packet=DEFAULT"},
 		{"completion_type CHAIN", "SET GLOBAL completion_type=1", "SET GLOBAL completion_type=0"},
 		{"completion_type RELEASE", "SET GLOBAL completion_type=2", "SET GLOBAL completion_type=0"},
 		{"autocommit off", "SET GLOBAL autocommit=0", "SET GLOBAL autocommit=1"},
@@ -97,9 +98,13 @@ func TestServerDefaults(t *testing.T) {
 			if got := count(); got != want {
 				t.Errorf("another client counts %q, want %q", got, want)
 			}
-			row, err := s.End(ctx, id, ms1.Closing{EndedAt: first, Generated: 81, Reason: ms1.Stopped})
-			if err != nil || *row.Stored != 80 || *row.Lost != 1 {
-				t.Fatalf("end: %+v, %v, want 80 stored and 1 lost", row, err)
+			closing := ms1.Closing{EndedAt: first, Generated: 80 + ms1.MaxInFlight, Reason: ms1.Stopped}
+			for n := range ms1.MaxInFlight {
+				closing.Lost = append(closing.Lost, ms1.LostMessage{Service1: storetest.Message(id, 80+n).Service1, Reason: "not returned in time"})
+			}
+			row, err := s.End(ctx, id, closing)
+			if err != nil || *row.Stored != 80 || *row.Lost != ms1.MaxInFlight {
+				t.Fatalf("end: %+v, %v, want 80 stored and %d lost", row, err, ms1.MaxInFlight)
 			}
 			stop()
 			if got := count(); got != want {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -281,18 +282,21 @@ func (s Statements) End(ctx context.Context, sessionID int64, c ms1.Closing) (ro
 	return row, err
 }
 
-// insertLost adds the lost messages that have no row.
+// insertLost adds the lost messages that have no row. The statements are as small
+// as those of messages, whatever packets the server takes.
 func (s Statements) insertLost(ctx context.Context, tx Conn, sessionID int64, lost []ms1.LostMessage) error {
+	for some := range slices.Chunk(lost, 128) {
+		var args []any
+		for _, m := range some {
+			args = append(args, sessionID, s.Stamp(m.Service1), m.Reason)
+		}
+		if _, err := tx.ExecContext(ctx, "INSERT INTO lost_messages (session_id, service1_timestamp, reason) VALUES (?, ?, ?)"+
+			strings.Repeat(", (?, ?, ?)", len(some)-1), args...); err != nil {
+			return err
+		}
+	}
 	if len(lost) == 0 {
 		return nil
-	}
-	var args []any
-	for _, m := range lost {
-		args = append(args, sessionID, s.Stamp(m.Service1), m.Reason)
-	}
-	if _, err := tx.ExecContext(ctx, "INSERT INTO lost_messages (session_id, service1_timestamp, reason) VALUES (?, ?, ?)"+
-		strings.Repeat(", (?, ?, ?)", len(lost)-1), args...); err != nil {
-		return err
 	}
 	_, err := tx.ExecContext(ctx, "DELETE FROM lost_messages WHERE session_id = ? AND EXISTS (SELECT 1 FROM messages m "+
 		"WHERE m.session_id = lost_messages.session_id AND m.service1_timestamp = lost_messages.service1_timestamp)", sessionID)
