@@ -130,7 +130,7 @@ func (t *trio) runBroker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.Brokers = b.ListenAddrs()
+	c.Brokers, c.TLS, c.SASL = b.ListenAddrs(), topic.TLS{}, topic.SASL{}
 	t.kafka.set(c)
 	serveBroker(ctx, b)
 	return nil

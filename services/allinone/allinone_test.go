@@ -27,6 +27,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
@@ -163,6 +164,7 @@ func TestOnceStoresWhatItSays(t *testing.T) {
 	t.Parallel()
 	c := usual(t)
 	c.Once = true
+	c.Kafka.TLS.Enabled, c.Kafka.SASL = true, topic.SASL{Mechanism: "PLAIN", User: "a", PasswordFile: "none"} // the embedded broker has neither
 	said := &servicetest.Console{}
 	if err := Run(t.Context(), c, said); err != nil {
 		t.Fatalf("%v\n%s", err, said)
