@@ -23,7 +23,7 @@ import (
 
 const (
 	storeTimeout = 5 * time.Second
-	maxAnswer    = 256 << 10        // bytes of an answer that are read
+	maxAnswer    = 256 << 10        // bytes of the header and of the body of an answer that are read
 	wrongTime    = 30 * time.Second // for which readiness remembers a wrong answer
 )
 
@@ -51,11 +51,12 @@ func newStoreClient(c Config) (*storeClient, error) {
 	return &storeClient{url: c.MS1.URL, health: health.String(), tokenFile: c.MS1.TokenFile, token: c.MS1.Token("ms1"), http: &http.Client{
 		Timeout: storeTimeout,
 		Transport: &http.Transport{
-			DialContext:         d.DialContext,
-			DialTLSContext:      d.DialContext,
-			DisableCompression:  true, // MS1 does not compress
-			MaxIdleConnsPerHost: c.Workers,
-			IdleConnTimeout:     90 * time.Second,
+			DialContext:            d.DialContext,
+			DialTLSContext:         d.DialContext,
+			DisableCompression:     true, // MS1 does not compress
+			MaxIdleConnsPerHost:    c.Workers,
+			MaxResponseHeaderBytes: maxAnswer,
+			IdleConnTimeout:        90 * time.Second,
 		},
 		// A redirect comes from a stranger, who must not get messages.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

@@ -85,6 +85,7 @@ func TestRepeatedUntilStored(t *testing.T) {
 		"closed at once":     {torn(""), "MS1 does not answer", "connection"},
 		"torn in the status": {torn("HTTP/1.1 20"), "MS1 does not answer", "connection"},
 		"torn in a header":   {torn("HTTP/1.1 200 OK\r\nContent-Len"), "MS1 does not answer", "connection"},
+		"endless header":     {torn("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 2*maxAnswer)), "headers exceeded 262144 bytes", "connection"},
 		"silence":            {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, "MS1 does not answer", "timeout"},
 	} {
 		t.Run(name, func(t *testing.T) {

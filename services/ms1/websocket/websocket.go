@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"sync"
@@ -36,6 +37,8 @@ const (
 	pongTimeout = time.Second
 	// maxInbound bounds a frame of MS2, which has no meaning.
 	maxInbound = 1024
+	// maxAnswer bounds the answer to the handshake.
+	maxAnswer = 64 << 10
 )
 
 // ErrNotConnected is the error of a send without a connection.
@@ -99,8 +102,19 @@ func (l *Client) Send(messages ...[]byte) (connection uint64, err error) {
 // time.
 type gathering struct {
 	net.Conn
-	more atomic.Bool
-	kept []byte
+	more   atomic.Bool
+	kept   []byte
+	unread int // bytes that may still be read
+}
+
+// Read implements [net.Conn]. A server that is no MS2 may send without end what
+// the handshake takes for a header.
+func (g *gathering) Read(p []byte) (int, error) {
+	n, err := g.Conn.Read(p)
+	if g.unread -= n; g.unread < 0 {
+		return 0, fmt.Errorf("expected the answer of MS2, found more than %d bytes", maxAnswer)
+	}
+	return n, err
 }
 
 // Write implements [net.Conn].
@@ -145,7 +159,7 @@ func (l *Client) Run(ctx context.Context, connected func(connection uint64)) err
 // connect dials and reads until the connection is gone. Its error is never nil.
 func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error) {
 	remote := "" // address of the connection
-	wire := &gathering{}
+	wire := &gathering{unread: maxAnswer}
 	defer func() {
 		if remote != "" { // whatever was wrong there, another address may work
 			l.dialer.Avoid(remote)
@@ -186,6 +200,7 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 		}
 		return fmt.Errorf("dial %s: %w", l.url, err)
 	}
+	wire.unread = math.MaxInt
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() {
 		goodbye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")

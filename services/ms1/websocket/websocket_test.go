@@ -383,6 +383,14 @@ func TestReadySaysWhy(t *testing.T) {
 		"no WebSocket there": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "hello")
 		}, []string{"dial ws://", "200 OK"}},
+		"an endless header": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			defer c.Close()
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nX: "+strings.Repeat("x", 2*maxAnswer))
+		}, []string{"dial ws://", "expected the answer of MS2, found more than 65536 bytes"}},
 		"a close frame": {upgrade(func(_ *ms2, c *gorilla.Conn) {
 			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.ClosePolicyViolation, "session_id: found 0"))
 		}), []string{"connection to ms2", "close 1008", "session_id: found 0"}},
