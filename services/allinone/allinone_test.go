@@ -32,8 +32,6 @@ import (
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-func TestMain(m *testing.M) { servicetest.Main(m, nil) }
-
 // usual is the configuration of a short session on free ports.
 func usual(t *testing.T) Config {
 	t.Helper()

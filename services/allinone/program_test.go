@@ -15,19 +15,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-// TestProgram is about the real program, in processes of its own.
+// programVariable makes this binary the program itself: to link the one that is
+// delivered takes longer than most of the tests.
+const programVariable = "TRICYCLE_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programVariable) != "" {
+		os.Exit(program.Main(context.Background(), Program(), os.Args[1:], os.Stdout, os.Stderr))
+	}
+	_ = os.Setenv(programVariable, "yes") // of the processes that the tests start
+	servicetest.Main(m, nil)
+}
+
+// TestProgram is about the program in processes of its own.
 func TestProgram(t *testing.T) {
 	t.Parallel()
-	directory, err := servicetest.Build(t.TempDir(), "./cmd/allinone")
-	if err != nil {
-		t.Fatal(err)
-	}
-	program := filepath.Join(directory, "allinone")
-	for name, test := range map[string]func(*testing.T, string){
+	for name, test := range map[string]func(*testing.T){
 		"killed in the middle of a session": killed,
 		"interrupted by a person":           ended(syscall.SIGINT),
 		"a terminal that closes":            ended(syscall.SIGHUP),
@@ -38,19 +46,19 @@ func TestProgram(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			test(t, program)
+			test(t)
 		})
 	}
 }
 
 // child starts the program as a process of its own, and returns it and its URL.
-func child(t *testing.T, program string, args ...string) (*servicetest.Process, string) {
+func child(t *testing.T, args ...string) (*servicetest.Process, string) {
 	t.Helper()
-	p := servicetest.Launch(t, exec.Command(program, args...))
+	p := servicetest.Launch(t, exec.Command(os.Args[0], args...))
 	return p, p.Out.Find(t, `MS1 listens on (http://\S+)`)[1]
 }
 
-func killed(t *testing.T, program string) {
+func killed(t *testing.T) {
 	data := t.TempDir()
 	slow := servicetest.File(t, "slow.yaml", "workers: 1\n") // MS3, so that messages wait in the broker
 	args := []string{"-listen", anyPort, "-data", data, "-config", slow, "-interval", "600", "-in-flight", "256"}
@@ -59,13 +67,13 @@ func killed(t *testing.T, program string) {
 		return number(t, db, "SELECT COUNT(*) FROM messages WHERE session_id = ?", session)
 	}
 
-	p, url := child(t, program, args...)
+	p, url := child(t, args...)
 	expect(t, http.StatusAccepted, url+"/start")
 	servicetest.Eventually(t, time.Minute, "rows", func() bool { return rows(1) > 500 })
 	p.Signal(syscall.SIGKILL)
 	before := rows(1)
 
-	p, url = child(t, program, args...)
+	p, url = child(t, args...)
 	servicetest.Eventually(t, time.Minute, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
 	// Records that the broker had acknowledged and MS3 had not posted arrive now.
 	servicetest.Eventually(t, time.Minute, "messages that were in the broker are stored", func() bool { return rows(1) > before })
@@ -95,7 +103,7 @@ func killed(t *testing.T, program string) {
 	}
 }
 
-func exitStatus(t *testing.T, program string) {
+func exitStatus(t *testing.T) {
 	file := servicetest.File(t, "wrong.yaml", "kafka:\n  broker: here\n")
 	for name, test := range map[string]struct {
 		args       []string
@@ -113,7 +121,7 @@ func exitStatus(t *testing.T, program string) {
 			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 			defer cancel()
 			var out, complaints strings.Builder
-			p := exec.CommandContext(ctx, program, append([]string{"-listen", anyPort, "-data", filepath.Join(t.TempDir(), "data")}, test.args...)...)
+			p := exec.CommandContext(ctx, os.Args[0], append([]string{"-listen", anyPort, "-data", filepath.Join(t.TempDir(), "data")}, test.args...)...)
 			p.Stdout, p.Stderr = &out, &complaints
 			err := p.Run()
 			if got := p.ProcessState.ExitCode(); got != test.status {
@@ -129,22 +137,22 @@ func exitStatus(t *testing.T, program string) {
 	}
 }
 
-func healthcheck(t *testing.T, program string) {
+func healthcheck(t *testing.T) {
 	c := usual(t)
 	c.Listen = servertest.FreeAddress(t)
 	serve(t, c)
-	if out, err := exec.Command(program, "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
+	if out, err := exec.Command(os.Args[0], "-healthcheck", "-listen", c.Listen).CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("got %v and output %s, want neither", err, out)
 	}
 }
 
-func consoleGone(t *testing.T, program string) {
+func consoleGone(t *testing.T) {
 	data := t.TempDir()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "-once", "-interval", "1", "-listen", anyPort, "-data", data)
+	cmd := exec.Command(os.Args[0], "-once", "-interval", "1", "-listen", anyPort, "-data", data)
 	cmd.Stdout, cmd.Stderr = w, w
 	p := servicetest.Launch(t, cmd)
 	w.Close()
@@ -158,7 +166,7 @@ func consoleGone(t *testing.T, program string) {
 	}
 }
 
-func consoleFull(t *testing.T, program string) {
+func consoleFull(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +178,7 @@ func consoleFull(t *testing.T, program string) {
 		t.Fatalf("got %v, want a full pipe", err)
 	}
 	address, data := servertest.FreeAddress(t), t.TempDir()
-	cmd := exec.Command(program, "-listen", address, "-data", data)
+	cmd := exec.Command(os.Args[0], "-listen", address, "-data", data)
 	cmd.Stdout, cmd.Stderr = w, w
 	p := servicetest.Launch(t, cmd)
 	url := "http://" + address
@@ -194,10 +202,10 @@ func consoleFull(t *testing.T, program string) {
 }
 
 // ended ends the command with a signal during its session.
-func ended(s syscall.Signal) func(t *testing.T, program string) {
-	return func(t *testing.T, program string) {
+func ended(s syscall.Signal) func(t *testing.T) {
+	return func(t *testing.T) {
 		data, complained := t.TempDir(), &servicetest.Console{}
-		cmd := exec.Command(program, "-once", "-interval", "600", "-listen", anyPort, "-data", data)
+		cmd := exec.Command(os.Args[0], "-once", "-interval", "600", "-listen", anyPort, "-data", data)
 		cmd.Stderr = complained
 		own := make(chan os.Signal, 1)
 		signal.Notify(own, s) // else the program inherits that nohup ignores it
