@@ -107,6 +107,7 @@ func TestAListIsTriedLikeTheAddressesOfAName(t *testing.T) {
 // Docker's name server takes longer than a client waits for the name of a
 // container that is gone, if its network leads nowhere else.
 func TestANameThatIsNotResolvedIsTriedLast(t *testing.T) {
+	t.Parallel()
 	port := listen(t, "127.0.0.2", "0", "x")
 	var asked atomic.Int64
 	d := &dial.Dialer{LookupHost: func(ctx context.Context, host string) ([]string, error) {
@@ -131,7 +132,9 @@ func TestANameThatIsNotResolvedIsTriedLast(t *testing.T) {
 	}
 	reach("gone:"+port+" here:"+port, 1)
 	reach("gone:"+port+" here:"+port, 1)
-	if _, err := d.DialContext(t.Context(), "tcp", "here:1 gone:1"); err == nil || asked.Load() != 2 {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := d.DialContext(ctx, "tcp", "here:1 gone:1"); err == nil || asked.Load() != 2 {
 		t.Errorf("got %v after %d lookups, want the name to be asked for again when the other address fails", err, asked.Load())
 	}
 	reach("gone:"+port, 3) // it is back
@@ -171,6 +174,7 @@ func TestAvoid(t *testing.T) {
 
 // The usual caller: it knows nothing of addresses and only tries again.
 func TestAnHTTPClientReachesTheSecondAddress(t *testing.T) {
+	t.Parallel()
 	port := listen(t, "127.0.0.2", "0", "")
 	l, err := net.Listen("tcp", "127.0.0.3:"+port)
 	if err != nil {

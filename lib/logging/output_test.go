@@ -37,10 +37,10 @@ func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
 		}
 
 		// The console is read again: the report, then the newest lines.
-		lines := bufio.NewScanner(r)
+		lines, report := bufio.NewScanner(r), regexp.MustCompile(`WRN log lines dropped count=(\d+)$`)
 		read, reported := 0, 0
 		for lines.Scan() {
-			if found := regexp.MustCompile(`WRN log lines dropped count=(\d+)$`).FindStringSubmatch(lines.Text()); found != nil {
+			if found := report.FindStringSubmatch(lines.Text()); found != nil {
 				n, _ := strconv.Atoi(found[1])
 				reported += n
 				continue

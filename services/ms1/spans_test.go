@@ -71,6 +71,7 @@ func TestSpansOfARound(t *testing.T) {
 	s.engine.mu.Lock()
 	s.engine.current.end(Stopped) // so that no more are sent
 	s.engine.mu.Unlock()
+	servicetest.Eventually(t, 10*time.Second, "it drains", func() bool { return s.Status(ctx).State == Draining })
 	close(store.hold)
 	posts.Wait()
 	cancel()

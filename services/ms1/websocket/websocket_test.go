@@ -681,6 +681,7 @@ func TestEnds(t *testing.T) {
 // A wrong certificate or file is a clear error, and a connection follows as soon
 // as it is right.
 func TestTLSAndToken(t *testing.T) {
+	t.Parallel()
 	config, fail := credentialstest.New(t).Failing("127.0.0.1")
 	upgraded := make(chan struct{}, 10)
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
