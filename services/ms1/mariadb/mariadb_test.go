@@ -301,6 +301,20 @@ func TestReadinessWithoutASession(t *testing.T) {
 	}
 }
 
+// On Windows and macOS a server takes both names for one database.
+func TestOneProgramPerDatabaseInAnyCase(t *testing.T) {
+	t.Parallel()
+	d := servertest.MariaDB(t, "--lower-case-table-names=1")
+	s, _ := serve(t, d, d.Address)
+	ready(t, s)
+	other := open(t, storetest.Server{Address: d.Address, Name: "Tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := other.Run(ctx); err == nil || !strings.Contains(err.Error(), "database is in use by another MS1") {
+		t.Errorf("got error %v, want that the database is in use", err)
+	}
+}
+
 // A server that is not told to be strict would store a stamp that is none.
 func TestBadValueIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()

@@ -131,14 +131,14 @@ func (s *Store) failed(operation string, err error) error {
 // of this store still holds it, dead and unnoticed by the server, it is killed.
 func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 	var me holder
-	if err := conn.QueryRowContext(ctx,
-		"SELECT ID, HOST FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID()").Scan(&me.id, &me.host); err != nil {
+	var name string // the server may take names in another case for the same database
+	if err := conn.QueryRowContext(ctx, "SELECT ID, HOST, CONCAT(?, IF(@@lower_case_table_names, LOWER(DB), DB)) "+
+		"FROM information_schema.PROCESSLIST WHERE ID = CONNECTION_ID()", lockPrefix).Scan(&me.id, &me.host, &name); err != nil {
 		return err
 	}
 	if _, err := conn.ExecContext(ctx, "SET SESSION wait_timeout = ?", int(lease.Seconds())); err != nil {
 		return err
 	}
-	name := lockPrefix + s.config.Name
 	var other holder
 	for _, wait := range []time.Duration{0, lockWait} {
 		var got sql.NullBool

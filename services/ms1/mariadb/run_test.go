@@ -60,8 +60,8 @@ func unready(t *testing.T, s *Store, want string) {
 }
 
 func expectConnection(mock sqlmock.Sqlmock, id int64, host string) {
-	mock.ExpectQuery("^SELECT ID, HOST FROM information_schema.PROCESSLIST").
-		WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST"}).AddRow(id, host))
+	mock.ExpectQuery("^SELECT ID, HOST, .+ FROM information_schema.PROCESSLIST").
+		WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST", "name"}).AddRow(id, host, "tricycle/tricycle"))
 	mock.ExpectExec("^SET SESSION wait_timeout").WithArgs(4).WillReturnResult(sqlmock.NewResult(0, 0))
 }
 
@@ -226,7 +226,7 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 		func(mock sqlmock.Sqlmock) { mock.ExpectQuery("PROCESSLIST").WillReturnError(denied) },
 		func(mock sqlmock.Sqlmock) { mock.ExpectQuery("PROCESSLIST").WillReturnError(denied) },
 		func(mock sqlmock.Sqlmock) {
-			mock.ExpectQuery("PROCESSLIST").WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST"}).AddRow(5, "here:1"))
+			mock.ExpectQuery("PROCESSLIST").WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST", "name"}).AddRow(5, "here:1", "tricycle/tricycle"))
 			mock.ExpectExec("wait_timeout").WillReturnError(deadlock)
 		},
 		func(mock sqlmock.Sqlmock) {
