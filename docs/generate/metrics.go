@@ -83,8 +83,8 @@ func gather(service string) (_ []*dto.MetricFamily, err error) {
 }
 
 func metricsPage(_ *Source, pages map[string]string) error {
-	p := newPage("Metrics", "Each service answers `GET /metrics` in the Prometheus text format. All metrics exist, as 0, from the start. Every service also\n"+
-		"has the metrics `go_…` and `process_…` of the Prometheus client; `tricycle_log_lines_dropped_total`: log lines that the `output`\n"+
+	p := newPage("Metrics", "Each service answers `GET /metrics` in the Prometheus text format. All metrics exist, as 0, from the start, those\n"+
+		"of spans only with `tracing.endpoint`. Every service also has `go_…` and `process_…` of the Prometheus client; `tricycle_log_lines_dropped_total`: log lines that the `output`\n"+
 		"`console` or `file` did not accept; and `tricycle_dependency_ready`: 1 if the check of /readyz for this `dependency` passes,\n"+
 		"otherwise 0. With the OpenMetrics format, the histogram of the hops has the trace ids of some messages as exemplars.")
 	for _, service := range slices.Sorted(maps.Keys(services)) {
