@@ -1,7 +1,6 @@
 package topic
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +27,7 @@ const (
 	// electionTime is how long a partition may be without a leader before that
 	// is worth a warning; a topic that was just created is for a moment.
 	electionTime = 5 * time.Second
+	maxMistakes  = 100 // texts that are logged until the cluster is available again
 )
 
 var errNotYet = errors.New("not connected yet")
@@ -68,8 +68,8 @@ func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
 // It creates missing topics, and reopens the connections when no partition can
 // be reached. When ctx is cancelled, it closes the connections and returns nil.
 func (c *Cluster) Run(ctx context.Context) error {
-	var noLeader time.Time // since when a partition has none; zero if all have one
-	warned, mistake, reported := false, "", 0
+	var noLeader time.Time                     // since when a partition has none; zero if all have one
+	mistakes, reported := map[string]bool{}, 0 // logged since the cluster was available
 	for interval := time.Duration(0); retry.Pause(ctx, interval); {
 		partitions, bad, err := c.check(ctx)
 		if ctx.Err() != nil {
@@ -82,10 +82,9 @@ func (c *Cluster) Run(ctx context.Context) error {
 			noLeader = time.Now()
 		}
 		electing := time.Since(noLeader) < electionTime
-		if err == nil && (len(bad) == partitions || was != nil && electing) {
-			for number, cause := range bad {
-				err = fmt.Errorf("get the offsets of %s, partition %d: %w", c.config.Topic, number, cause)
-			}
+		if err == nil && len(bad) > 0 && (len(bad) == partitions || was != nil && electing) {
+			number := slices.Min(slices.Collect(maps.Keys(bad)))
+			err = fmt.Errorf("get the offsets of %s, partition %d: %w", c.config.Topic, number, bad[number])
 		}
 		err = c.config.explain(err, c.Partitions() > 0)
 		c.mu.Lock()
@@ -100,11 +99,12 @@ func (c *Cluster) Run(ctx context.Context) error {
 			if electing && hasNoLeader(err) {
 				continue
 			}
+			// Each broker may have another one, and is asked in turn.
 			known := mistakeIn(err)
-			if !warned || known != "" && known != mistake {
+			if n := len(mistakes); n == 0 || known != "" && !mistakes[known] && n < maxMistakes {
 				c.log.Warn().Err(err).Strs("brokers", c.config.Brokers).Msg("kafka unavailable")
+				mistakes[known] = true
 			}
-			warned, mistake = true, cmp.Or(known, mistake)
 			if errors.Is(err, errSetting) {
 				interval = checkInterval
 			} else {
@@ -114,7 +114,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		}
 		if was != nil {
 			c.log.Info().Strs("brokers", c.config.Brokers).Int("partitions", partitions).Msg("kafka available")
-			warned, mistake = false, ""
+			clear(mistakes)
 		}
 		if n := len(bad); n != reported && (n == 0 || !electing) {
 			if n == 0 {

@@ -202,6 +202,27 @@ func TestBrokerThatExpectsOtherClients(t *testing.T) {
 	}
 }
 
+// Several brokers that expect TLS, of which the next one is asked each time.
+func TestAMistakeIsLoggedOnce(t *testing.T) {
+	t.Parallel()
+	c := topic.Defaults()
+	c.Brokers = nil
+	for range 3 {
+		c.Brokers = append(c.Brokers, rude(t, nil, 21, 3, 3, 0, 2, 2, 80))
+	}
+	var log servicetest.Console
+	l := topic.NewCluster(c, "test", zerolog.New(&log))
+	topictest.Start(t, l)
+	clients := map[*kafka.Client]bool{}
+	servicetest.Eventually(t, time.Minute, "each is asked several times", func() bool {
+		clients[l.Client()] = true
+		return len(clients) > 12
+	})
+	if got := strings.Count(log.String(), "kafka unavailable"); got < 1 || got > len(c.Brokers) {
+		t.Errorf("got %d lines, want one for each broker at most:\n%s", got, &log)
+	}
+}
+
 // A user who may neither create topics nor read their settings needs only those
 // of the messages.
 func TestLeastRights(t *testing.T) {
