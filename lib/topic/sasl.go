@@ -73,10 +73,12 @@ func (c Config) explain(err error, before bool) error {
 	return err
 }
 
-// mistakeIn returns the text of an error that names a key of the configuration,
-// and "" for another.
+// mistakeIn returns the text of an error that lasts until a person acts, because
+// of the configuration, rights or settings of the topic, and "" for another.
 func mistakeIn(err error) string {
-	if text := err.Error(); strings.Contains(text, "kafka.brokers") || strings.Contains(text, "kafka.tls") || strings.Contains(text, "kafka.sasl") {
+	text := err.Error()
+	if denied(err) || errors.Is(err, errSetting) ||
+		strings.Contains(text, "kafka.brokers") || strings.Contains(text, "kafka.tls") || strings.Contains(text, "kafka.sasl") {
 		return text
 	}
 	return ""

@@ -228,11 +228,17 @@ func TestAMistakeIsLoggedOnce(t *testing.T) {
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
+	starting := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Err: kerr.UnknownServerError, Count: -1})
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.CreateTopics}, Err: kerr.TopicAuthorizationFailed, Count: -1})
 	c := topictest.For(t, address)
-	l := topic.NewCluster(c, "test", zerolog.Nop())
+	var log servicetest.Console
+	l := topic.NewCluster(c, "test", zerolog.New(&log))
 	stop := topictest.Start(t, l)
-	topictest.Unready(t, l, "kafka.topic: must exist or be created by a user who may, got no topic "+c.Topic)
+	servicetest.Eventually(t, time.Minute, "it is logged", func() bool { return log.Has("[-1] Unknown") })
+	starting.Remove()
+	want := "kafka.topic: must exist or be created by a user who may, got no topic " + c.Topic
+	topictest.Unready(t, l, want)
+	servicetest.Eventually(t, time.Minute, "it is logged, after another error too", func() bool { return log.Has(want) })
 	fault.Remove()
 	topictest.Ready(t, l)
 	stop()
