@@ -27,6 +27,7 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -248,12 +249,23 @@ func fromEnvironment(c Config) (Config, error) {
 	if v := os.Getenv(protocol); v != "" && v != "http/protobuf" {
 		return c, fmt.Errorf("%s: must be http/protobuf, got %q", protocol, v)
 	}
-	if v := os.Getenv("OTEL_BSP_MAX_QUEUE_SIZE"); v != "" {
-		n, err := strconv.Atoi(v)
-		if err != nil || n < 1 || n > mostSpans {
-			return c, fmt.Errorf("OTEL_BSP_MAX_QUEUE_SIZE: must be an integer between 1 and %d, got %q", mostSpans, v)
+	// With less the SDK panics or exports in a busy loop.
+	for _, name := range []string{"OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT",
+		"OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_BSP_MAX_QUEUE_SIZE"} {
+		v, most := os.Getenv(name), mostSpans
+		if v == "" {
+			continue
 		}
-		c.QueueSpans = n
+		if !strings.HasSuffix(name, "_SIZE") {
+			most = 24 * 60 * 60 * 1000 // milliseconds
+		}
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 || n > most {
+			return c, fmt.Errorf("%s: must be an integer between 1 and %d, got %q", name, most, v)
+		}
+		if name == "OTEL_BSP_MAX_QUEUE_SIZE" {
+			c.QueueSpans = n
+		}
 	}
 	switch v := os.Getenv("OTEL_TRACES_SAMPLER"); v {
 	case "":
