@@ -248,9 +248,10 @@ func TestSchema(t *testing.T) {
 func TestTablesOfOthersAreRefused(t *testing.T) {
 	t.Parallel()
 	for change, want := range map[string]string{
-		"ALTER TABLE messages DROP FOREIGN KEY messages_of_session, DROP PRIMARY KEY":                     "primary key of messages: must be session_id,service1_timestamp, got nothing",
+		"ALTER TABLE messages DROP FOREIGN KEY messages_of_session, DROP PRIMARY KEY":                     "unique keys of messages: must be session_id,service1_timestamp, got nothing",
 		"ALTER TABLE messages MODIFY service1_timestamp DATETIME NOT NULL":                                "type of messages.service1_timestamp: must be datetime(6), got datetime",
 		"ALTER TABLE messages DROP FOREIGN KEY messages_of_session; ALTER TABLE messages ENGINE = MyISAM": "engine of messages: must be InnoDB, got MyISAM",
+		"ALTER TABLE messages ADD UNIQUE (end_timestamp)":                                                 "unique keys of messages: must be session_id,service1_timestamp, got end_timestamp,session_id,service1_timestamp",
 		"DROP TABLE lost_messages":                    "engine of lost_messages: must be InnoDB, got nothing",
 		"ALTER TABLE sessions DROP COLUMN started_at": "type of sessions.started_at: must be datetime(6), got nothing",
 		"ALTER TABLE messages ADD extra INT NOT NULL": "Field 'extra' doesn't have a default value",

@@ -18,9 +18,9 @@ var schema = []setting{
 	{"engine of sessions", "InnoDB"},
 	{"engine of messages", "InnoDB"},
 	{"engine of lost_messages", "InnoDB"},
-	{"primary key of sessions", "id"},
-	{"primary key of messages", "session_id,service1_timestamp"},
-	{"primary key of lost_messages", "session_id,service1_timestamp"},
+	{"unique keys of sessions", "id"},
+	{"unique keys of messages", "session_id,service1_timestamp"},
+	{"unique keys of lost_messages", "session_id,service1_timestamp"},
 	{"type of sessions.id", "bigint(20) auto_increment"},
 	{"type of sessions.started_at", "datetime(6)"},
 	{"type of sessions.ended_at", "datetime(6)"},
@@ -36,8 +36,8 @@ var schema = []setting{
 func verify(ctx context.Context, db *sql.DB) error {
 	const ours = " WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ('sessions', 'messages', 'lost_messages')"
 	rows, err := db.QueryContext(ctx, "SELECT CONCAT('engine of ', TABLE_NAME), COALESCE(ENGINE, TABLE_TYPE) FROM information_schema.TABLES"+ours+
-		" UNION ALL SELECT CONCAT('primary key of ', TABLE_NAME), GROUP_CONCAT(COLUMN_NAME ORDER BY ORDINAL_POSITION) FROM information_schema.COLUMNS"+ours+
-		" AND COLUMN_KEY = 'PRI' GROUP BY TABLE_NAME"+
+		" UNION ALL SELECT CONCAT('unique keys of ', TABLE_NAME), GROUP_CONCAT(COLUMN_NAME ORDER BY INDEX_NAME, SEQ_IN_INDEX) FROM information_schema.STATISTICS"+ours+
+		" AND NON_UNIQUE = 0 GROUP BY TABLE_NAME"+
 		" UNION ALL SELECT CONCAT('type of ', TABLE_NAME, '.', COLUMN_NAME), TRIM(CONCAT(COLUMN_TYPE, ' ', EXTRA)) FROM information_schema.COLUMNS"+ours)
 	if err != nil {
 		return err
