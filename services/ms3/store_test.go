@@ -3,7 +3,6 @@ package ms3
 import (
 	"bytes"
 	"compress/gzip"
-	"fmt"
 	"io"
 	"log"
 	"net/http"
@@ -138,63 +137,52 @@ func TestRepeatedUntilStored(t *testing.T) {
 
 func TestRefusedForGood(t *testing.T) {
 	t.Parallel()
-	for name, c := range map[string]struct {
-		answer httpserver.Problem
-		reason string
-	}{
-		"400":     {httpserver.Problem{Type: httpserver.MalformedMessage, Status: 400, Detail: "session_id: found x"}, "MS1 answered 400: session_id: found x"},
-		"413":     {httpserver.Problem{Type: httpserver.MessageTooLarge, Status: 413, Detail: "too long"}, "MS1 answered 413: too long"},
-		"our 404": {httpserver.Problem{Status: 404, Type: httpserver.UnknownMessage, Detail: "never sent"}, "MS1 answered 404: never sent"},
+	answer := httpserver.Problem{Type: httpserver.UnknownMessage, Status: 404, Detail: "never sent"}
+	const reason = "MS1 answered 404: never sent"
+	k, store, source := neighbours(t, topictest.Config(t))
+	collector, spans := servicetest.Collector(t)
+	ms, records := messages(20)
+	refused := ms[7].Key()
+	store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
+		if m.Key() == refused {
+			answer.Write(w)
+		}
+	})
+	r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint = collector })
+	records[7].Headers = []kafka.Header{{Key: "traceparent", Value: []byte("00-0123456789abcdef0123456789abcdef-0123456789abcdef-01")}}
+	source.produce(2, records...)
+	source.commits(20)
+	if n := len(store.posted(refused)); n != 1 {
+		t.Errorf("posted %d times, expected once", n)
+	}
+	letter := topictest.Read(t, k, k.DeadLetterTopic, 1)[0]
+	if string(letter.Key) != refused.String() || !bytes.Equal(letter.Value, records[7].Value) {
+		t.Errorf("got %s %s, want the record as it was", letter.Key, letter.Value)
+	}
+	headers := topic.Headers(letter.Headers)
+	for key, want := range map[string]string{
+		topic.HeaderReason: reason, topic.HeaderTopic: k.Topic, topic.HeaderPartition: "2", topic.HeaderOffset: "7",
+		topic.HeaderStatus: "404", "traceparent": string(records[7].Headers[0].Value),
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			k, store := topictest.Config(t), newMS1(t)
-			collector, spans := servicetest.Collector(t)
-			source := newMS2(t, k)
-			ms, records := messages(20)
-			refused := ms[7].Key()
-			store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
-				if m.Key() == refused {
-					c.answer.Write(w)
-				}
-			})
-			r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint = collector })
-			records[7].Headers = []kafka.Header{{Key: "traceparent", Value: []byte("00-0123456789abcdef0123456789abcdef-0123456789abcdef-01")}}
-			source.produce(2, records...)
-			source.commits(20)
-			if n := len(store.posted(refused)); n != 1 {
-				t.Errorf("posted %d times, expected once", n)
+		if got := headers.Get(key); got != want {
+			t.Errorf("got header %s = %q, want %q", key, got, want)
+		}
+	}
+	if r.Metric("tricycle_ms3_dead_letters_total", "refused") != 1 || r.Metric("tricycle_ms3_messages_stored_total") != 19 {
+		t.Error("expected one dead letter and the others stored")
+	}
+	r.Stop()
+	failed := 0
+	for _, s := range spans() {
+		if s.Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
+			failed++
+			if got := servicetest.Attribute(s, "error.type"); got != "refused" || s.Status.Message != reason {
+				t.Errorf("found error.type %q, %q", got, s.Status.Message)
 			}
-			letter := topictest.Read(t, k, k.DeadLetterTopic, 1)[0]
-			if string(letter.Key) != refused.String() || !bytes.Equal(letter.Value, records[7].Value) {
-				t.Errorf("got %s %s, want the record as it was", letter.Key, letter.Value)
-			}
-			headers := topic.Headers(letter.Headers)
-			for key, want := range map[string]string{
-				topic.HeaderReason: c.reason, topic.HeaderTopic: k.Topic, topic.HeaderPartition: "2", topic.HeaderOffset: "7",
-				topic.HeaderStatus: fmt.Sprint(c.answer.Status), "traceparent": string(records[7].Headers[0].Value),
-			} {
-				if got := headers.Get(key); got != want {
-					t.Errorf("got header %s = %q, want %q", key, got, want)
-				}
-			}
-			if r.Metric("tricycle_ms3_dead_letters_total", "refused") != 1 || r.Metric("tricycle_ms3_messages_stored_total") != 19 {
-				t.Error("expected one dead letter and the others stored")
-			}
-			r.Stop()
-			failed := 0
-			for _, s := range spans() {
-				if s.Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
-					failed++
-					if got := servicetest.Attribute(s, "error.type"); got != "refused" || s.Status.Message != c.reason {
-						t.Errorf("found error.type %q, %q", got, s.Status.Message)
-					}
-				}
-			}
-			if n := len(spans()); n != 20 || failed != 1 {
-				t.Errorf("got %d spans, %d failed, want 20 and 1", n, failed)
-			}
-		})
+		}
+	}
+	if n := len(spans()); n != 20 || failed != 1 {
+		t.Errorf("got %d spans, %d failed, want 20 and 1", n, failed)
 	}
 }
 
