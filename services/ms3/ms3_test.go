@@ -320,6 +320,20 @@ func TestDuplicateRecordsAreAllPosted(t *testing.T) {
 	}
 }
 
+func TestNewNamesWhatItCannotUse(t *testing.T) {
+	t.Parallel()
+	for key, change := range map[string]func(*Config){
+		"ms1.url":        func(c *Config) { c.MS1.URL = "://" },
+		"ms1.token_file": func(c *Config) { c.MS1.TokenFile = "absent" },
+	} {
+		c := Defaults()
+		change(&c)
+		if _, err := New(c, zerolog.Nop(), nil); err == nil || !strings.HasPrefix(err.Error(), key+": ") {
+			t.Errorf("got %v, want %s", err, key)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	c := Defaults()
