@@ -82,10 +82,20 @@ func (s Sources) Check(c Validator) error {
 	return fmt.Errorf("check configuration: %s", strings.Join(lines, "\n"))
 }
 
+// maxFile is the most bytes of a file: a device may have no end.
+const maxFile = 4 << 20
+
 // read returns the content of a file. If this user may not read it, the error
 // has the mode of the file, or of the directory that is closed to the user.
-func read(path string) ([]byte, error) {
-	data, err := os.ReadFile(path)
+func read(path string) (data []byte, err error) {
+	file, err := os.Open(path)
+	if err == nil {
+		defer file.Close()
+		data, err = io.ReadAll(io.LimitReader(file, maxFile+1))
+	}
+	if len(data) > maxFile {
+		return nil, fmt.Errorf("%s: must be at most %d bytes, got more", path, maxFile)
+	}
 	if errors.Is(err, fs.ErrPermission) {
 		at := path
 		info, failed := os.Stat(at)

@@ -370,6 +370,14 @@ func TestSecret(t *testing.T) {
 		_, err := config.Secret("password_file", path)
 		expect(t, err, "password_file: must name a file with one line, got "+path+", which has more")
 	})
+	t.Run("without an end", func(t *testing.T) {
+		path := file(t, "")
+		if err := os.Truncate(path, 5<<20); err != nil {
+			t.Fatal(err)
+		}
+		_, err := config.Secret("password_file", path)
+		expect(t, err, "password_file: "+path+": must be at most 4194304 bytes, got more")
+	})
 	t.Run("UTF-16", func(t *testing.T) {
 		path := file(t, "\xff\xfeh\x00\r\x00\n\x00")
 		_, err := config.Secret("password_file", path)
