@@ -26,7 +26,7 @@ const (
 	commitInterval = 100 * time.Millisecond
 	commitTime     = 500 * time.Millisecond
 	graceTime      = 2 * time.Second // for requests in flight at shutdown
-	refusedTime    = 3 * time.Second // for which readiness remembers a failed fetch; the reader repeats it each second
+	refusedTime    = 3 * time.Second // for which readiness remembers a refused fetch; the reader repeats it each second
 )
 
 // consumer is a member of the consumer group.
@@ -55,7 +55,7 @@ type consumer struct {
 	work    sync.WaitGroup // records being processed
 	waiting atomic.Bool    // for the reader, not for room
 	health  atomic.Pointer[error]
-	failed  atomic.Pointer[failure] // the last fetch; nil if it succeeded
+	failed  atomic.Pointer[failure] // the last fetch was refused; nil if it succeeded
 }
 
 // failure is the error of a fetch.
@@ -87,7 +87,7 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 }
 
 // ready returns nil if at the last check this consumer was a member of the
-// group, the group had all partitions, and the last fetch did not fail.
+// group, the group had all partitions, and the last fetch was not refused.
 func (c *consumer) ready(ctx context.Context) error {
 	var refused error
 	if f := c.failed.Load(); f != nil && time.Since(f.at) < refusedTime {
@@ -151,10 +151,13 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			// Kafka creates the topic of the offsets when the first member asks, and
 			// moves the group to its coordinator before it answers.
 			var reply kafka.Error
-			joining := errors.As(err, &reply) && reply.Temporary() && time.Since(began) < 10*time.Second
+			replied := errors.As(err, &reply)
+			joining := replied && reply.Temporary() && time.Since(began) < 10*time.Second
 			if ctx.Err() == nil && !joining {
 				err = fmt.Errorf("fetch from %s: %w", c.config.Kafka.Topic, err)
-				c.failed.Store(&failure{time.Now(), err})
+				if replied && !reply.Temporary() { // a partition without a leader is its own trouble
+					c.failed.Store(&failure{time.Now(), err})
+				}
 				c.kafkaLog.Warn().Err(err).Msg("fetch failed")
 			}
 			retry.Pause(ctx, commitInterval)
