@@ -471,7 +471,7 @@ func TestLostMessagesAreBounded(t *testing.T) {
 // A message that is added while another goroutine ends its writing must not stay
 // in the outbox.
 func TestEveryMessageLeavesTheOutbox(t *testing.T) {
-	const rounds = 10_000
+	const rounds = 20_000
 	b := newBook(t, 2*rounds)
 	e := &engine{transport: &fakeTransport{number: 1}, current: &runner{ledger: b.ledger}}
 	e.sender.engine = e
@@ -480,12 +480,17 @@ func TestEveryMessageLeavesTheOutbox(t *testing.T) {
 		e.sender.flush()
 	}
 	var begun, done atomic.Int64 // rounds
-	go func() {
-		for round := range int64(rounds) {
-			for begun.Load() <= round {
+	until := func(counter *atomic.Int64, round int64) {
+		for spins := 0; counter.Load() <= round; spins++ {
+			if spins > 1000 { // earlier, both goroutines would share a processor
 				runtime.Gosched()
 			}
-			for range rand.IntN(5000) { // to the end of the other one's writing
+		}
+	}
+	go func() {
+		for round := range int64(rounds) {
+			until(&begun, round)
+			for range rand.IntN(1500) { // to the end of the other one's writing
 				begun.Load()
 			}
 			send()
@@ -495,9 +500,7 @@ func TestEveryMessageLeavesTheOutbox(t *testing.T) {
 	for round := range int64(rounds) {
 		begun.Add(1)
 		send()
-		for done.Load() <= round {
-			runtime.Gosched()
-		}
+		until(&done, round)
 		if left := len(b.outbox); left != 0 {
 			t.Fatalf("%d messages are left in the outbox", left)
 		}
