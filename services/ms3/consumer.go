@@ -25,8 +25,9 @@ const (
 	maxOpen        = 1024 // weight of the records fetched and not yet committable
 	commitInterval = 100 * time.Millisecond
 	commitTime     = 500 * time.Millisecond
-	graceTime      = 2 * time.Second // for requests in flight at shutdown
-	refusedTime    = 3 * time.Second // for which readiness remembers a refused fetch; the reader repeats it each second
+	graceTime      = 2 * time.Second  // for requests in flight at shutdown
+	joinTime       = 10 * time.Second // in which the group's coordinator may not be ready
+	refusedTime    = 3 * time.Second  // for which readiness remembers a refused fetch; the reader repeats it each second
 )
 
 // consumer is a member of the consumer group.
@@ -41,6 +42,7 @@ type consumer struct {
 	letters   letters
 	spanName  string
 	stall     time.Duration
+	joining   time.Duration
 	session   time.Duration // a silent member is removed after it
 	fetchWait time.Duration // of the broker for records; closing a reader takes as long
 	refused   retry.Backoff // of a dead letter that its topic refuses
@@ -70,7 +72,7 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 	}
 	k := &consumer{
 		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), spanName: "process " + c.Kafka.Topic,
-		stall: stallTime, session: sessionTime, fetchWait: 500 * time.Millisecond,
+		stall: stallTime, joining: joinTime, session: sessionTime, fetchWait: 500 * time.Millisecond,
 		refused: retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries},
 		members: members{clientID: "tricycle-ms3-" + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
@@ -152,7 +154,7 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			// moves the group to its coordinator before it answers.
 			var reply kafka.Error
 			replied := errors.As(err, &reply)
-			joining := replied && reply.Temporary() && time.Since(began) < 10*time.Second
+			joining := replied && reply.Temporary() && time.Since(began) < c.joining
 			if ctx.Err() == nil && !joining {
 				err = fmt.Errorf("fetch from %s: %w", c.config.Kafka.Topic, err)
 				if replied && !reply.Temporary() { // a partition without a leader is its own trouble
