@@ -135,7 +135,7 @@ func (k *link) close() {
 	}
 }
 
-// carry passes on what one side sends until that side ends.
+// carry copies bytes from one side to the other until the first ends.
 func (r *Relay) carry(k *link, from, to net.Conn) {
 	type chunk struct {
 		due  time.Time

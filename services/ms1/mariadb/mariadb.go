@@ -2,11 +2,12 @@
 //
 // [Store.Run] connects to the server. One connection holds the lock 'one MS1 per
 // database', and a pool beside it does the work. Every second the lock's
-// connection checks that the server accepts writes and a row of ours. If it does not,
-// or if the read-only server refuses a statement, the whole pool ends at once,
-// including statements in flight; only a locked table is waited for. The store then dials again, another address first, and
-// its methods wait and retry. A silent connection is thus noticed within seconds,
-// and no dead connection stays in the pool.
+// connection checks that the server accepts writes and would take a row. If it
+// does not, or if the read-only server refuses a statement, the whole pool ends at
+// once, including statements in flight; only a locked table is waited for. The
+// store then dials again, another address first, and its methods wait and retry.
+// A silent connection is thus noticed within seconds, and no dead connection stays
+// in the pool.
 package mariadb
 
 import (

@@ -270,6 +270,24 @@ func TestTablesOfOthersAreRefused(t *testing.T) {
 	}
 }
 
+// Once the tables exist, no other privileges are needed.
+func TestAccountForExistingTables(t *testing.T) {
+	t.Parallel()
+	d := servertest.MariaDB(t)
+	first, stop := serve(t, d, d.Address)
+	ready(t, first)
+	stop()
+	for _, host := range []string{"%", "localhost"} {
+		d.SQL("REVOKE ALL PRIVILEGES, GRANT OPTION FROM tricycle@'" + host + "'; " +
+			"GRANT SELECT ON tricycle.goose_db_version TO tricycle@'" + host + "'; " +
+			"GRANT SELECT, INSERT, UPDATE ON tricycle.sessions TO tricycle@'" + host + "'; " +
+			"GRANT SELECT, INSERT, UPDATE ON tricycle.messages TO tricycle@'" + host + "'; " +
+			"GRANT SELECT, INSERT, DELETE ON tricycle.lost_messages TO tricycle@'" + host + "'")
+	}
+	second, _ := serve(t, d, d.Address)
+	ready(t, second)
+}
+
 // Without a session no statement fails, and yet no session could begin.
 func TestReadinessWithoutASession(t *testing.T) {
 	t.Parallel()

@@ -113,8 +113,13 @@ func (s *Store) hold(ctx context.Context, up func()) error {
 func migrate(ctx context.Context, db *sql.DB) error {
 	// A start that ended between goose's first two statements, for instance for lack
 	// of the privilege to insert, has left an empty table.
-	if _, err := db.ExecContext(ctx, "INSERT INTO goose_db_version (version_id, is_applied) "+
-		"SELECT 0, TRUE FROM DUAL WHERE NOT EXISTS (SELECT 1 FROM goose_db_version)"); err != nil && refusal(err) != noTable {
+	// Only then is the privilege needed: an account may be limited to our tables.
+	var versions int
+	err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM goose_db_version").Scan(&versions)
+	if err == nil && versions == 0 {
+		_, err = db.ExecContext(ctx, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (0, TRUE)")
+	}
+	if err != nil && refusal(err) != noTable {
 		return err
 	}
 	if err := sqlstore.Migrate(ctx, goose.DialectMySQL, db, migrations, goose.WithIsolateDDL(true)); err != nil {
