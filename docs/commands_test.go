@@ -489,6 +489,9 @@ func (c *checker) docker(args []string) error {
 	if files == nil {
 		files = []string{"compose.yaml"}
 	}
+	if files[0] != "compose.yaml" {
+		return fmt.Errorf("the first -f must be compose.yaml, whose directory has the file .env, got %s", files[0])
+	}
 	compose := strings.Join(files, ", ")
 	var file struct {
 		Include  []string `yaml:"include"`
@@ -516,7 +519,7 @@ func (c *checker) docker(args []string) error {
 		return nil
 	}
 	if len(args) > 2 && args[0] == "--profile" {
-		found := false
+		found := args[1] == "*"
 		for _, s := range file.Services {
 			found = found || slices.Contains(s.Profiles, args[1])
 		}
@@ -720,16 +723,17 @@ func TestRules(t *testing.T) {
 		"docker compose logs ms4":     "no service ms4",
 		"docker compose logs kafka2":  "no service kafka2",
 		"docker compose -f compose.yaml -f compose/cluster.yaml logs kafka2 ms1": "",
+		"docker compose -f compose.yaml -f composer.yaml up":                     "composer.yaml does not exist",
+		"docker compose -f compose/compose.yaml up":                              "first -f must be compose.yaml",
 		"docker compose run --rm mariadb -e SELECT x":                            "",
-		"docker compose upp":                 "unknown command upp",
-		"docker compose -f composer.yaml up": "composer.yaml does not exist",
-		"docker run x":                       "expected docker compose",
-		"nix run .#up":                       "",
-		"nix run .#test":                     "",
-		"nix run .#down":                     "flake.nix has no down",
-		"nix develop":                        "",
-		"tools/some.sh":                      "",
-		"tools/somebody.sh":                  "tools/somebody.sh does not exist",
+		"docker compose upp": "unknown command upp",
+		"docker run x":       "expected docker compose",
+		"nix run .#up":       "",
+		"nix run .#test":     "",
+		"nix run .#down":     "flake.nix has no down",
+		"nix develop":        "",
+		"tools/some.sh":      "",
+		"tools/somebody.sh":  "tools/somebody.sh does not exist",
 	} {
 		c := checker{tree: real, known: known}
 		if regexp.MustCompile(`^(docker|nix|tools)`).MatchString(command) {

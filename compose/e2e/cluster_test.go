@@ -18,7 +18,7 @@ func TestCluster(t *testing.T) {
 	if os.Getenv("TRICYCLE_TEST_CLUSTER") == "" {
 		t.Skip("TRICYCLE_TEST_CLUSTER: must be 1, with 6 GB of memory")
 	}
-	s.files = []string{"compose/compose.yaml", "compose/cluster.yaml"}
+	s.files = []string{"compose.yaml", "compose/cluster.yaml"}
 	t.Logf("healthy after %.1f s", s.up().Seconds())
 
 	// printed returns what the service certificates prints for an argument.
