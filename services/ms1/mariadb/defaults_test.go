@@ -2,8 +2,10 @@ package mariadb
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,7 +85,15 @@ func TestServerDefaults(t *testing.T) {
 					for n := range 10 {
 						batch = append(batch, storetest.Message(id, 10*part+n))
 					}
-					errs <- s.Insert(ctx, id, batch)
+					if part > 0 {
+						errs <- s.Insert(ctx, id, batch)
+						return
+					}
+					var err error
+					for row := range slices.Chunk(batch, 1) {
+						err = errors.Join(err, s.Insert(ctx, id, row))
+					}
+					errs <- err
 				}()
 			}
 			for range 8 {

@@ -64,7 +64,8 @@ func mocked(t *testing.T, pings bool) (*sql.DB, sqlmock.Sqlmock) {
 	return db, mock
 }
 
-// linked returns a store that has a link already.
+// linked returns a store that has a link already. A script without a prepared
+// statement refuses it, so the store uses the general one.
 func linked(t *testing.T) (*Store, sqlmock.Sqlmock, context.Context) {
 	t.Helper()
 	db, mock := mocked(t, false)
@@ -76,7 +77,7 @@ func linked(t *testing.T) (*Store, sqlmock.Sqlmock, context.Context) {
 	return s, mock, ctx
 }
 
-const insertPattern = `^INSERT INTO messages .+ FROM sessions s( JOIN new)? WHERE s.id = \? AND s.ended_at IS NULL LOCK IN SHARE MODE ON DUPLICATE KEY UPDATE`
+const insertPattern = `^INSERT INTO messages .+ FROM sessions s JOIN new WHERE s.id = \? AND s.ended_at IS NULL LOCK IN SHARE MODE ON DUPLICATE KEY UPDATE`
 
 func expectInsert(mock sqlmock.Sqlmock) *sqlmock.ExpectedExec { return mock.ExpectExec(insertPattern) }
 
@@ -238,6 +239,56 @@ func TestInsertLooksAtTheCountOfRows(t *testing.T) {
 			t.Errorf("got error %v, want none", err)
 		}
 	})
+}
+
+func TestSingleRows(t *testing.T) {
+	prepare := func(mock sqlmock.Sqlmock) *sqlmock.ExpectedPrepare {
+		return mock.ExpectPrepare(`^INSERT INTO messages .+ FROM sessions s WHERE s.id = \? AND s.ended_at IS NULL LOCK IN SHARE MODE$`)
+	}
+	for _, c := range []struct {
+		name   string
+		script func(sqlmock.Sqlmock)
+		want   error
+	}{
+		{"prepared once", func(mock sqlmock.Sqlmock) {
+			p := prepare(mock)
+			for range 2 {
+				p.ExpectExec().WithArgs(msg(0).Service1.Time(), msg(0).Service2.Time(), msg(0).Service3.Time(), msg(0).End.Time(), 7).
+					WillReturnResult(sqlmock.NewResult(0, 1))
+			}
+		}, nil},
+		{"the row exists", func(mock sqlmock.Sqlmock) {
+			p := prepare(mock)
+			for range 2 {
+				p.ExpectExec().WillReturnError(serverError(1062, "23000"))
+				expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1))
+			}
+		}, nil},
+		{"no prepared statement left", func(mock sqlmock.Sqlmock) {
+			for range 2 {
+				prepare(mock).WillReturnError(serverError(1461, "42000"))
+				expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1))
+			}
+		}, nil},
+		{"the session has ended", func(mock sqlmock.Sqlmock) {
+			p := prepare(mock)
+			for range 2 {
+				p.ExpectExec().WillReturnResult(sqlmock.NewResult(0, 0))
+				expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 0))
+				expectCount(mock, 0)
+			}
+		}, ms1.ErrSessionEnded},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, mock, ctx := linked(t)
+			c.script(mock)
+			for range 2 {
+				if err := s.Insert(ctx, 7, []message.Message{msg(0)}); !errors.Is(err, c.want) {
+					t.Errorf("got error %v, want %v", err, c.want)
+				}
+			}
+		})
+	}
 }
 
 func TestBegin(t *testing.T) {

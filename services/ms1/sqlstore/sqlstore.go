@@ -16,6 +16,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -74,6 +75,29 @@ type Statements struct {
 	Fresh func(*sql.DB) *sql.DB
 	// Readers returns connections for reads that take long.
 	Readers func(*sql.DB) *sql.DB
+
+	single single
+}
+
+// single is the prepared statement that inserts one new row. It costs the server
+// little more than half of a statement that it has to parse.
+type single struct {
+	mu   sync.Mutex
+	db   *sql.DB // of the statement
+	stmt *sql.Stmt
+}
+
+// on returns the statement for db.
+func (s *single) on(ctx context.Context, db *sql.DB, query string) (stmt *sql.Stmt, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.db != db {
+		if stmt, err = db.PrepareContext(ctx, query); err != nil {
+			return nil, err
+		}
+		s.db, s.stmt = db, stmt // a statement before is closed with its connections
+	}
+	return s.stmt, nil
 }
 
 const (
@@ -113,7 +137,7 @@ func readSession(ctx context.Context, c Conn, lock string, id int64) (ms1.Sessio
 	return s, err
 }
 
-func (s Statements) writeSession(ctx context.Context, tx Conn, row ms1.Session) error {
+func (s *Statements) writeSession(ctx context.Context, tx Conn, row ms1.Session) error {
 	_, err := tx.ExecContext(ctx, "UPDATE sessions SET ended_at = ?, generated = ?, stored = ?, resent = ?, duplicates = ?, lost = ?, end_reason = ? WHERE id = ?",
 		s.Stamp(row.EndedAt), row.Generated, row.Stored, row.Resent, row.Duplicates, row.Lost, row.EndReason, row.ID)
 	return err
@@ -137,7 +161,7 @@ func readAll[T any](ctx context.Context, c Conn, scan func(rows *sql.Rows, row *
 }
 
 // Session implements [ms1.Store].
-func (s Statements) Session(ctx context.Context, id int64) (row ms1.Session, err error) {
+func (s *Statements) Session(ctx context.Context, id int64) (row ms1.Session, err error) {
 	err = s.Retry(ctx, fmt.Sprintf("read session %d", id), func(ctx context.Context, db *sql.DB) (err error) {
 		row, err = readSession(ctx, db, "", id)
 		return err
@@ -146,7 +170,7 @@ func (s Statements) Session(ctx context.Context, id int64) (row ms1.Session, err
 }
 
 // Sessions implements [ms1.Store].
-func (s Statements) Sessions(ctx context.Context, before int64, limit int) (page []ms1.Session, err error) {
+func (s *Statements) Sessions(ctx context.Context, before int64, limit int) (page []ms1.Session, err error) {
 	if before == 0 {
 		before = math.MaxInt64
 	}
@@ -159,7 +183,7 @@ func (s Statements) Sessions(ctx context.Context, before int64, limit int) (page
 }
 
 // Messages implements [ms1.Store].
-func (s Statements) Messages(ctx context.Context, id int64, which ms1.Selection) (page []message.Message, err error) {
+func (s *Statements) Messages(ctx context.Context, id int64, which ms1.Selection) (page []message.Message, err error) {
 	query, args := "WHERE session_id = ? AND service1_timestamp > ? ORDER BY service1_timestamp LIMIT ?", []any{id, s.Stamp(max(which.After, 1)), which.Limit}
 	if which.After == 0 {
 		query = strings.Replace(query, ">", ">=", 1) // than the earliest stamp
@@ -178,7 +202,7 @@ func (s Statements) Messages(ctx context.Context, id int64, which ms1.Selection)
 }
 
 // LostMessages implements [ms1.Store].
-func (s Statements) LostMessages(ctx context.Context, id int64, limit int) (lost []ms1.LostMessage, err error) {
+func (s *Statements) LostMessages(ctx context.Context, id int64, limit int) (lost []ms1.LostMessage, err error) {
 	err = s.Retry(ctx, fmt.Sprintf("read lost messages of session %d", id), func(ctx context.Context, db *sql.DB) (err error) {
 		lost, err = readAll(ctx, db, func(rows *sql.Rows, m *ms1.LostMessage) error { return rows.Scan(stamp{&m.Service1}, &m.Reason) },
 			"SELECT service1_timestamp, reason FROM lost_messages WHERE session_id = ? ORDER BY service1_timestamp LIMIT ?", id, limit)
@@ -188,7 +212,7 @@ func (s Statements) LostMessages(ctx context.Context, id int64, limit int) (lost
 }
 
 // Begin implements [ms1.Store].
-func (s Statements) Begin(ctx context.Context, o ms1.Opening) (id int64, err error) {
+func (s *Statements) Begin(ctx context.Context, o ms1.Opening) (id int64, err error) {
 	tried := false
 	err = s.Retry(ctx, "begin session", func(ctx context.Context, db *sql.DB) error {
 		if tried { // the row may exist: only the answer may have been lost
@@ -211,8 +235,9 @@ func (s Statements) Begin(ctx context.Context, o ms1.Opening) (id int64, err err
 }
 
 // Insert implements [ms1.Store]. It is one statement, which locks the session's
-// row until it has committed.
-func (s Statements) Insert(ctx context.Context, sessionID int64, batch []message.Message) error {
+// row until it has committed. A single row that the prepared statement does not
+// insert is left to the general one, which also takes a row that exists.
+func (s *Statements) Insert(ctx context.Context, sessionID int64, batch []message.Message) error {
 	if len(batch) == 0 {
 		return nil
 	}
@@ -221,14 +246,19 @@ func (s Statements) Insert(ctx context.Context, sessionID int64, batch []message
 		args = append(args, s.Stamp(m.Service1), s.Stamp(m.Service2), s.Stamp(m.Service3), s.Stamp(m.End))
 	}
 	args = append(args, sessionID)
-	with, from := "SELECT s.id, ?, ?, ?, ? ", "FROM sessions s" // one row needs no temporary table
-	if len(batch) > 1 {
-		with = "WITH new (stamp1, stamp2, stamp3, stamp4) AS (VALUES (?, ?, ?, ?)" + strings.Repeat(", (?, ?, ?, ?)", len(batch)-1) + ") " +
-			"SELECT s.id, new.stamp1, new.stamp2, new.stamp3, new.stamp4 "
-		from += " JOIN new"
-	}
-	query := insertMessage + with + from + " WHERE s.id = ? AND s.ended_at IS NULL" + s.ForShare + s.KeepFirst
+	whereOpen := " WHERE s.id = ? AND s.ended_at IS NULL" + s.ForShare
+	query := insertMessage + "WITH new (stamp1, stamp2, stamp3, stamp4) AS (VALUES (?, ?, ?, ?)" + strings.Repeat(", (?, ?, ?, ?)", len(batch)-1) + ") " +
+		"SELECT s.id, new.stamp1, new.stamp2, new.stamp3, new.stamp4 FROM sessions s JOIN new" + whereOpen + s.KeepFirst
 	return s.Retry(ctx, fmt.Sprintf("insert %d messages of session %d", len(batch), sessionID), func(ctx context.Context, db *sql.DB) error {
+		if len(batch) == 1 {
+			if stmt, err := s.single.on(ctx, db, insertMessage+"SELECT s.id, ?, ?, ?, ? FROM sessions s"+whereOpen); err == nil {
+				if done, err := stmt.ExecContext(ctx, args...); err == nil {
+					if n, err := done.RowsAffected(); err == nil && n == 1 {
+						return nil
+					}
+				}
+			}
+		}
 		done, err := db.ExecContext(ctx, query, args...)
 		if err != nil {
 			return err
@@ -241,7 +271,7 @@ func (s Statements) Insert(ctx context.Context, sessionID int64, batch []message
 }
 
 // checkRows returns ErrSessionEnded unless every message has a row.
-func (s Statements) checkRows(ctx context.Context, db *sql.DB, sessionID int64, batch []message.Message) error {
+func (s *Statements) checkRows(ctx context.Context, db *sql.DB, sessionID int64, batch []message.Message) error {
 	keys := map[message.Stamp]bool{}
 	args := []any{sessionID}
 	for _, m := range batch {
@@ -264,7 +294,7 @@ func count(ctx context.Context, c Conn, and string, args ...any) (n int64, err e
 
 // End implements [ms1.Store]. It counts over fresh connections, so it does not
 // count rows that the writing connections have not committed.
-func (s Statements) End(ctx context.Context, sessionID int64, c ms1.Closing) (row ms1.Session, err error) {
+func (s *Statements) End(ctx context.Context, sessionID int64, c ms1.Closing) (row ms1.Session, err error) {
 	err = s.change(ctx, fmt.Sprintf("end session %d", sessionID), sessionID, s.Fresh, func(ctx context.Context, tx Conn, current ms1.Session) error {
 		if row = current; row.EndedAt != 0 {
 			return nil
@@ -284,7 +314,7 @@ func (s Statements) End(ctx context.Context, sessionID int64, c ms1.Closing) (ro
 
 // insertLost adds the lost messages that have no row. The statements are as small
 // as those of messages, whatever packets the server takes.
-func (s Statements) insertLost(ctx context.Context, tx Conn, sessionID int64, lost []ms1.LostMessage) error {
+func (s *Statements) insertLost(ctx context.Context, tx Conn, sessionID int64, lost []ms1.LostMessage) error {
 	for some := range slices.Chunk(lost, 128) {
 		var args []any
 		for _, m := range some {
@@ -304,7 +334,7 @@ func (s Statements) insertLost(ctx context.Context, tx Conn, sessionID int64, lo
 }
 
 // CloseInterrupted implements [ms1.Store].
-func (s Statements) CloseInterrupted(ctx context.Context, at message.Stamp) (closed []ms1.Session, err error) {
+func (s *Statements) CloseInterrupted(ctx context.Context, at message.Stamp) (closed []ms1.Session, err error) {
 	var open []int64
 	err = s.Retry(ctx, "find interrupted sessions", func(ctx context.Context, db *sql.DB) (err error) {
 		open, err = readAll(ctx, db, func(rows *sql.Rows, id *int64) error { return rows.Scan(id) },
@@ -322,7 +352,7 @@ func (s Statements) CloseInterrupted(ctx context.Context, at message.Stamp) (clo
 }
 
 // Look implements [ms1.Store].
-func (s Statements) Look(ctx context.Context, key message.Key) (row ms1.Session, exists bool, err error) {
+func (s *Statements) Look(ctx context.Context, key message.Key) (row ms1.Session, exists bool, err error) {
 	err = s.Retry(ctx, "look up message "+key.String(), func(ctx context.Context, db *sql.DB) (err error) {
 		if row, err = readSession(ctx, db, "", key.SessionID); err == nil {
 			exists, err = s.hasRow(ctx, db, key)
@@ -332,13 +362,13 @@ func (s Statements) Look(ctx context.Context, key message.Key) (row ms1.Session,
 	return row, exists, err
 }
 
-func (s Statements) hasRow(ctx context.Context, c Conn, key message.Key) (bool, error) {
+func (s *Statements) hasRow(ctx context.Context, c Conn, key message.Key) (bool, error) {
 	n, err := count(ctx, c, " AND service1_timestamp = ?", key.SessionID, s.Stamp(key.Service1))
 	return n > 0, err
 }
 
 // Amend implements [ms1.Store].
-func (s Statements) Amend(ctx context.Context, m message.Message, decide func(row *ms1.Session, exists bool) bool) error {
+func (s *Statements) Amend(ctx context.Context, m message.Message, decide func(row *ms1.Session, exists bool) bool) error {
 	return s.change(ctx, "store late message "+m.Key().String(), m.SessionID, nil, func(ctx context.Context, tx Conn, row ms1.Session) error {
 		exists, err := s.hasRow(ctx, tx, m.Key())
 		if err != nil || !decide(&row, exists) {
@@ -358,7 +388,7 @@ func (s Statements) Amend(ctx context.Context, m message.Message, decide func(ro
 
 // change calls f in a transaction that holds the session's row, over the
 // connections that over returns, unless that is nil.
-func (s Statements) change(ctx context.Context, operation string, id int64, over func(*sql.DB) *sql.DB, f func(ctx context.Context, tx Conn, row ms1.Session) error) error {
+func (s *Statements) change(ctx context.Context, operation string, id int64, over func(*sql.DB) *sql.DB, f func(ctx context.Context, tx Conn, row ms1.Session) error) error {
 	return s.Retry(ctx, operation, func(ctx context.Context, db *sql.DB) error {
 		if over != nil {
 			db = over(db)
