@@ -26,17 +26,23 @@ type Hop struct {
 	Negative int64   `json:"negative"`
 }
 
-// Hops sums up the round of the stored messages of a session, hop by hop.
-type Hops struct {
-	ToMS2 Hop `json:"ms1_to_ms2"`
-	ToMS3 Hop `json:"ms2_to_ms3"`
-	ToMS1 Hop `json:"ms3_to_ms1"`
-	Round Hop `json:"round"`
+// Rounds is a value of each hop of the stored messages of a session.
+type Rounds[T any] struct {
+	ToMS2 T `json:"ms1_to_ms2"`
+	ToMS3 T `json:"ms2_to_ms3"`
+	ToMS1 T `json:"ms3_to_ms1"`
+	Round T `json:"round"`
 
 	// Commit is the time from the last stamp until the row is committed. It is nil
 	// if it was computed from rows, which do not have it.
-	Commit *Hop `json:"commit"`
+	Commit *T `json:"commit"`
 }
+
+// Hops sums up the rounds, hop by hop.
+type Hops = Rounds[Hop]
+
+// Distributions is what [Hops] sums up.
+type Distributions = Rounds[Distribution]
 
 func (h Hop) String() string {
 	s := fmt.Sprintf("p50 %.3f ms, p95 %.3f ms, p99 %.3f ms, max %.3f ms", h.P50*1e3, h.P95*1e3, h.P99*1e3, h.Max*1e3)
@@ -68,18 +74,23 @@ func (m *hopMeter) add(h message.Hops) {
 	m.round.add(h.Round.Seconds())
 }
 
-// hops returns what was collected, or nil if that is nothing.
-func (m *hopMeter) hops() *Hops {
+// rounds returns a value of what was collected of each hop, or nil if that is
+// nothing.
+func rounds[T any](m *hopMeter, of func(*timeSketch) T) *Rounds[T] {
 	if m.round.sketch.IsEmpty() {
 		return nil
 	}
-	h := &Hops{ToMS2: m.toMS2.hop(), ToMS3: m.toMS3.hop(), ToMS1: m.toMS1.hop(), Round: m.round.hop()}
+	r := &Rounds[T]{ToMS2: of(&m.toMS2), ToMS3: of(&m.toMS3), ToMS1: of(&m.toMS1), Round: of(&m.round)}
 	if !m.commit.sketch.IsEmpty() {
-		commit := m.commit.hop()
-		h.Commit = &commit
+		commit := of(&m.commit)
+		r.Commit = &commit
 	}
-	return h
+	return r
 }
+
+func (m *hopMeter) hops() *Hops { return rounds(m, (*timeSketch).hop) }
+
+func (m *hopMeter) distributions() *Distributions { return rounds(m, (*timeSketch).distribution) }
 
 // Bucket counts the messages whose hop took from From to less than To, in
 // seconds.
@@ -94,29 +105,6 @@ type Bucket struct {
 type Distribution struct {
 	Hop
 	Buckets []Bucket `json:"buckets"`
-}
-
-// Distributions is what [Hops] sums up.
-type Distributions struct {
-	ToMS2 Distribution `json:"ms1_to_ms2"`
-	ToMS3 Distribution `json:"ms2_to_ms3"`
-	ToMS1 Distribution `json:"ms3_to_ms1"`
-	Round Distribution `json:"round"`
-
-	Commit *Distribution `json:"commit"`
-}
-
-// distributions returns what was collected, or nil if that is nothing.
-func (m *hopMeter) distributions() *Distributions {
-	if m.round.sketch.IsEmpty() {
-		return nil
-	}
-	d := &Distributions{ToMS2: m.toMS2.distribution(), ToMS3: m.toMS3.distribution(), ToMS1: m.toMS1.distribution(), Round: m.round.distribution()}
-	if !m.commit.sketch.IsEmpty() {
-		commit := m.commit.distribution()
-		d.Commit = &commit
-	}
-	return d
 }
 
 // copy returns what was collected until now.
