@@ -57,19 +57,26 @@ func goFiles(t *testing.T, tree fs.FS) (files []string) {
 	return files
 }
 
-func TestImports(t *testing.T) {
-	tree := tree(t)
-	// Those that wire the services together.
-	wiring := []string{"services/allinone", "services/chain"}
+// parsed returns the syntax trees of all Go files by their paths.
+func parsed(t *testing.T, mode parser.Mode) map[string]*ast.File {
+	t.Helper()
+	tree, files := tree(t), map[string]*ast.File{}
 	for _, name := range goFiles(t, tree) {
 		text, err := fs.ReadFile(tree, name)
+		if err == nil {
+			files[name], err = parser.ParseFile(token.NewFileSet(), name, text, mode)
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		file, err := parser.ParseFile(token.NewFileSet(), name, text, parser.ImportsOnly)
-		if err != nil {
-			t.Fatal(err)
-		}
+	}
+	return files
+}
+
+func TestImports(t *testing.T) {
+	// Those that wire the services together.
+	wiring := []string{"services/allinone", "services/chain"}
+	for name, file := range parsed(t, parser.ImportsOnly) {
 		from := room(name)
 		for _, spec := range file.Imports {
 			imported, err := strconv.Unquote(spec.Path.Value)
@@ -94,22 +101,10 @@ func TestImports(t *testing.T) {
 const mostMethods = 15
 
 func TestTypesHaveFewMethods(t *testing.T) {
-	tree := tree(t)
 	methods := map[string]int{}
-	for _, name := range goFiles(t, tree) {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		text, err := fs.ReadFile(tree, name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		file, err := parser.ParseFile(token.NewFileSet(), name, text, parser.SkipObjectResolution)
-		if err != nil {
-			t.Fatal(err)
-		}
+	for name, file := range parsed(t, parser.SkipObjectResolution) {
 		for _, d := range file.Decls {
-			if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil && !strings.HasSuffix(name, "_test.go") {
 				receiver := strings.TrimPrefix(types.ExprString(f.Recv.List[0].Type), "*")
 				methods[path.Dir(name)+"."+receiver]++
 			}
