@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"database/sql"
 	"io"
 	"net"
@@ -17,16 +18,22 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
+	"github.com/tricycle-relay/tricycle/services/allinone"
 )
 
 // delay is what a hop is slowed down by: far more than any hop takes.
 const delay = 50 * time.Millisecond
 
-// TestMain is also the processes of a bare loop.
+// TestMain is also the processes of a bare loop and, under its name, allinone:
+// to link the program itself takes longer than the tests.
 func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == "allinone" {
+		os.Exit(program.Main(context.Background(), allinone.Program(), os.Args[1:], os.Stdout, os.Stderr))
+	}
 	if len(os.Args) > 1 && os.Args[1] == "bare" {
 		main()
 		return
@@ -34,13 +41,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func built(t *testing.T, names ...string) programs {
+func built(t *testing.T) programs {
 	t.Helper()
-	var packages []string
-	for _, name := range names {
-		packages = append(packages, "../services/"+name+"/cmd/"+name)
-	}
-	dir, err := servicetest.Build(t.TempDir(), packages...)
+	dir, err := servicetest.Build(t.TempDir(), "../services/ms1/cmd/ms1", "../services/ms2/cmd/ms2", "../services/ms3/cmd/ms3")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +51,13 @@ func built(t *testing.T, names ...string) programs {
 }
 
 func TestEmbeddedParts(t *testing.T) {
-	p := built(t, "allinone")
+	p := programs{name: "now", dir: os.Getenv("TRICYCLE_TEST_PROGRAMS"), ms3: 1}
+	if p.dir == "" {
+		p.dir = t.TempDir()
+		if err := os.Symlink(os.Args[0], filepath.Join(p.dir, "allinone")); err != nil {
+			t.Fatal(err)
+		}
+	}
 	t.Run("a run", func(t *testing.T) {
 		t.Parallel()
 		runWithEmbeddedParts(t, p)
@@ -177,7 +186,7 @@ func TestASlowLinkShowsInItsHop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := built(t, "ms1", "ms2", "ms3")
+	p := built(t)
 	for _, hop := range []string{toMS2, toMS1, commit} {
 		t.Run(hop, func(t *testing.T) {
 			t.Parallel()
@@ -207,7 +216,7 @@ func TestTLSOnAllLinks(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, broker := topictest.Cluster(t, kfake.TLS(config))
-	p := built(t, "ms1", "ms2", "ms3")
+	p := built(t)
 	p.tls = filepath.Dir(pair.CertificateFile)
 	trial := measure(t, environment{parts: "real", brokers: []string{broker}, tlsBroker: broker, database: database}, p)
 	if trial.Messages == 0 || trial.Lost != 0 {

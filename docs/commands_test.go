@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"go/ast"
+	"go/build"
 	"go/parser"
 	"go/token"
 	"io/fs"
 	"net/http"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -70,13 +72,14 @@ type checker struct {
 
 // knowledge is what the checkers of all pages have read of the real tree.
 type knowledge struct {
+	root   string
 	source *generate.Source
 	tests  map[string][]string // by package pattern
 }
 
 func know(t *testing.T) *knowledge {
 	t.Helper()
-	return &knowledge{generate.NewSource(root(t)), map[string][]string{}}
+	return &knowledge{root(t), generate.NewSource(root(t)), map[string][]string{}}
 }
 
 // rule returns the check for the commands of a program.
@@ -323,20 +326,10 @@ var testName = regexp.MustCompile(`^(Test|Fuzz|Benchmark)`)
 
 // main checks that a directory contains a main package.
 func (c *checker) main(directory string) error {
-	files, err := fs.Glob(c.tree, path.Join(directory, "*.go"))
-	if err != nil {
-		return err
+	if pkg, err := build.ImportDir(filepath.Join(c.known.root, directory), 0); err != nil || pkg.Name != "main" {
+		return fmt.Errorf("%s contains no program", directory)
 	}
-	for _, name := range files {
-		text, err := fs.ReadFile(c.tree, name)
-		if err != nil {
-			return err
-		}
-		if file, err := parser.ParseFile(token.NewFileSet(), name, text, parser.PackageClauseOnly); err == nil && file.Name.Name == "main" {
-			return nil
-		}
-	}
-	return fmt.Errorf("%s contains no program", directory)
+	return nil
 }
 
 // tests returns the tests of a package, or of all packages below a directory.

@@ -22,13 +22,13 @@ import (
 	"github.com/tricycle-relay/tricycle/docs"
 	"github.com/tricycle-relay/tricycle/docs/generate"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/allinone"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 	"github.com/tricycle-relay/tricycle/services/ms1/sqlite"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 	"github.com/tricycle-relay/tricycle/services/ms2"
 	"github.com/tricycle-relay/tricycle/services/ms3"
 )
@@ -48,7 +48,7 @@ func sqliteColumns(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	return storetest.Column(t, db, "SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c "+
+	return mariadbtest.Column(t, db, "SELECT t.name || '.' || c.name FROM sqlite_schema t JOIN pragma_table_info(t.name) c "+
 		"WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%' AND t.name NOT LIKE 'goose_%' ORDER BY t.name DESC, c.cid")
 }
 
@@ -82,7 +82,7 @@ func TestColumns(t *testing.T) {
 		t.Errorf("ms1.Session: got the members %v, want the columns of SQLite: %v", found, want)
 	}
 
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	store, err := mariadb.Open(mariadb.Config{Address: server.Address, Name: server.Name, User: server.User, PasswordFile: server.PasswordFile}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func spanTable(t *testing.T) map[string]span {
 // TestSpans compares the spans that a real round exports with the table of
 // docs/reference/traces.md.
 func TestSpans(t *testing.T) {
-	endpoint, exported := servicetest.Collector(t)
+	endpoint, exported := telemetrytest.Collector(t)
 	c := allinone.Defaults()
 	c.Listen, c.Data, c.Once = "127.0.0.1:0", t.TempDir(), true
 	c.Interaction.IntervalSeconds, c.Interaction.InFlight = 1, 8 // some rows share a statement

@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 )
 
 // A session of this length is under load when the fault strikes, and still
@@ -133,7 +133,7 @@ func TestScale(t *testing.T) {
 	s.up("--scale", "ms3=3", "--scale", "ms2=2")
 	id := s.load(faultSession, faultInFlight)
 	connections := func(container string) float64 {
-		return servicetest.At(t, "ms2", "http://"+s.address(container)+":8081").Metric("tricycle_ms2_connections")
+		return openapitest.At(t, "ms2", "http://"+s.address(container)+":8081").Metric("tricycle_ms2_connections")
 	}
 	both := strings.Fields(s.docker(s.compose("ps", "-q", "ms2")...))
 	if len(both) != 2 {
@@ -155,7 +155,7 @@ func TestScale(t *testing.T) {
 		t.Errorf("%d MS3 are running, want 3", len(members))
 	}
 	for _, container := range members {
-		if n := servicetest.At(t, "ms3", "http://"+s.address(container)+":8082").Metric("tricycle_ms3_store_duration_seconds_count"); n == 0 {
+		if n := openapitest.At(t, "ms3", "http://"+s.address(container)+":8082").Metric("tricycle_ms3_store_duration_seconds_count"); n == 0 {
 			t.Errorf("one of the three MS3 has posted nothing")
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
@@ -185,7 +186,7 @@ type session struct {
 
 // get asks MS1 and returns the status code, 0 if it does not answer.
 func (s *stack) get(path string, answer any) (int, string) {
-	code, body := servicetest.At(s.t, "ms1", s.ms1).Get(path)
+	code, body := openapitest.At(s.t, "ms1", s.ms1).Get(path)
 	if answer != nil && code > 0 && code < 300 {
 		if err := json.Unmarshal([]byte(body), answer); err != nil {
 			return 0, err.Error()

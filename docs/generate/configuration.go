@@ -11,7 +11,6 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/services/allinone"
-	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
 	"github.com/tricycle-relay/tricycle/services/ms2"
 	"github.com/tricycle-relay/tricycle/services/ms3"
@@ -29,21 +28,11 @@ type Key struct {
 // Programs are the programs that have a configuration.
 var Programs = []string{"ms1", "ms2", "ms3", "allinone"}
 
-// ms1Settings is MS1's configuration with that of its database, as in the
-// program. A test compares both with the shipped file.
-type ms1Settings struct {
-	ms1.Config
-	Database mariadb.Config `yaml:"database"`
-}
-
-func (c *ms1Settings) Validate() error {
-	return errors.Join(c.Config.Validate(), c.Database.Validate())
-}
-
 func defaultsOf(program string) interface{ Validate() error } {
 	switch program {
 	case "ms1":
-		return &ms1Settings{ms1.Defaults(), mariadb.Defaults()}
+		c := mariadb.Program().Config
+		return &c
 	case "ms2":
 		c := ms2.Defaults()
 		return &c

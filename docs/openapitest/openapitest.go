@@ -4,7 +4,7 @@
 // Each answer must be described with its status, headers and body. The service
 // must refuse a request that the description does not allow. An unknown path
 // must get 404, an unknown method 405 with the allowed methods in Allow. Both
-// answers are problem details (RFC 9457).
+// answers are problem details (RFC 9457). A [Service] asks only for such answers.
 package openapitest
 
 import (

@@ -25,11 +25,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 )
 
 // usual is the configuration of a short session on free ports.
@@ -80,7 +81,7 @@ func serve(t *testing.T, c Config) (url string, stop func() error) {
 func get(t *testing.T, url string) (status int, body map[string]any) {
 	t.Helper()
 	base, path, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
-	status, text := servicetest.At(t, "ms1", "http://"+base).Get("/" + path)
+	status, text := openapitest.At(t, "ms1", "http://"+base).Get("/" + path)
 	if status == 0 {
 		return 0, nil
 	}
@@ -434,7 +435,7 @@ func TestRealBrokerAndDatabase(t *testing.T) {
 	if broker == "" {
 		t.Skip("TRICYCLE_TEST_KAFKA is not set: needs a Kafka broker")
 	}
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	c := usual(t)
 	c.Once = true
 	c.Kafka = topictest.For(t, broker)

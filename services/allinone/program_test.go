@@ -15,7 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
@@ -182,7 +184,7 @@ func consoleFull(t *testing.T) {
 	cmd.Stdout, cmd.Stderr = w, w
 	p := servicetest.Launch(t, cmd)
 	url := "http://" + address
-	servicetest.At(t, "ms1", url).Ready()
+	openapitest.At(t, "ms1", url).Ready()
 	for range 3 {
 		began := time.Now()
 		expect(t, http.StatusAccepted, url+"/start")
@@ -226,12 +228,12 @@ func ended(s syscall.Signal) func(t *testing.T) {
 	}
 }
 
-func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, Program()) }
+func TestEveryKeyHasAVariable(t *testing.T) { programtest.Variables(t, Program()) }
 
 func TestFlagsOutOfRange(t *testing.T) {
 	t.Parallel()
 	for flag, value := range map[string]string{"interval": "0", "in-flight": "4097", "listen": "8080"} {
-		c := servicetest.Run(t, Program(), "-"+flag, value)
+		c := programtest.Run(t, Program(), "-"+flag, value)
 		if status := c.Wait(); status != 1 || !strings.Contains(c.Err.String(), value) {
 			t.Errorf("-%s %s: exit status %d: %s", flag, value, status, c.Err.String())
 		}

@@ -20,7 +20,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 )
 
 // slow skips a test that takes minutes unless it was asked for.
@@ -32,7 +32,7 @@ func slow(t *testing.T) {
 }
 
 // ownDatabase starts a MariaDB server for one chain.
-func ownDatabase(t *testing.T) (*servertest.Database, storetest.Server) {
+func ownDatabase(t *testing.T) (*servertest.Database, mariadbtest.Database) {
 	t.Helper()
 	d := servertest.MariaDB(t)
 	db, err := sql.Open("mysql", d.User+":"+d.Password+"@tcp("+d.Address+")/tricycle")
@@ -40,7 +40,7 @@ func ownDatabase(t *testing.T) (*servertest.Database, storetest.Server) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	return d, storetest.Server{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db}
+	return d, mariadbtest.Database{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db}
 }
 
 // useKafka makes the chain use other brokers than those of the environment.

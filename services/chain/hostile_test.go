@@ -15,7 +15,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 )
 
 // With a distant database messages wait and must not count as lost: with
@@ -40,7 +40,7 @@ func TestDatabaseFailover(t *testing.T) {
 	t.Parallel()
 	before, after := servertest.MariaDB(t), servertest.MariaDB(t)
 	r := relaytest.New(t, "127.0.0.1:0", before.Address)
-	c := newChainOn(t, storetest.Server{Address: r.Address, Name: "tricycle", User: before.User, PasswordFile: before.PasswordFile})
+	c := newChainOn(t, mariadbtest.Database{Address: r.Address, Name: "tricycle", User: before.User, PasswordFile: before.PasswordFile})
 	c.up()
 	id := c.load(600, 64)
 

@@ -19,11 +19,12 @@ import (
 	"github.com/segmentio/kafka-go"
 	"gopkg.in/yaml.v3"
 
+	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 )
 
 // root is the repository, relative to this directory.
@@ -56,7 +57,7 @@ type settings map[string]any
 type chain struct {
 	t        *testing.T
 	dir      string
-	db       storetest.Server
+	db       mariadbtest.Database
 	kafka    topic.Config
 	address  map[string]string
 	front    map[string]string // where the test reaches a service, if not at its address
@@ -69,11 +70,11 @@ type chain struct {
 // newChain prepares a chain. Nothing runs yet.
 func newChain(t *testing.T) *chain {
 	t.Helper()
-	return newChainOn(t, storetest.MariaDB(t))
+	return newChainOn(t, mariadbtest.New(t))
 }
 
 // newChainOn prepares a chain on a database that the test brings.
-func newChainOn(t *testing.T, db storetest.Server) *chain {
+func newChainOn(t *testing.T, db mariadbtest.Database) *chain {
 	t.Helper()
 	c := &chain{t: t, dir: t.TempDir(), db: db, kafka: topictest.Config(t), running: map[string]*servicetest.Process{}, address: map[string]string{}}
 	for _, name := range []string{"ms1", "ms2", "ms3"} {
@@ -106,8 +107,8 @@ func (c *chain) up() {
 }
 
 // at is a service as its clients see it.
-func (c *chain) at(name string) *servicetest.Service {
-	return servicetest.At(c.t, name, "http://"+cmp.Or(c.front[name], c.address[name]))
+func (c *chain) at(name string) *openapitest.Service {
+	return openapitest.At(c.t, name, "http://"+cmp.Or(c.front[name], c.address[name]))
 }
 
 func (c *chain) ready(name string) {

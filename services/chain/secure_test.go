@@ -26,7 +26,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 )
 
 // secured is a chain whose links all have TLS, a token or a password.
@@ -55,7 +55,7 @@ func newSecured(t *testing.T, brokers int) *secured {
 	s.servers = servertest.SecureBrokers(t, brokers, servertest.Security{
 		CAFile: ca.File, CertificateFile: pair.CertificateFile, KeyFile: pair.KeyFile, Password: password})
 
-	s.chain = newChainOn(t, storetest.Server{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db})
+	s.chain = newChainOn(t, mariadbtest.Database{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db})
 	s.useKafka(6, brokers, s.servers...)
 	s.secret("ca.pem", "")
 	copyFile(t, ca.File, s.path("ca.pem"))

@@ -16,7 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 )
 
 const firstStamp = message.Stamp(1_000_000)
@@ -308,7 +308,7 @@ func TestACommitThatFailsAtTheEndIsALoss(t *testing.T) {
 				s := b.stopSession() // closes at 4 s, records by 5 s
 				check(t, s, figures{generated: 1, lost: 1, reason: Stopped})
 				time.Sleep(3 * time.Second)
-				if got := servicetest.Counted(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
+				if got := telemetrytest.Counted(t, b.tel.Metrics, "tricycle_messages_given_up_total"); got != 1 {
 					t.Errorf("%v given up, want 1", got)
 				}
 				if err := b.databaseReady(t.Context()); err != nil {

@@ -15,8 +15,8 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 )
 
 // A line of x-ndjson is answered as the same message would be alone.
@@ -184,7 +184,7 @@ func TestALineThatWaitsDelaysOnlyTheAnswer(t *testing.T) {
 // A request of several messages has a trace of its own, which links to theirs.
 func TestSpansOfARequestOfSeveral(t *testing.T) {
 	t.Parallel()
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	tracing := telemetry.Defaults()
 	tracing.Endpoint = collector
 	a := newAPI(t, tracing)
@@ -212,7 +212,7 @@ func TestSpansOfARequestOfSeveral(t *testing.T) {
 		}
 		if !slices.ContainsFunc(all["INSERT messages"], func(s *otlp.Span) bool {
 			return hex.EncodeToString(s.TraceId) == trace.String() && hex.EncodeToString(s.ParentSpanId) == root.String() &&
-				servicetest.Attribute(s, "db.operation.batch.size") == "int_value:2"
+				telemetrytest.Attribute(s, "db.operation.batch.size") == "int_value:2"
 		}) {
 			t.Errorf("message %d: got %v, want a child of its root", i, all["INSERT messages"])
 		}

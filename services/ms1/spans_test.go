@@ -16,11 +16,12 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 )
 
 // TestSpansOfARound is about MS1's three spans of a message.
 func TestSpansOfARound(t *testing.T) {
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	tracing := telemetry.Defaults()
 	tracing.Endpoint = collector
 	tel, err := telemetry.New(t.Context(), tracing, "ms1", "test", zerolog.Nop())
@@ -117,7 +118,7 @@ func TestSpansOfARound(t *testing.T) {
 			{insert, "db.system.name", "memory"}, {insert, "db.operation.name", "INSERT"}, {insert, "db.collection.name", "messages"},
 			{insert, "db.operation.batch.size", batch},
 		} {
-			if got := servicetest.Attribute(want.span, want.name); got != want.value {
+			if got := telemetrytest.Attribute(want.span, want.name); got != want.value {
 				t.Errorf("message %d, %s: found %s = %q, want %q", i, want.span.Name, want.name, got, want.value)
 			}
 		}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -88,7 +89,7 @@ func TestRefusedProduceIsRepeated(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k := topictest.For(t, address)
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	r := start(t, k, func(c *Config) { c.Tracing.Endpoint = collector }).ready()
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotEnoughReplicas, Count: 3})
 	ms := messages(1)

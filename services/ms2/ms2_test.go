@@ -16,6 +16,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) { servicetest.Main(m, openapitest.Complete("ms2")) }
 // running is an MS2 that a test has started.
 type running struct {
 	*Service
-	*servicetest.Running
+	*programtest.Running
 }
 
 // start runs MS2 until the test ends. The functions may change the
@@ -36,11 +37,11 @@ func start(t *testing.T, k topic.Config, change ...any) *running {
 	t.Helper()
 	c := Defaults()
 	c.Listen, c.Kafka = "127.0.0.1:0", k
-	servicetest.Change(&c, change)
-	service, r := servicetest.Start(t, "ms2", c.Tracing, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+	programtest.Change(&c, change)
+	service, r := programtest.Start(t, "ms2", c.Tracing, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
 		s, err := New(c, log, tel)
 		if err == nil {
-			servicetest.Change(s, change)
+			programtest.Change(s, change)
 		}
 		return s, err
 	})

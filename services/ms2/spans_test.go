@@ -9,15 +9,15 @@ import (
 	"github.com/gorilla/websocket"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 func TestOneSpanForEachCopy(t *testing.T) {
 	t.Parallel()
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	k := topictest.Config(t)
 	r := start(t, k, func(c *Config) { c.Tracing.Endpoint = collector }).ready()
 	m := messages(1)[0]
@@ -43,7 +43,7 @@ func TestOneSpanForEachCopy(t *testing.T) {
 		if s.Kind != otlp.Span_SPAN_KIND_CONSUMER || s.Name != "receive "+k.Topic {
 			t.Errorf("got span %q of kind %s", s.Name, s.Kind)
 		}
-		if servicetest.Attribute(s, "error.type") == "malformed" {
+		if telemetrytest.Attribute(s, "error.type") == "malformed" {
 			if s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || bytes.Equal(s.TraceId, traceID[:]) {
 				t.Errorf("got %v for the rejected frame", s)
 			}
@@ -61,7 +61,7 @@ func TestOneSpanForEachCopy(t *testing.T) {
 			"messaging.destination.name": k.Topic, "messaging.kafka.message.key": m.Key().String(),
 			"messaging.destination.partition.id": fmt.Sprint(records[0].Partition),
 		} {
-			if got := servicetest.Attribute(s, name); got != want {
+			if got := telemetrytest.Attribute(s, name); got != want {
 				t.Errorf("got %s = %q, want %q", name, got, want)
 			}
 		}
@@ -73,7 +73,7 @@ func TestOneSpanForEachCopy(t *testing.T) {
 
 func TestSampledOutMessagesMakeNoSpan(t *testing.T) {
 	t.Parallel()
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	k := topictest.Config(t)
 	r := start(t, k, func(c *Config) { c.Tracing.Endpoint, c.Tracing.SampleRatio = collector, 0 }).ready()
 	r.dial(t).send(t, messages(5)...)

@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 )
 
 // client returns a client of the MS1 at the URL.
@@ -14,7 +14,7 @@ func client(t *testing.T, url string, change ...any) *storeClient {
 	t.Helper()
 	c := Defaults()
 	c.MS1.URL = url + "/store"
-	servicetest.Change(&c, change)
+	programtest.Change(&c, change)
 	s, err := newStoreClient(c)
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,7 @@ import (
 	"github.com/tricycle-relay/tricycle/docs/openapitest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
@@ -162,7 +163,7 @@ func (s *ms1) posted(key message.Key) []message.Message {
 // running is an MS3 that a test has started.
 type running struct {
 	*Service
-	*servicetest.Running
+	*programtest.Running
 }
 
 // start runs MS3 until the test ends, with a group named after the topic. The
@@ -171,11 +172,11 @@ func start(t *testing.T, k topic.Config, ms1URL string, change ...any) *running 
 	t.Helper()
 	c := Defaults()
 	c.Listen, c.Kafka, c.MS1.URL, c.GroupID = "127.0.0.1:0", k, ms1URL+"/store", "group."+k.Topic
-	servicetest.Change(&c, change)
-	service, r := servicetest.Start(t, "ms3", c.Tracing, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+	programtest.Change(&c, change)
+	service, r := programtest.Start(t, "ms3", c.Tracing, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
 		s, err := New(c, log, tel)
 		if err == nil {
-			servicetest.Change(s, change)
+			programtest.Change(s, change)
 		}
 		return s, err
 	})

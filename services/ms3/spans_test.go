@@ -8,14 +8,14 @@ import (
 	"github.com/segmentio/kafka-go"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 func TestOneSpanForEachRecord(t *testing.T) {
 	t.Parallel()
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	k, store, source := neighbours(t, topictest.Config(t))
 	r := start(t, k, store.URL, func(c *Config) { c.Tracing.Endpoint, c.MS1.BatchMessages = collector, 1 })
 	ms, records := messages(2)
@@ -28,7 +28,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 
 	all := map[string]*otlp.Span{}
 	for _, s := range spans() {
-		all[servicetest.Attribute(s, "messaging.kafka.message.key")] = s
+		all[telemetrytest.Attribute(s, "messaging.kafka.message.key")] = s
 	}
 	if len(all) != 3 || len(spans()) != 3 {
 		t.Fatalf("got %d spans, want one for each of three records", len(spans()))
@@ -50,12 +50,12 @@ func TestOneSpanForEachRecord(t *testing.T) {
 			"messaging.system": "kafka", "messaging.operation.type": "process", "messaging.operation.name": "process",
 			"messaging.destination.name": k.Topic, "messaging.destination.partition.id": "1", "messaging.consumer.group.name": "group." + k.Topic,
 		} {
-			if got := servicetest.Attribute(s, name); got != want {
+			if got := telemetrytest.Attribute(s, name); got != want {
 				t.Errorf("%s: got %s = %q, want %q", key, name, got, want)
 			}
 		}
 	}
-	if got := servicetest.Attribute(all[ms[1].Key().String()], "messaging.kafka.offset"); got != "int_value:1" {
+	if got := telemetrytest.Attribute(all[ms[1].Key().String()], "messaging.kafka.offset"); got != "int_value:1" {
 		t.Errorf("found offset %q", got)
 	}
 	for _, m := range ms { // MS1's span is a child of ours
@@ -66,7 +66,7 @@ func TestOneSpanForEachRecord(t *testing.T) {
 		}
 		store.mu.Unlock()
 	}
-	if s := all["junk\uFFFD"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || servicetest.Attribute(s, "error.type") != "malformed" {
+	if s := all["junk\uFFFD"]; s.Status.GetCode() != otlp.Status_STATUS_CODE_ERROR || telemetrytest.Attribute(s, "error.type") != "malformed" {
 		t.Errorf("found %v for the malformed record", s)
 	}
 }

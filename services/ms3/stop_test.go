@@ -7,6 +7,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
@@ -53,7 +54,7 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	source := newMS2(t, k)
 	store.answers(func(_ http.ResponseWriter, r *http.Request, _ message.Message, _ int) { <-r.Context().Done() })
 	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
@@ -66,7 +67,7 @@ func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 	if n := source.committed("group." + k.Topic); n != 0 {
 		t.Errorf("committed %d, expected none", n)
 	}
-	if s := spans(); len(s) != 20 || servicetest.Attribute(s[0], "error.type") != "abandoned" {
+	if s := spans(); len(s) != 20 || telemetrytest.Attribute(s[0], "error.type") != "abandoned" {
 		t.Errorf("got %d spans, want 20 abandoned ones", len(s))
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -90,7 +91,7 @@ func TestRepeatedUntilStored(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k, store := topictest.Config(t), newMS1(t)
-			collector, spans := servicetest.Collector(t)
+			collector, spans := telemetrytest.Collector(t)
 			source := newMS2(t, k)
 			store.answers(func(w http.ResponseWriter, r *http.Request, _ message.Message, try int) {
 				if try <= 3 {
@@ -140,7 +141,7 @@ func TestRefusedForGood(t *testing.T) {
 	answer := httpserver.Problem{Type: httpserver.UnknownMessage, Status: 404, Detail: "never sent"}
 	const reason = "MS1 answered 404: never sent"
 	k, store, source := neighbours(t, topictest.Config(t))
-	collector, spans := servicetest.Collector(t)
+	collector, spans := telemetrytest.Collector(t)
 	ms, records := messages(20)
 	refused := ms[7].Key()
 	store.answers(func(w http.ResponseWriter, _ *http.Request, m message.Message, _ int) {
@@ -176,7 +177,7 @@ func TestRefusedForGood(t *testing.T) {
 	for _, s := range spans() {
 		if s.Status.GetCode() == otlp.Status_STATUS_CODE_ERROR {
 			failed++
-			if got := servicetest.Attribute(s, "error.type"); got != "refused" || s.Status.Message != reason {
+			if got := telemetrytest.Attribute(s, "error.type"); got != "refused" || s.Status.Message != reason {
 				t.Errorf("found error.type %q, %q", got, s.Status.Message)
 			}
 		}

@@ -13,12 +13,13 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
 func openAt(t *testing.T, d *servertest.Database, address string) *Store {
 	t.Helper()
-	return open(t, storetest.Server{Address: address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
+	return open(t, mariadbtest.Database{Address: address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
 }
 
 // serve starts a store on a server and returns how to stop it.

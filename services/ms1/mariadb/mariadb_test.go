@@ -19,6 +19,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) { servicetest.Main(m, nil) }
 
 func TestStore(t *testing.T) {
 	storetest.Run(t, func(t *testing.T) storetest.Database {
-		server := storetest.MariaDB(t)
+		server := mariadbtest.New(t)
 		return storetest.Database{
 			Open: func(t *testing.T) ms1.Store { return open(t, server, zerolog.NewTestWriter(t)) },
 			DB:   server.DB,
@@ -35,7 +36,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
-func open(t *testing.T, s storetest.Server, log io.Writer) *Store {
+func open(t *testing.T, s mariadbtest.Database, log io.Writer) *Store {
 	t.Helper()
 	c := Config{Address: s.Address, Name: s.Name, User: s.User, PasswordFile: s.PasswordFile}
 	store, err := Open(c, zerolog.New(log).Level(zerolog.InfoLevel))
@@ -45,7 +46,7 @@ func open(t *testing.T, s storetest.Server, log io.Writer) *Store {
 	return store
 }
 
-func setUp(t *testing.T, server storetest.Server) (s *Store, log *servicetest.Console, ctx context.Context, id int64) {
+func setUp(t *testing.T, server mariadbtest.Database) (s *Store, log *servicetest.Console, ctx context.Context, id int64) {
 	t.Helper()
 	log = &servicetest.Console{}
 	s = open(t, server, log)
@@ -72,7 +73,7 @@ func exec(t *testing.T, db *sql.DB, query string) {
 
 func TestLockWaitIsRepeated(t *testing.T) {
 	t.Parallel()
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	s, _, ctx, id := setUp(t, server)
 	other, err := server.DB.Begin()
 	if err != nil {
@@ -99,7 +100,7 @@ func TestLockWaitIsRepeated(t *testing.T) {
 }
 
 // connections returns the connections to the database but the one that asks.
-func connections(t *testing.T, server storetest.Server) []int64 {
+func connections(t *testing.T, server mariadbtest.Database) []int64 {
 	t.Helper()
 	rows, err := server.DB.Query("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = ? AND ID <> CONNECTION_ID()", server.Name)
 	if err != nil {
@@ -122,7 +123,7 @@ func connections(t *testing.T, server storetest.Server) []int64 {
 
 func TestKilledConnectionsLoseNothing(t *testing.T) {
 	t.Parallel()
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	s, log, ctx, id := setUp(t, server)
 	var acknowledged atomic.Int64
 	stop := make(chan struct{})
@@ -175,7 +176,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 
 func TestServerThatKeepsOurDeadConnections(t *testing.T) {
 	t.Parallel()
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	direct := server.Address
 	r := relaytest.New(t, "127.0.0.1:0", direct)
 	server.Address = r.Address
@@ -196,7 +197,7 @@ func TestServerThatKeepsOurDeadConnections(t *testing.T) {
 
 func TestSilentLinkIsNoticed(t *testing.T) {
 	t.Parallel()
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	r := relaytest.New(t, "127.0.0.1:0", server.Address)
 	server.Address = r.Address
 	s, _, ctx, id := setUp(t, server)
@@ -215,7 +216,7 @@ func TestSilentLinkIsNoticed(t *testing.T) {
 
 func TestWrongPassword(t *testing.T) {
 	t.Parallel()
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	server.PasswordFile = servicetest.File(t, "password", "not the password\n")
 	s := open(t, server, io.Discard)
 	ended, stop := run(t, s)
@@ -228,7 +229,7 @@ func TestWrongPassword(t *testing.T) {
 
 func TestSchema(t *testing.T) {
 	t.Parallel()
-	server := storetest.MariaDB(t)
+	server := mariadbtest.New(t)
 	storetest.Start(t, open(t, server, io.Discard))()
 	// A start that was cut short before it could note what it had done.
 	exec(t, server.DB, "DELETE FROM goose_db_version WHERE version_id >= 1")
@@ -258,7 +259,7 @@ func TestTablesOfOthersAreRefused(t *testing.T) {
 	} {
 		t.Run(change, func(t *testing.T) {
 			t.Parallel()
-			server := storetest.MariaDB(t)
+			server := mariadbtest.New(t)
 			storetest.Start(t, open(t, server, io.Discard))()
 			for _, statement := range strings.Split(change, "; ") {
 				exec(t, server.DB, statement)
@@ -326,7 +327,7 @@ func TestOneProgramPerDatabaseInAnyCase(t *testing.T) {
 	d := servertest.MariaDB(t, "--lower-case-table-names=1")
 	s, _ := serve(t, d, d.Address)
 	ready(t, s)
-	other := open(t, storetest.Server{Address: d.Address, Name: "Tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
+	other := open(t, mariadbtest.Database{Address: d.Address, Name: "Tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := other.Run(ctx); err == nil || !strings.Contains(err.Error(), "database is in use by another MS1") {
@@ -337,7 +338,7 @@ func TestOneProgramPerDatabaseInAnyCase(t *testing.T) {
 // A server that is not told to be strict would store a stamp that is none.
 func TestBadValueIsRefusedAtOnce(t *testing.T) {
 	t.Parallel()
-	s, _, ctx, id := setUp(t, storetest.MariaDB(t))
+	s, _, ctx, id := setUp(t, mariadbtest.New(t))
 	m := storetest.Message(id, 0)
 	m.Service2 = 0
 	var refused *mysql.MySQLError

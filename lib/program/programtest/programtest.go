@@ -1,4 +1,5 @@
-package servicetest
+// Package programtest runs commands and services in the test's process.
+package programtest
 
 import (
 	"context"
@@ -6,18 +7,17 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // validator is what the pointer to a configuration is.
@@ -28,7 +28,7 @@ type validator[C any] interface {
 
 // Command is a command that runs in the test's process.
 type Command struct {
-	Out, Err Console
+	Out, Err servicetest.Console
 	t        testing.TB
 	cancel   context.CancelFunc
 	wait     func() int
@@ -59,66 +59,6 @@ func (c *Command) Stop() int {
 func (c *Command) Address() string {
 	c.t.Helper()
 	return c.Out.Find(c.t, ` started.* address=(\S+)`)[1]
-}
-
-// Process is a program in a process of its own.
-type Process struct {
-	*exec.Cmd
-	Out  *Console // standard output and standard error, unless Cmd had others
-	done chan struct{}
-}
-
-// Launch starts a process, which is killed when the test ends. The test fails
-// if the process prints a stack trace.
-func Launch(t testing.TB, cmd *exec.Cmd) *Process {
-	t.Helper()
-	p := &Process{Cmd: cmd, Out: &Console{}, done: make(chan struct{})}
-	if cmd.Stdout == nil {
-		cmd.Stdout = p.Out
-	}
-	if cmd.Stderr == nil {
-		cmd.Stderr = p.Out
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() { _ = cmd.Wait(); close(p.done) }() // Status tells
-	t.Cleanup(func() {
-		p.Signal(syscall.SIGKILL)
-		if text := p.Out.Tail(); t.Failed() || strings.Contains(text, "goroutine ") {
-			t.Errorf("console of %s:\n%s", cmd, text)
-		}
-	})
-	return p
-}
-
-// Signal sends a signal and, if that must end the process, waits for its end.
-func (p *Process) Signal(s syscall.Signal) {
-	_ = p.Process.Signal(s) // it may have ended
-	if s == syscall.SIGKILL || s == syscall.SIGTERM {
-		p.Status()
-	}
-}
-
-// Status waits for the end of the process and returns its exit status.
-func (p *Process) Status() int {
-	<-p.done
-	return p.ProcessState.ExitCode()
-}
-
-// Build puts the programs of the main packages, named by their directories as
-// seen from the test's, into the directory and returns it. Under Bazel, which
-// builds them before the test, it returns TRICYCLE_TEST_PROGRAMS.
-func Build(directory string, packages ...string) (string, error) {
-	if built := os.Getenv("TRICYCLE_TEST_PROGRAMS"); built != "" {
-		return built, nil
-	}
-	build := []string{"build", "-ldflags=-s -w", "-o", directory + "/"} // without what only a debugger reads: it links faster
-	out, err := exec.Command("go", append(build, packages...)...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
-	}
-	return directory, nil
 }
 
 // Variables sets every key of a program by its environment variable, to another
@@ -152,7 +92,7 @@ func Variables[C any, PC validator[C]](t *testing.T, p program.Program[C]) {
 	if c.Wait() != 0 {
 		t.Fatal(c.Err.String())
 	}
-	printed := File(t, "printed.yaml", c.Out.String())
+	printed := servicetest.File(t, "printed.yaml", c.Out.String())
 	var again C
 	if err := config.Load(PC(&again), printed); err != nil {
 		t.Fatal(err)
@@ -224,13 +164,13 @@ func Life[C any, PC validator[C]](t testing.TB, p program.Program[C], text, refu
 	file := filepath.Join(dir, "log", p.Name+".log")
 	run := func(listen string, args ...string) *Command {
 		overlay := filepath.Join(dir, "overlay.yaml")
-		File(t, overlay, fmt.Sprintf("listen: %s\nlogging: {file: %s}\n", listen, file))
+		servicetest.File(t, overlay, fmt.Sprintf("listen: %s\nlogging: {file: %s}\n", listen, file))
 		return Run[C, PC](t, p, append([]string{"-config", overlay}, args...)...)
 	}
 	first := run("127.0.0.1:0")
 	address := first.Address()
-	Eventually(t, 20*time.Second, "the log has "+text, func() bool { return first.Out.Has(text) })
-	Eventually(t, 20*time.Second, "the health check succeeds", func() bool { return run(address, "-healthcheck").Wait() == 0 })
+	servicetest.Eventually(t, 20*time.Second, "the log has "+text, func() bool { return first.Out.Has(text) })
+	servicetest.Eventually(t, 20*time.Second, "the health check succeeds", func() bool { return run(address, "-healthcheck").Wait() == 0 })
 	if second := run(address); second.Wait() != 1 || !second.Err.Has(refusal) {
 		t.Errorf("a second one at the same address: status %d: %s", second.Wait(), &second.Err)
 	}

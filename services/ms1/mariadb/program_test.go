@@ -1,4 +1,4 @@
-package main
+package mariadb
 
 import (
 	"context"
@@ -10,22 +10,19 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
-	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
+	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+const shipped = "../../../compose/config/"
 
-const shipped = "../../../../compose/config/"
-
-func TestEveryKeyHasAVariable(t *testing.T) { servicetest.Variables(t, command()) }
+func TestEveryKeyHasAVariable(t *testing.T) { programtest.Variables(t, Program()) }
 
 func TestShippedConfiguration(t *testing.T) {
-	loopback := servicetest.Shipped(t, shipped, command())
+	loopback := programtest.Shipped(t, shipped, Program())
 	if loopback.Listen != "127.0.0.1:8080" || loopback.Database.Address != "127.0.0.1:3306" || loopback.MS2.URL != "ws://127.0.0.1:8081/ws" {
 		t.Errorf("the addresses on loopback: %+v", loopback)
 	}
@@ -47,7 +44,7 @@ func TestRangesOfTheConfiguration(t *testing.T) {
 		"interaction.interval_seconds: expe": "interaction: {interval_seconds: 5s}",
 	} {
 		file := servicetest.File(t, "ms1.yaml", text)
-		c := command().Config
+		c := Program().Config
 		if err := config.Load(&c, file); err == nil || !strings.Contains(err.Error(), key) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, want one line that names %s", text, err, key)
 		}
@@ -55,8 +52,8 @@ func TestRangesOfTheConfiguration(t *testing.T) {
 }
 
 // quiet is the command on a free port, with nothing around it.
-func quiet(t *testing.T) program.Program[settings] {
-	p := command()
+func quiet(t *testing.T) program.Program[Settings] {
+	p := Program()
 	p.Config.Listen = "127.0.0.1:0"
 	p.Config.Logging.File = filepath.Join(t.TempDir(), "ms1.log")
 	p.Config.Database.Address = "127.0.0.1:1"
@@ -65,7 +62,7 @@ func quiet(t *testing.T) program.Program[settings] {
 }
 
 func TestCommandWithoutItsEnvironment(t *testing.T) {
-	c := servicetest.Run(t, quiet(t))
+	c := programtest.Run(t, quiet(t))
 	address := c.Address()
 	body := ""
 	servicetest.Eventually(t, 20*time.Second, "readiness names the reason", func() bool {
@@ -91,17 +88,17 @@ func TestCommandWithoutItsEnvironment(t *testing.T) {
 }
 
 func TestCommandReportsWhatItCannotUse(t *testing.T) {
-	taken := servicetest.Run(t, quiet(t)).Address()
+	taken := programtest.Run(t, quiet(t)).Address()
 	directory := t.TempDir()
-	for want, change := range map[string]func(c *settings){
-		"logging.file":                   func(c *settings) { c.Logging.File = directory },
-		"address already in use":         func(c *settings) { c.Listen = taken },
-		"database.password_file":         func(c *settings) { c.Database.PasswordFile = filepath.Join(directory, "absent") },
-		"must name a file with a secret": func(c *settings) { c.Database.PasswordFile = os.DevNull },
+	for want, change := range map[string]func(c *Settings){
+		"logging.file":                   func(c *Settings) { c.Logging.File = directory },
+		"address already in use":         func(c *Settings) { c.Listen = taken },
+		"database.password_file":         func(c *Settings) { c.Database.PasswordFile = filepath.Join(directory, "absent") },
+		"must name a file with a secret": func(c *Settings) { c.Database.PasswordFile = os.DevNull },
 	} {
 		p := quiet(t)
 		change(&p.Config)
-		c := servicetest.Run(t, p)
+		c := programtest.Run(t, p)
 		if status, said := c.Wait(), c.Err.String(); status != 1 || !strings.Contains(said, want) || strings.Count(said, "\n") != 1 {
 			t.Errorf("exit status %d and %q, want 1 and a line with %q", status, said, want)
 		}
@@ -109,11 +106,11 @@ func TestCommandReportsWhatItCannotUse(t *testing.T) {
 }
 
 func TestCommandWithADatabase(t *testing.T) {
-	db := storetest.MariaDB(t)
+	db := mariadbtest.New(t)
 	p := quiet(t)
 	p.Config.Database.Address, p.Config.Database.Name = db.Address, db.Name
 	p.Config.Database.User, p.Config.Database.PasswordFile = db.User, db.PasswordFile
-	c := servicetest.Run(t, p)
+	c := programtest.Run(t, p)
 	servicetest.Eventually(t, 20*time.Second, "the tables are made", func() bool {
 		var n int
 		return db.DB.QueryRowContext(context.Background(), "SELECT COUNT(*) FROM sessions").Scan(&n) == nil

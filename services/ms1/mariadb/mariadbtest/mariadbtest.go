@@ -1,4 +1,6 @@
-package storetest
+// Package mariadbtest provides a database for tests on the MariaDB server that
+// the environment names.
+package mariadbtest
 
 import (
 	"crypto/rand"
@@ -12,18 +14,18 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-// Server is the access to an empty MariaDB database, as the section
+// Database is the access to an empty MariaDB database, as the section
 // 'database' of a configuration does.
-type Server struct {
+type Database struct {
 	Address, Name, User, PasswordFile string
 	DB                                *sql.DB // the same database, for a look past the store
 }
 
-// MariaDB creates a database of its own for the test, which is dropped at its
+// New creates a database of its own for the test, which is dropped at its
 // end. It skips the test if there is no server: TRICYCLE_TEST_MARIADB names
 // one as USER:PASSWORD@tcp(HOST:PORT)/ and the user must be allowed to create
 // databases named tricycle_test_….
-func MariaDB(t testing.TB) Server {
+func New(t testing.TB) Database {
 	t.Helper()
 	dsn := os.Getenv("TRICYCLE_TEST_MARIADB")
 	if dsn == "" {
@@ -46,7 +48,7 @@ func MariaDB(t testing.TB) Server {
 	password := servicetest.File(t, "password", c.Passwd+"\n")
 	inside := c.Clone()
 	inside.DBName = name
-	return Server{Address: c.Addr, Name: name, User: c.User, PasswordFile: password, DB: connect(t, inside)}
+	return Database{Address: c.Addr, Name: name, User: c.User, PasswordFile: password, DB: connect(t, inside)}
 }
 
 func connect(t testing.TB, c *mysql.Config) *sql.DB {

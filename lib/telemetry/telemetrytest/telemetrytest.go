@@ -1,4 +1,5 @@
-package servicetest
+// Package telemetrytest reads the spans and metrics of services in tests.
+package telemetrytest
 
 import (
 	"io"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
@@ -57,4 +59,20 @@ func Attribute(s *otlp.Span, name string) string {
 		}
 	}
 	return ""
+}
+
+// Counted returns the value of a counter or gauge that has no labels.
+func Counted(t testing.TB, g prometheus.Gatherer, name string) float64 {
+	t.Helper()
+	families, err := g.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.Metric[0].GetCounter().GetValue() + f.Metric[0].GetGauge().GetValue()
+		}
+	}
+	t.Fatalf("there is no metric %s", name)
+	return 0
 }

@@ -1,6 +1,8 @@
-package generate
+package docs_test
 
 import (
+	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -10,49 +12,54 @@ import (
 
 	"gopkg.in/yaml.v3"
 
+	"github.com/tricycle-relay/tricycle/docs/generate"
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-// tree returns the directory of the repository. Bazel gives a test only its
-// declared files, but the link to go.mod leads to the real directory.
-func tree(t *testing.T) string {
-	t.Helper()
-	file, err := filepath.EvalSymlinks("../../go.mod")
+// TestReference compares the pages with those that the generator writes into a
+// copy of the code. There it must remove a page that is no longer generated,
+// and leave one that is written by hand.
+func TestReference(t *testing.T) {
+	found, err := generate.Read(root(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Dir(file)
-}
-
-// TestReference compares the pages with the output of the generator.
-func TestReference(t *testing.T) {
-	root := tree(t)
-	want, err := Pages(root)
-	if err != nil {
+	copied := t.TempDir()
+	for _, directory := range []string{"lib", "services"} {
+		if err := os.CopyFS(filepath.Join(copied, directory), os.DirFS(filepath.Join(root(t), directory))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	directory := filepath.Join(copied, generate.Directory)
+	if err := os.MkdirAll(directory, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	old, written := servicetest.File(t, filepath.Join(directory, "old.md"), found["metrics.md"]), servicetest.File(t, filepath.Join(directory, "written.md"), "# By hand\n")
+	if err := generate.Write(copied); err != nil {
 		t.Fatalf("the reference cannot be generated: %v", err)
 	}
-	again, err := Pages(root)
-	if err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat(old); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s: got %v, want it removed", old, err)
 	}
-	found, err := Read(root)
+	if _, err := os.Stat(written); err != nil {
+		t.Errorf("a page that is written by hand: %v", err)
+	}
+	want, err := generate.Read(copied)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(want)) {
-		if want[name] != again[name] {
-			t.Errorf("%s/%s differs between two runs", Directory, name)
-		}
 		switch page, ok := found[name]; {
 		case !ok:
-			t.Errorf("%s/%s does not exist, run: %s", Directory, name, Command)
+			t.Errorf("%s/%s does not exist, run: %s", generate.Directory, name, generate.Command)
 		case page != want[name]:
-			t.Errorf("%s/%s is out of date, run: %s\n%s", Directory, name, Command, difference(page, want[name]))
+			t.Errorf("%s/%s is out of date, run: %s\n%s", generate.Directory, name, generate.Command, difference(page, want[name]))
 		}
 		delete(found, name)
 	}
 	for name := range found {
-		t.Errorf("%s/%s is no longer generated, run: %s", Directory, name, Command)
+		t.Errorf("%s/%s is no longer generated, run: %s", generate.Directory, name, generate.Command)
 	}
 }
 
@@ -73,36 +80,11 @@ func difference(found, expected string) string {
 	return ""
 }
 
-func TestWriteRemovesWhatIsNoLongerGenerated(t *testing.T) {
-	root := t.TempDir()
-	for _, directory := range []string{"lib", "services"} {
-		if err := os.CopyFS(filepath.Join(root, directory), os.DirFS(filepath.Join(tree(t), directory))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := os.MkdirAll(filepath.Join(root, Directory), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	for name, text := range map[string]string{"old.md": newPage("Old", "").text(), "written.md": "# By hand\n"} {
-		if err := os.WriteFile(filepath.Join(root, Directory, name), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := Write(root); err != nil {
-		t.Fatal(err)
-	}
-	if names, err := filepath.Glob(filepath.Join(root, Directory, "*.md")); err != nil || !slices.ContainsFunc(names, func(name string) bool {
-		return filepath.Base(name) == "written.md"
-	}) || slices.ContainsFunc(names, func(name string) bool { return filepath.Base(name) == "old.md" }) {
-		t.Errorf("got %v, %v, want written.md and not old.md", names, err)
-	}
-}
-
 // TestVariables: no two keys of a program have one variable, such as a.b_c and
 // a_b.c would.
 func TestVariables(t *testing.T) {
-	source := NewSource(tree(t))
-	for _, program := range Programs {
+	source := generate.NewSource(root(t))
+	for _, program := range generate.Programs {
 		all, err := source.Keys(program)
 		if err != nil {
 			t.Fatal(err)
@@ -121,10 +103,9 @@ func TestVariables(t *testing.T) {
 // TestKeysAreThoseOfTheFiles compares the keys on the page with the shipped
 // files. A test of each program checks that these have every key.
 func TestKeysAreThoseOfTheFiles(t *testing.T) {
-	root := tree(t)
-	source := NewSource(root)
-	for _, program := range Programs {
-		text, err := os.ReadFile(filepath.Join(root, "compose/config", program+".yaml"))
+	source := generate.NewSource(root(t))
+	for _, program := range generate.Programs {
+		text, err := os.ReadFile(filepath.Join(root(t), "compose/config", program+".yaml"))
 		if err != nil {
 			t.Fatal(err)
 		}
