@@ -74,16 +74,21 @@ func TestMissingImages(t *testing.T) {
 }
 
 // TestUnreadableConfiguration: a pull under umask 077 has replaced the file.
+// MariaDB would start with other settings.
 func TestUnreadableConfiguration(t *testing.T) {
 	s := newStack(t)
-	if err := os.Chmod(filepath.Join(s.directory, "compose/config/ms2.yaml"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	out, err := s.try("docker", s.compose("run", "--rm", "-T", "--no-deps", "ms2")...)
-	const want = "ms2: read configuration: open /etc/tricycle/ms2.yaml: permission denied: " +
-		"must be readable by user 65532, got mode -rw------- of /etc/tricycle/ms2.yaml (chmod a+rX)"
-	if err == nil || lastLine(out, "^ms2: ") != want {
-		t.Errorf("got %v and %q, want %q", err, out, want)
+	for _, c := range []struct{ file, service, want string }{
+		{"config/ms2.yaml", "ms2", "ms2: read configuration: open /etc/tricycle/ms2.yaml: permission denied: " +
+			"must be readable by user 65532, got mode -rw------- of /etc/tricycle/ms2.yaml (chmod a+rX)"},
+		{"mariadb/tricycle.cnf", "passwords", "passwords: /mariadb/tricycle.cnf: must be readable by user 999, got mode -rw------- (chmod a+rX)"},
+	} {
+		if err := os.Chmod(filepath.Join(s.directory, "compose", c.file), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := s.try("docker", s.compose("run", "--rm", "-T", "--no-deps", c.service)...)
+		if err == nil || lastLine(out, "^"+c.service+": ") != c.want {
+			t.Errorf("%s: got %v and %q, want %q", c.file, err, out, c.want)
+		}
 	}
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # passwords.sh: generates the passwords of the database in the directory that the services have at /run/secrets. It keeps
-# existing ones, such as those of a directory that TRICYCLE_PASSWORDS names.
+# existing ones, such as those of a directory that TRICYCLE_PASSWORDS names. It also checks the settings of MariaDB.
 set -euo pipefail
 cd /run/mysqld
 
@@ -18,6 +18,10 @@ generate() {
   mv "$1.part" "$1"
   echo "generated $1"
 }
+
+# MariaDB ignores a file of settings that it cannot read.
+settings=/mariadb/tricycle.cnf
+[ -r "$settings" ] || die "$settings: must be readable by user $(id -u), got mode $(stat -c %A "$settings") (chmod a+rX)"
 
 if [ -O . ]; then chmod 755 .; fi # the directory of the image is open to everybody
 generate database_password 444 # also for MS1, which runs as another user
