@@ -423,6 +423,11 @@ func TestADatabaseThatTakesNoRowsIsNotReady(t *testing.T) {
 		}
 		close(b.store.hold)
 		b.takes(m, OutcomeStored)
+		if b.engine.databaseReady(t.Context()) == nil {
+			t.Error("ready as soon as one commit has succeeded: it may refuse others")
+		}
+		time.Sleep(steadyTime)
+		b.takes(b.transport.frames()[1], OutcomeStored)
 		if err := b.engine.databaseReady(t.Context()); err != nil {
 			t.Errorf("readiness after a commit: %v", err)
 		}

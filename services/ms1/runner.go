@@ -29,7 +29,8 @@ type runner struct {
 	logged   atomic.Int64 // lost messages in the log
 	ledger   *ledger      // nil if another process ran the session
 
-	unwritable error // of the last commit, although the store was ready
+	unwritable error     // of a commit, although the store was ready
+	refusedAt  time.Time // when that was last
 
 	stop  chan EndReason
 	asked bool          // by GET /stop
@@ -108,6 +109,10 @@ func (s *runner) sweep(last bool) {
 	s.logLost(s.ledger.sweep(time.Now(), last)...)
 }
 
+// steadyTime is how long every commit must succeed after one that failed until the
+// database takes rows again: it may refuse some rows only.
+const steadyTime = time.Second
+
 // written notes the outcome of a commit. A disk that is full, a lock or a table
 // that is missing leave the store ready, and yet no row can be committed.
 func (s *runner) written(err error) {
@@ -118,12 +123,15 @@ func (s *runner) written(err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	switch before := s.unwritable; {
-	case before == nil && err != nil:
-		e.log.Warn().Err(err).Msg("database takes no rows")
-	case before != nil && err == nil:
+	case err != nil:
+		if before == nil {
+			e.log.Warn().Err(err).Msg("database takes no rows")
+		}
+		s.unwritable, s.refusedAt = err, time.Now()
+	case before != nil && time.Since(s.refusedAt) >= steadyTime:
 		e.log.Info().Msg("database takes rows again")
+		s.unwritable = nil
 	}
-	s.unwritable = err
 }
 
 // maxLogged is the number of lost messages of a session that are logged at level
