@@ -308,11 +308,18 @@ func TestReadinessWithoutASession(t *testing.T) {
 		{"server locked", "FLUSH TABLES WITH READ LOCK", "UNLOCK TABLES", "Lock wait timeout"},
 		{"table moved", "RENAME TABLE messages TO elsewhere", "RENAME TABLE elsewhere TO messages", "messages"},
 		{"database dropped", "DROP DATABASE tricycle", "CREATE DATABASE tricycle", "Unknown database"},
+		{"account locked", "ALTER USER" + account + " ACCOUNT LOCK", "ALTER USER" + account + " ACCOUNT UNLOCK", "account is locked"},
+		{"TLS required", "SET GLOBAL require_secure_transport=ON", "SET GLOBAL require_secure_transport=OFF", "tls.mode"},
 		{"privilege revoked", "REVOKE INSERT ON tricycle.* FROM" + account, "GRANT ALL ON tricycle.* TO" + account, "INSERT command denied"},
 	} {
 		exec(t, client, c.away)
-		if c.name == "privilege revoked" { // counts for new connections
+		switch c.name { // these count for new connections
+		case "privilege revoked":
 			d.SQL("KILL USER tricycle")
+		case "account locked", "TLS required": // as after ten idle minutes
+			for id := range strings.FieldsSeq(d.SQL("SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'tricycle' AND ID <> IS_USED_LOCK('tricycle/tricycle')")) {
+				d.SQL("KILL " + id)
+			}
 		}
 		unready(t, s, c.want)
 		exec(t, client, c.back)

@@ -91,7 +91,7 @@ func (s *Store) hold(ctx context.Context, up func()) error {
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
-		end(s.watch(alive, conn))
+		end(s.watch(alive, db, conn))
 	}()
 	defer func() {
 		end(nil)
@@ -173,7 +173,27 @@ func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 	return inUseError{other}
 }
 
-// locked notes whether somebody has locked a table, if there is a pool.
+// admitted returns the reason why the server admits no connection beside the
+// lock's. The pool's own end when they are idle for long, and the server may refuse
+// others since: there are too many, or the account is locked.
+func (s *Store) admitted(ctx context.Context, db *sql.DB) error {
+	busy := func() bool { return db.Stats().InUse > 1 }
+	if busy() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	var err error
+	for range 2 { // the first may use a connection that has died
+		if err = db.PingContext(ctx); err == nil || busy() {
+			return nil
+		}
+	}
+	return s.failed("connect to", err)
+}
+
+// locked notes why the server takes no rows, for example because somebody has
+// locked a table, if there is a pool.
 func (s *Store) locked(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -189,14 +209,22 @@ func (s *Store) locked(err error) {
 }
 
 // watch returns the reason why the pool must end, or nil at the end of ctx.
-func (s *Store) watch(ctx context.Context, conn *sql.Conn) error {
+func (s *Store) watch(ctx context.Context, db *sql.DB, conn *sql.Conn) error {
 	tick := time.NewTicker(s.pingEvery)
 	defer tick.Stop()
+	var refused error
+	admitted := make(chan error, 1)
+	admitted <- nil
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		select {
+		case refused = <-admitted:
+			go func() { admitted <- s.admitted(ctx, db) }() // a connection takes long on a slow link
+		default:
 		}
 		limited, cancel := context.WithTimeout(ctx, answerTimeout)
 		err := s.probe(limited, conn)
@@ -205,7 +233,7 @@ func (s *Store) watch(ctx context.Context, conn *sql.Conn) error {
 		switch {
 		case ctx.Err() != nil:
 		case err == nil:
-			s.locked(nil)
+			s.locked(refused)
 		case refusal(err) == tableLocked:
 			s.locked(s.failed("insert into", err))
 		case silent:
