@@ -39,6 +39,7 @@ type Cluster struct {
 	config Config
 	client string // id
 	log    zerolog.Logger
+	slowed zerolog.Logger // at most one event in ten seconds
 	dialer dial.Dialer
 
 	mu         sync.Mutex
@@ -56,6 +57,7 @@ type Cluster struct {
 // NewCluster returns a client with the client id. It connects in [Cluster.Run].
 func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
 	c := &Cluster{config: config, client: clientID, log: log, err: errNotYet, warned: map[string]bool{}}
+	c.slowed = log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
 	c.dialer.Handshake = examined(&c.dialer, nil)
 	if config.TLS.Enabled {
 		c.dialer.Handshake = examined(&c.dialer, config.TLS.Handshake("kafka.tls", config.TLS.ServerName))
@@ -182,6 +184,9 @@ func (c *Cluster) Produce(ctx context.Context, topic string, partition int, mess
 	})
 	if err == nil {
 		err = resp.Error
+		if resp.Throttle > 0 { // the broker reads no further request on this connection for so long
+			c.slowed.Warn().Str("client_id", c.client).Stringer("throttle", resp.Throttle).Msg("kafka throttles this client")
+		}
 	}
 	if errors.Is(err, kafka.InvalidTimestamp) {
 		err = fmt.Errorf("%s: must be %s, or the clocks of producer and broker must agree: %w", timestampType, appendTime, err)

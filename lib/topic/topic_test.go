@@ -133,6 +133,34 @@ func TestAClockThatTheBrokerRefusesIsNamed(t *testing.T) {
 	}
 }
 
+// A quota slows the client down, and no request fails.
+func TestThrottlingIsLogged(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	c := topictest.For(t, address)
+	var log servicetest.Console
+	l := topic.NewCluster(c, "test", zerolog.New(&log))
+	topictest.Run(t, l)
+	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+		cluster.KeepControl()
+		request := r.(*kmsg.ProduceRequest)
+		response := request.ResponseKind().(*kmsg.ProduceResponse)
+		response.ThrottleMillis = 3000
+		topic, partition := kmsg.NewProduceResponseTopic(), kmsg.NewProduceResponseTopicPartition()
+		topic.Topic, topic.TopicID, topic.Partitions = request.Topics[0].Topic, request.Topics[0].TopicID, append(topic.Partitions, partition)
+		response.Topics = append(response.Topics, topic)
+		return response, nil, true
+	})
+	for range 3 {
+		if _, err := l.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := log.Count(`"client_id":"test","throttle":"3s","message":"kafka throttles this client"`); n != 1 {
+		t.Errorf("got %d lines, want 1:\n%s", n, log.String())
+	}
+}
+
 func TestProduceWaitsForEveryReplica(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
