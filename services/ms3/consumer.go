@@ -46,6 +46,7 @@ type consumer struct {
 	session   time.Duration // a silent member is removed after it
 	fetchWait time.Duration // of the broker for records; closing a reader takes as long
 	refused   retry.Backoff // of a dead letter that its topic refuses
+	overlap   time.Duration // of records that are read again when a partition has become shorter
 
 	log        zerolog.Logger
 	lettersLog zerolog.Logger // dead letters; repeated events are counted
@@ -72,7 +73,7 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 	}
 	k := &consumer{
 		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), spanName: "process " + c.Kafka.Topic,
-		stall: stallTime, joining: joinTime, session: sessionTime, fetchWait: 500 * time.Millisecond,
+		stall: stallTime, joining: joinTime, session: sessionTime, fetchWait: 500 * time.Millisecond, overlap: 2 * time.Second,
 		refused: retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries},
 		members: members{clientID: "tricycle-ms3-" + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
@@ -166,7 +167,7 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			continue
 		}
 		c.failed.Store(nil)
-		f, err := c.offsets.fetch(ctx, m.Partition, m.Offset, 1+size(m)/message.MaxBytes)
+		f, err := c.offsets.fetch(ctx, m.Partition, m.Offset, 1+size(m)/message.MaxBytes, m.Time)
 		if err != nil {
 			return // not processed and not committed: it will be fetched again
 		}

@@ -2,6 +2,8 @@ package ms3
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -109,5 +111,44 @@ func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 		if next := r.consumer.offsets.next(number); next != 2 {
 			t.Errorf("got %d as the next offset of partition %d, want 2", next, number)
 		}
+	}
+}
+
+// A broker has lost its newest records, as in a power failure: here they are those
+// of an earlier moment. It still has the committed offsets.
+func TestOnlyWhatIsNewIsReadOfAPartitionThatBecameShorter(t *testing.T) {
+	t.Parallel()
+	dir, earlier := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "earlier")
+	cluster, address := topictest.Cluster(t, kfake.DataDir(dir), kfake.SyncWrites())
+	k, store, source := neighbours(t, topictest.For(t, address))
+	r := start(t, k, store.URL, func(s *Service) { s.consumer.overlap = 0 })
+	sent := 0
+	send := func(n int) {
+		_, records := messages(n)
+		source.spread(records)
+		sent += n
+		servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == sent })
+	}
+	restart := func(change func() error) {
+		cluster.Close()
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		cluster, _ = topictest.Cluster(t, kfake.DataDir(dir), kfake.SyncWrites(), kfake.Ports(topictest.Port(t, address)))
+	}
+	send(2000)
+	source.commits(2000)
+	records := filepath.Join(dir, "partitions")
+	restart(func() error { return os.CopyFS(earlier, os.DirFS(records)) })
+	send(200)
+	source.commits(2200)
+	restart(func() error { return errors.Join(os.RemoveAll(records), os.Rename(earlier, records)) })
+	send(40)
+	r.joined(t)
+	if r.Metric("tricycle_ms3_reader_reopened_total") == 0 {
+		t.Error("the partitions did not become shorter")
+	}
+	if got := r.Metric("tricycle_ms3_records_fetched_total"); got > 3000 {
+		t.Errorf("got %v records fetched, want few more than the %d that were written", got, sent)
 	}
 }

@@ -3,6 +3,7 @@ package ms3
 import (
 	"context"
 	"sync"
+	"time"
 )
 
 // offsets tracks which offset of each partition may be committed: the last one
@@ -16,6 +17,7 @@ type offsets struct {
 
 	mu         sync.Mutex
 	partitions map[int]*partition
+	newest     map[int]time.Time // of the records fetched, by partition
 }
 
 // partition is one pass over a partition.
@@ -37,14 +39,14 @@ type fetched struct {
 
 // newOffsets returns offsets with room for the given weight.
 func newOffsets(room int) *offsets {
-	return &offsets{room: make(chan struct{}, room), partitions: map[int]*partition{}}
+	return &offsets{room: make(chan struct{}, room), partitions: map[int]*partition{}, newest: map[int]time.Time{}}
 }
 
-// fetch adds a fetched record as soon as there is room for its weight. An
-// offset at or below the partition's last one begins a new pass, as after a
+// fetch adds a fetched record, dated at, as soon as there is room for its weight.
+// An offset at or below the partition's last one begins a new pass, as after a
 // rebalance: the open records of the former pass are fetched again and no
 // longer hold up a commit. The error is that of ctx.
-func (o *offsets) fetch(ctx context.Context, number int, offset int64, weight int) (*fetched, error) {
+func (o *offsets) fetch(ctx context.Context, number int, offset int64, weight int, at time.Time) (*fetched, error) {
 	weight = min(weight, cap(o.room))
 	for i := range weight {
 		select {
@@ -63,6 +65,9 @@ func (o *offsets) fetch(ctx context.Context, number int, offset int64, weight in
 	f := &fetched{partition: p, offset: offset, weight: weight}
 	p.last = offset
 	p.open = append(p.open, f)
+	if at.After(o.newest[number]) {
+		o.newest[number] = at
+	}
 	return f, nil
 }
 
@@ -140,6 +145,17 @@ func (o *offsets) next(number int) int64 {
 		return p.last + 1
 	}
 	return 0
+}
+
+// since returns the date from which records of a partition may be unread: that of
+// the newest one fetched, less the overlap, or a minute ago if there is none.
+func (o *offsets) since(number int, overlap time.Duration) time.Time {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if at := o.newest[number]; !at.IsZero() && at.Before(time.Now()) { // not dated by a wrong clock
+		return at.Add(-overlap)
+	}
+	return time.Now().Add(-time.Minute)
 }
 
 func (o *offsets) free(weight int) {

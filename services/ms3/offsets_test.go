@@ -52,7 +52,7 @@ func TestOffsets(t *testing.T) {
 				case 'r':
 					k.rewind(number, offset)
 				case 'f':
-					f, err := k.fetch(t.Context(), number, offset, 1)
+					f, err := k.fetch(t.Context(), number, offset, 1, time.Time{})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -81,7 +81,7 @@ func TestOffsets(t *testing.T) {
 
 func TestCommitThatFailsIsRepeated(t *testing.T) {
 	k := newOffsets(10)
-	f, _ := k.fetch(t.Context(), 2, 7, 1)
+	f, _ := k.fetch(t.Context(), 2, 7, 1, time.Time{})
 	k.done(f)
 	away := errors.New("away")
 	calls := 0
@@ -108,7 +108,7 @@ func TestOffsetsBoundWhatIsOpen(t *testing.T) {
 	k := newOffsets(10)
 	var all []*fetched
 	for i := range int64(10) {
-		f, err := k.fetch(t.Context(), 0, i, 1)
+		f, err := k.fetch(t.Context(), 0, i, 1, time.Time{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,7 +117,7 @@ func TestOffsetsBoundWhatIsOpen(t *testing.T) {
 	full := func(weight int) bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
-		f, err := k.fetch(ctx, 1, 0, weight)
+		f, err := k.fetch(ctx, 1, 0, weight, time.Time{})
 		if err == nil {
 			k.done(f)
 		}
@@ -135,10 +135,10 @@ func TestOffsetsBoundWhatIsOpen(t *testing.T) {
 	}
 	// Two of three done, then the partition is read again: their room is free,
 	// and that of the third when it is done.
-	a, _ := k.fetch(t.Context(), 0, 20, 2)
-	b, _ := k.fetch(t.Context(), 0, 21, 3)
+	a, _ := k.fetch(t.Context(), 0, 20, 2, time.Time{})
+	b, _ := k.fetch(t.Context(), 0, 21, 3, time.Time{})
 	k.done(b)
-	c, _ := k.fetch(t.Context(), 0, 20, 1)
+	c, _ := k.fetch(t.Context(), 0, 20, 1, time.Time{})
 	if !full(8) || full(7) {
 		t.Error("expected the room of one record of the former pass, 3, to be free again")
 	}
@@ -199,7 +199,7 @@ func TestOffsetsProperty(t *testing.T) {
 			case what < 4 && next[p] < len(logs[p]) && len(k.room) < cap(k.room):
 				offset := logs[p][next[p]]
 				next[p]++
-				f, err := k.fetch(t.Context(), p, offset, 1)
+				f, err := k.fetch(t.Context(), p, offset, 1, time.Time{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -233,7 +233,7 @@ func TestOffsetsProperty(t *testing.T) {
 					t.Fatalf("partition %d: %d was never done", p, offset)
 				}
 				if offset > committed[p] {
-					f, _ := k.fetch(t.Context(), p, offset, 1)
+					f, _ := k.fetch(t.Context(), p, offset, 1, time.Time{})
 					k.done(f)
 				}
 			}

@@ -23,9 +23,10 @@ var errStalled = errors.New("reader has stalled")
 // broker (kafka-go issues 387 and 955). It returns errStalled if Kafka answers
 // and for the stall time the reader was not a member of its group, or fetched
 // nothing from a partition that has more. It does so at once if a partition
-// ends before the offset read last, as that of a recreated topic does: the
-// reader would wait indefinitely, so the partition is read from its start. It
-// returns the error of ctx when ctx ends.
+// ends before the offset read last, as that of a recreated topic does, or one
+// whose newest records a broker has lost: the reader would wait indefinitely, so
+// it goes back to the first record that may be unread. It returns the error of
+// ctx when ctx ends.
 func (c *consumer) watch(ctx context.Context) error {
 	type position struct {
 		offset int64
@@ -56,8 +57,11 @@ func (c *consumer) watch(ctx context.Context) error {
 			continue
 		}
 		rewound := false
-		for number, first := range group.short {
-			if _, twice := short[number]; twice { // only then: the whole partition may be read again
+		for number, end := range group.short {
+			if _, twice := short[number]; !twice { // many records may be read again
+				continue
+			}
+			if first, err := unread(ctx, c.cluster.Client(), c.config.Kafka.Topic, number, c.offsets.since(number, c.overlap), end); err == nil {
 				c.offsets.rewind(number, first)
 				rewound = true
 			}
@@ -83,7 +87,7 @@ func (c *consumer) watch(ctx context.Context) error {
 type group struct {
 	member bool          // this consumer is one
 	behind map[int]int64 // by partition of this consumer that has more records: the offset to fetch next
-	short  map[int]int64 // by partition of this consumer that ends before that: its first offset
+	short  map[int]int64 // by partition of this consumer that ends before that: where it ends
 }
 
 // inspect asks the brokers for the group. The error is why the group is not
@@ -137,11 +141,33 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 		case n < p.LastOffset:
 			g.behind[p.Partition] = n
 		case n > p.LastOffset:
-			g.short[p.Partition] = p.FirstOffset
+			g.short[p.Partition] = p.LastOffset
 			err = fmt.Errorf("partition %d of %s: must end at offset %d or later, got %d", p.Partition, name, n, p.LastOffset)
 		}
 	}
 	return &g, err
+}
+
+// unread returns the first offset that may be unread in a partition that ends
+// before the offset read last. The newer records are those that were written since,
+// so they are found by their date. The whole partition may have a week of records,
+// and they would keep the newer ones waiting; MS1 resends one that is missed.
+func unread(ctx context.Context, client *kafka.Client, topic string, number int, since time.Time, end int64) (int64, error) {
+	listed, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{
+		Topics: map[string][]kafka.OffsetRequest{topic: {kafka.TimeOffsetOf(number, since)}},
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, p := range listed.Topics[topic] {
+		for offset := range p.Offsets {
+			if p.Error == nil && offset >= 0 { // -1: no record is so new
+				end = offset
+			}
+			err = p.Error
+		}
+	}
+	return end, err
 }
 
 // remove removes former members of this process from the group.
