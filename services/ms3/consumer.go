@@ -75,7 +75,7 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), spanName: "process " + c.Kafka.Topic,
 		stall: stallTime, joining: joinTime, session: sessionTime, fetchWait: 500 * time.Millisecond, overlap: 2 * time.Second,
 		refused: retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries},
-		members: members{clientID: "tricycle-ms3-" + rand.Text()},
+		members: members{clientID: clientPrefix + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
 	}
 	boundDecompression()

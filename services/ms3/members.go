@@ -6,6 +6,9 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
+// clientPrefix begins the client id of each MS3 in the consumer group.
+const clientPrefix = "tricycle-ms3-"
+
 // members tracks this process's members of the consumer group. After trouble
 // with a broker kafka-go joins as a new member, and the group waits for the
 // former one until its session times out.

@@ -1,6 +1,7 @@
 package ms3
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -130,4 +131,20 @@ func TestAReplicasMemberIsNotRemoved(t *testing.T) {
 	_, records := messages(400)
 	source.spread(records)
 	servicetest.Eventually(t, 20*time.Second, "stored", func() bool { return store.got() == 400 })
+}
+
+// Another program consumes as a member of the group, for instance a console of Kafka.
+func TestAStrangerInTheGroupIsNotReady(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	r := start(t, k, store.URL)
+	r.joined(t)
+	stranger := kafka.NewReader(kafka.ReaderConfig{
+		Brokers: k.Brokers, Topic: k.Topic, GroupID: r.consumer.config.GroupID, Dialer: &kafka.Dialer{ClientID: "somebody"},
+	})
+	defer stranger.Close()
+	const want = "must have members of MS3 only, got client \"somebody\""
+	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
+	stranger.Close()
+	r.joined(t)
 }

@@ -1,9 +1,11 @@
 package ms3
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -106,6 +108,7 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 		c.kafkaLog.Warn().Err(err).Msg("former member not removed")
 	}
 	assigned, mine := len(partitions(name, described.Groups[0].Members)), partitions(name, own)
+	stranger := strangers(name, c.config.GroupID, described.Groups[0].Members)
 	g := group{member: len(own) > 0}
 	switch state := described.Groups[0].GroupState; {
 	case !g.member:
@@ -115,7 +118,7 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 	case assigned < c.cluster.Partitions():
 		return &g, fmt.Errorf("group %s: must have %d partitions, got %d", c.config.GroupID, c.cluster.Partitions(), assigned)
 	case len(mine) == 0:
-		return &g, nil // a spare member
+		return &g, stranger // a spare member
 	}
 	committed, err := client.OffsetFetch(ctx, &kafka.OffsetFetchRequest{GroupID: c.config.GroupID, Topics: map[string][]int{name: mine}})
 	if err != nil {
@@ -145,7 +148,18 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 			err = fmt.Errorf("partition %d of %s: must end at offset %d or later, got %d", p.Partition, name, n, p.LastOffset)
 		}
 	}
-	return &g, err
+	return &g, cmp.Or(err, stranger)
+}
+
+// strangers returns an error if another program has partitions of the topic: MS1
+// gets none of their messages.
+func strangers(topic, group string, members []kafka.DescribeGroupsResponseMember) error {
+	for _, m := range members {
+		if p := partitions(topic, []kafka.DescribeGroupsResponseMember{m}); len(p) > 0 && !strings.HasPrefix(m.ClientID, clientPrefix) {
+			return fmt.Errorf("group %s: must have members of MS3 only, got client %q at %s with the partitions %v", group, m.ClientID, m.ClientHost, p)
+		}
+	}
+	return nil
 }
 
 // unread returns the first offset that may be unread in a partition that ends
