@@ -12,7 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
+	"net/url"
 	"sync"
 	"syscall"
 	"time"
@@ -58,8 +58,9 @@ func (c Certificates) Client(section string) (*tls.Config, error) {
 
 // Handshake returns [Certificates.Handshake] for an https or wss URL, nil for
 // another.
-func (a Access) Handshake(section, url string) Handshake {
-	if !strings.HasPrefix(url, "https:") && !strings.HasPrefix(url, "wss:") {
+func (a Access) Handshake(section, address string) Handshake {
+	u, err := url.Parse(address) // a scheme in upper case is the same one
+	if err != nil || u.Scheme != "https" && u.Scheme != "wss" {
 		return nil
 	}
 	return a.certificates().Handshake(section, "")

@@ -137,6 +137,19 @@ func handshake(t *testing.T, c credentials.Certificates, server *tls.Config) err
 	return err
 }
 
+// A scheme in upper case must not lead to a connection in plain text.
+func TestSchemesWithTLS(t *testing.T) {
+	t.Parallel()
+	for url, secure := range map[string]bool{
+		"https://a.example": true, "wss://a.example/ws": true, "HTTPS://a.example": true, "Wss://a.example/ws": true,
+		"http://a.example": false, "ws://a.example/ws": false, "HTTP://https:1": false,
+	} {
+		if got := (credentials.Access{}).Handshake("s", url) != nil; got != secure {
+			t.Errorf("%s: got TLS %t, want %t", url, got, secure)
+		}
+	}
+}
+
 func TestServersThatAreNotTrusted(t *testing.T) {
 	t.Parallel()
 	ca := credentialstest.New(t)
