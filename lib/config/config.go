@@ -202,6 +202,9 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	if n.Tag != tag && (tag != "!!float" || n.Tag != "!!int") {
 		return mismatch
 	}
+	if n.Tag == "!!int" && octal.MatchString(n.Value) {
+		return fmt.Errorf("%s: expected %s without leading zeros, found %s", at(n, key), want, found(n))
+	}
 	for _, item := range n.Content {
 		if item.Kind == yaml.AliasNode {
 			item = item.Alias
@@ -215,6 +218,9 @@ func scalar(v reflect.Value, n *yaml.Node, key string) error {
 	}
 	return nil
 }
+
+// octal matches a number such as 010, which YAML 1.1 reads as 8 and YAML 1.2 as 10.
+var octal = regexp.MustCompile(`^[-+]?0[0-9_]`)
 
 // found returns a description of a value for an error, on one line.
 func found(n *yaml.Node) string {
@@ -275,7 +281,7 @@ func HostNames(key string, values []string) error {
 // port, and the host may be empty. For an address to dial, low is 1.
 func HostPort(key, address string, low int) error {
 	host, port, err := net.SplitHostPort(address)
-	if err == nil && (host != "" || low == 0) && !strings.Contains(host, "@") {
+	if err == nil && (host != "" || low == 0) && !strings.ContainsAny(host, "@*/ \t\r\n") {
 		// net.LookupPort would accept names, which an image may not know, and ""
 		// as 0.
 		n, err := strconv.ParseUint(port, 10, 16)

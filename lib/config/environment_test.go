@@ -58,6 +58,7 @@ func TestEnvironmentRefuses(t *testing.T) {
 		"TRICYCLE_=1":                "unknown variable TRICYCLE_",
 		"TRICYCLE_COUNT=":            "TRICYCLE_COUNT: expected a whole number, found nothing",
 		"TRICYCLE_COUNT=5s":          `TRICYCLE_COUNT: expected a whole number, found "5s"`,
+		"TRICYCLE_COUNT=010":         "TRICYCLE_COUNT: expected a whole number without leading zeros, found 010",
 		"TRICYCLE_COUNT=1.5":         "TRICYCLE_COUNT: expected a whole number, found 1.5",
 		"TRICYCLE_COUNT=a\nb":        `TRICYCLE_COUNT: expected a whole number, found "a\nb"`,
 		"TRICYCLE_COUNT=null":        "TRICYCLE_COUNT: expected a whole number, found nothing",

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"path/filepath"
+	"strconv"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/logging"
@@ -45,14 +46,31 @@ func Program() program.Program[Config] {
 			flags.StringVar(&c.Data, "data", c.Data, "keep database, broker and logs in the directory `DIR`")
 			flags.BoolVar(&c.Once, "once", c.Once, "run one session at once and exit: 0, or 1 if a message of it was lost")
 			flags.BoolVar(&c.Open, "open", c.Open, "open MS1's page in a browser; not with -once")
-			flags.IntVar(&c.Interaction.IntervalSeconds, "interval", c.Interaction.IntervalSeconds, "generate messages for `SECONDS` in a session")
-			flags.IntVar(&c.Interaction.InFlight, "in-flight", c.Interaction.InFlight, "keep `N` messages in flight")
+			flags.Var((*whole)(&c.Interaction.IntervalSeconds), "interval", "generate messages for `SECONDS` in a session")
+			flags.Var((*whole)(&c.Interaction.InFlight), "in-flight", "keep `N` messages in flight")
 		},
 		Serves: func(c Config) program.Served {
 			return program.Served{Address: c.Listen, Ready: "/readyz", Profiling: c.Profiling}
 		},
 		Run: Run,
 	}
+}
+
+// whole is the value of a flag that is a whole number. The package flag reads 010
+// as 8.
+type whole int
+
+// String implements [flag.Value].
+func (w *whole) String() string { return strconv.Itoa(int(*w)) }
+
+// Set implements [flag.Value].
+func (w *whole) Set(text string) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || strconv.Itoa(n) != text {
+		return errors.New("expected a whole number")
+	}
+	*w = whole(n)
+	return nil
 }
 
 // Defaults returns the default configuration, which needs only a directory.
