@@ -4,6 +4,7 @@
 package program
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -105,6 +106,12 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	if p.Flags != nil {
 		p.Flags(flags, &flagged)
 	}
+	printed := func(what string) error {
+		if out.Dropped() > 0 {
+			return fmt.Errorf("print %s: not accepted by stdout", what)
+		}
+		return nil
+	}
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
@@ -115,7 +122,7 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 		return 2
 	case *version:
 		fmt.Fprintf(stdout, "%s %s (%s)\n", p.Name, Version, runtime.Version())
-		return 0
+		return p.status(printed("version"), stderr)
 	}
 	c := p.Config
 	sources, err := config.Read(&c, os.Environ(), files...)
@@ -126,20 +133,23 @@ func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []stri
 	switch {
 	case err != nil:
 	case *show:
-		if err = sources.Print(stdout, &c); err == nil && out.Dropped() > 0 {
-			err = errors.New("print configuration: not accepted by stdout")
-		}
+		err = cmp.Or(sources.Print(stdout, &c), printed("configuration"))
 	case *healthcheck:
 		err = p.Serves(c).askReady(ctx)
 	default:
 		err = p.run(ctx, c, stdout)
 	}
-	if err != nil {
-		lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
-		fmt.Fprintf(stderr, "%s: %s\n", p.Name, strings.Join(lines, "; "))
-		return 1
+	return p.status(err, stderr)
+}
+
+// status returns the exit status after err, which it prints on one line.
+func (p Program[C]) status(err error, stderr io.Writer) int {
+	if err == nil {
+		return 0
 	}
-	return 0
+	lines := strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' })
+	fmt.Fprintf(stderr, "%s: %s\n", p.Name, strings.Join(lines, "; "))
+	return 1
 }
 
 // override sets the key of a flag in c to its value in flagged, if it has a key.
@@ -182,6 +192,7 @@ func (s Served) askReady(ctx context.Context) error {
 	if s.TLS {
 		scheme = "https"
 	}
+	host = strings.ReplaceAll(host, "%", "%25") // of a zone; RFC 6874
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+s.Ready, nil)
 	if err != nil {
 		return err

@@ -145,12 +145,14 @@ func TestPrintConfig(t *testing.T) {
 	}
 }
 
-func TestPrintConfigToAFullDisk(t *testing.T) {
-	refuse, write := io.Pipe()
-	refuse.Close()
-	status, stderr := runOn(t, write, never(t), "-print-config")
-	if want := "ms9: print configuration: not accepted by stdout\n"; status != 1 || stderr != want {
-		t.Errorf("got status %d, %q, want 1 and %q", status, stderr, want)
+func TestPrintToAFullDisk(t *testing.T) {
+	for flag, what := range map[string]string{"-print-config": "configuration", "-version": "version"} {
+		refuse, write := io.Pipe()
+		refuse.Close()
+		status, stderr := runOn(t, write, never(t), flag)
+		if want := "ms9: print " + what + ": not accepted by stdout\n"; status != 1 || stderr != want {
+			t.Errorf("%s: got status %d, %q, want 1 and %q", flag, status, stderr, want)
+		}
 	}
 }
 
@@ -351,6 +353,7 @@ func TestHealthcheck(t *testing.T) {
 func TestHealthcheckOfOddAddresses(t *testing.T) {
 	for name, c := range map[string]struct{ address, path, want string }{
 		"no port":       {"localhost", "/readyz", "missing port"},
+		"a zone":        {"[fe80::1%none]:1", "/readyz", "dial tcp [fe80::1%none]:1"},
 		"no such path":  {"localhost:1", "/%zz", "invalid URL escape"},
 		"no such place": {"localhost:99999", "/", "invalid port"},
 	} {
