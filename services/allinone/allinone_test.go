@@ -159,6 +159,21 @@ func TestOnceWithAToken(t *testing.T) {
 	}
 }
 
+// The printed commands can be pasted.
+func TestCommandsWithAToken(t *testing.T) {
+	t.Parallel()
+	c := usual(t)
+	c.TokenFile = servicetest.File(t, "my token", "secret\n")
+	said, _ := start(t, c)
+	url := said.Find(t, `MS1 listens on (http://\S+)`)[1]
+	said.Find(t, "The rows")
+	header := `-H "Authorization: Bearer $(cat '` + c.TokenFile + `')" `
+	want := fmt.Sprintf("  curl %[1]s%[2]s/start\n  curl %[1]s'%[2]s/start?interval=5&in_flight=64'\n  curl %[2]s/status\n  curl %[1]s%[2]s/stop\n", header, url)
+	if !strings.Contains(said.String(), want) {
+		t.Errorf("got\n%s\nwant in it\n%s", said, want)
+	}
+}
+
 func TestOnceStoresWhatItSays(t *testing.T) {
 	t.Parallel()
 	c := usual(t)

@@ -50,7 +50,11 @@ func (t *trio) attend(ctx context.Context) error {
 	case t.config.Once:
 		return t.once(ctx, service, url)
 	}
-	t.screen.print("MS1 listens on %s\n\nThe page: %[1]s/\n\n  curl %[1]s/start\n  curl '%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[1]s/stop\n", url)
+	token := "" // for /start and /stop
+	if t.config.TokenFile != "" {
+		token = fmt.Sprintf(`-H "Authorization: Bearer $(cat %s)" `, quote(t.config.TokenFile))
+	}
+	t.screen.print("MS1 listens on %s\n\nThe page: %[1]s/\n\n  curl %[2]s%[1]s/start\n  curl %[2]s'%[1]s/start?interval=5&in_flight=64'\n  curl %[1]s/status\n  curl %[2]s%[1]s/stop\n", url, token)
 	t.screen.say("The rows", t.rows(0))
 	if t.config.Open {
 		if err := openPage(ctx, url+"/"); err != nil {
