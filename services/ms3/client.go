@@ -47,7 +47,7 @@ func newStoreClient(c Config) (*storeClient, error) {
 		return nil, err
 	}
 	d := &dial.Dialer{Handshake: c.MS1.Handshake("ms1", c.MS1.URL)} // dials every address of MS1's name
-	health := url.URL{Scheme: u.Scheme, Host: u.Host, Path: "/healthz"}
+	health := u.JoinPath("../healthz")                              // a proxy may have a prefix for all paths of MS1
 	return &storeClient{url: c.MS1.URL, health: health.String(), tokenFile: c.MS1.TokenFile, token: c.MS1.Token("ms1"), http: &http.Client{
 		Timeout: storeTimeout,
 		Transport: &http.Transport{

@@ -23,6 +23,29 @@ func client(t *testing.T, url string, change ...any) *storeClient {
 	return s
 }
 
+// A proxy in front of MS1 may have a prefix for all of its paths.
+func TestReadyBehindAPrefix(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]string{"": "/healthz", "/store": "/healthz", "/store/": "/healthz", "/a/b/store": "/a/b/healthz", "/a%2Fb/store": "/a%2Fb/healthz"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.RequestURI != want {
+				w.WriteHeader(http.StatusNotFound)
+			}
+		}))
+		defer server.Close()
+		c := Defaults()
+		c.MS1.URL = server.URL + path
+		s, err := newStoreClient(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ready(t.Context()); err != nil {
+			t.Errorf("%q: %v", path, err)
+		}
+		s.http.CloseIdleConnections()
+	}
+}
+
 // MS1 under a name that it does not show itself under takes messages all the
 // same; a stranger that answers 421 does not.
 func TestReadyUnderAnyName(t *testing.T) {
