@@ -162,6 +162,29 @@ func (c *connection) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
+// Abort ends an answer whose rest cannot be written, so that the client notices.
+// It does not return, unless the request is of HTTP/1.0, as from some proxies:
+// such an answer ends with its connection (RFC 9112, 6.3), which is reset.
+func Abort(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoAtLeast(1, 1) {
+		panic(http.ErrAbortHandler)
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn() // which does not tell the client of an orderly end
+	}
+	if c, ok := conn.(*connection); ok {
+		conn = c.Conn
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // an error comes back from Close
+	}
+	_ = conn.Close()
+}
+
 // CloseWrite is used by net/http to let a client that is still sending read its
 // answer.
 func (c *connection) CloseWrite() error {

@@ -265,6 +265,6 @@ func (h *history) messages(w http.ResponseWriter, r *http.Request) {
 		err = h.each(r.Context(), row.ID, page[len(page)-1].Service1, out.flush, out.write)
 	}
 	if err != nil { // the client must notice that it does not have all
-		panic(http.ErrAbortHandler)
+		httpserver.Abort(w, r)
 	}
 }
