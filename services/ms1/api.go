@@ -162,6 +162,11 @@ const maxLines = 64
 // store answers POST /store. A request of x-ndjson has a message in each line
 // and gets a line for each: the status and the outcome, or the problem.
 func (s *Service) store(w http.ResponseWriter, r *http.Request) {
+	if coding := strings.Join(r.Header.Values("Content-Encoding"), ", "); coding != "" && !strings.EqualFold(coding, "identity") {
+		w.Header().Set("Accept-Encoding", "identity")
+		httpserver.Problem{Status: http.StatusUnsupportedMediaType, Detail: fmt.Sprintf("Content-Encoding: must be identity, got %q", coding)}.Write(w)
+		return
+	}
 	media, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	several, limit := media == httpserver.LinesType, int64(message.MaxBytes)
 	if several {

@@ -300,6 +300,21 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 	a.want(a.do("POST", "/store", whole+strings.Repeat(" ", message.MaxBytes-len(whole))), 200)
 }
 
+// A body with a content coding is not taken for a message that can never be stored.
+func TestStoreRefusesContentCodings(t *testing.T) {
+	t.Parallel()
+	a := newAPI(t)
+	a.want(a.do("GET", "/start", ""), 202)
+	for _, coding := range []string{"gzip", "br", "gzip, identity", "x"} {
+		got := a.do("POST", "/store", "\x1f\x8b", "Content-Encoding", coding)
+		a.want(got, 415, "Content-Encoding: must be identity", `"type":"about:blank"`)
+		if accepts := got.Header.Get("Accept-Encoding"); accepts != "identity" { // RFC 9110, 15.5.16
+			t.Errorf("%s: got Accept-Encoding %q, want identity", coding, accepts)
+		}
+	}
+	a.want(a.do("POST", "/store", back(a.sent(1)), "Content-Encoding", "Identity"), 200)
+}
+
 // A client that will not use its connection again is still sending when it is
 // answered; the answer must not be lost with what it has sent.
 func TestAHugeBodyIsAnsweredBeforeItsConnectionCloses(t *testing.T) {

@@ -233,7 +233,10 @@ func (e *events) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer e.leave(later)
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // a reverse proxy must pass events at once
+	// A reverse proxy must pass events at once: nginx must not buffer them, and
+	// Caddy 2.6 not compress them, at which it keeps them back.
+	w.Header().Set("X-Accel-Buffering", "no")
+	w.Header().Set("Content-Encoding", "identity")
 	if r.Method == http.MethodHead {
 		return
 	}

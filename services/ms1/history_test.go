@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -197,16 +198,26 @@ func TestADatabaseThatFailsDuringADownload(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	id, _ := a.past(3 * pageRows)
-	a.store.mu.Lock()
-	a.store.pagesLeft = 2
-	a.store.mu.Unlock()
-	resp, err := http.Get(fmt.Sprintf("%s/sessions/%d/messages?format=csv", a.url, id))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if text, err := io.ReadAll(resp.Body); err == nil || len(text) == 0 {
-		t.Errorf("got %d bytes and error %v, want some and an error", len(text), err)
+	// That of HTTP/1.0, as some proxies ask for it, ends with the connection alone.
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/1.0"} {
+		a.store.mu.Lock()
+		a.store.pagesLeft = 2
+		a.store.mu.Unlock()
+		conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+		fmt.Fprintf(conn, "GET /sessions/%d/messages?format=csv %s\r\nHost: ms1\r\n\r\n", id, protocol)
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if text, err := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK || err == nil || len(text) == 0 {
+			t.Errorf("%s: got %s, %d bytes and error %v, want 200, some and an error", protocol, resp.Status, len(text), err)
+		}
 	}
 }
 
@@ -288,6 +299,16 @@ func TestHopsSince(t *testing.T) {
 	}
 	if hop := m.since(earlier).ToMS2; hop.Negative != 100 || hop.P50 >= 0 {
 		t.Errorf("got %+v, want 100 negative", hop)
+	}
+}
+
+func TestProxiesDoNotKeepEventsBack(t *testing.T) {
+	t.Parallel()
+	header := newAPI(t).listen("").resp.Header
+	for name, want := range map[string]string{"X-Accel-Buffering": "no", "Content-Encoding": "identity"} {
+		if got := header.Get(name); got != want {
+			t.Errorf("%s: got %q, want %q", name, got, want)
+		}
 	}
 }
 
