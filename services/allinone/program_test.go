@@ -234,7 +234,7 @@ func TestFlagsThatAreNoNumbers(t *testing.T) {
 	t.Parallel()
 	for _, value := range []string{"", "few", "1.5", "0x10", "010", "+1", "99999999999999999999"} { // 010 could be 8 or 10
 		for _, flag := range []string{"-interval", "-in-flight"} {
-			c := servicetest.Run(t, Program(), flag, value)
+			c := programtest.Run(t, Program(), flag, value)
 			if status := c.Wait(); status != 2 || !strings.Contains(c.Err.String(), fmt.Sprintf("invalid value %q for flag %s: expected a whole number", value, flag)) {
 				t.Errorf("%s %q: exit status %d: %s", flag, value, status, c.Err.String())
 			}
