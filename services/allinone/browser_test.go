@@ -2,10 +2,16 @@ package allinone
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -208,6 +214,57 @@ func TestPage(t *testing.T) {
 		b.Begin("1", "8")
 		b.Shows("#progress-text", "ended: interval elapsed")
 	})
+}
+
+// TestPageBehindAProxy uses the page under a prefix, and while the proxy answers
+// in place of MS1.
+func TestPageBehindAProxy(t *testing.T) {
+	browser := browsertest.Browser(t)
+	address, _ := serve(t, usual(t))
+	target, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var status, replaced atomic.Int64 // the status that the proxy answers by itself, and how often it did to /events
+	pass := http.StripPrefix("/tricycle", &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(target)
+		r.Out.Host = r.In.Host // otherwise the page is of another site
+	}})
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		code := int(status.Load())
+		if code == 0 {
+			pass.ServeHTTP(w, r)
+			return
+		}
+		if strings.HasSuffix(r.URL.Path, "/events") {
+			replaced.Add(1)
+		}
+		w.Header().Set("Content-Type", "text/html")
+		w.WriteHeader(code)
+		_, _ = io.WriteString(w, "<html>\n<head>\n\n<title>Maintenance</title>\n\n</html>\n")
+	}))
+	t.Cleanup(proxy.Close)
+	t.Cleanup(proxy.CloseClientConnections)
+	b := browsertest.Open(t, browser, proxy.URL+"/tricycle/")
+	b.Begin("1", "8")
+	b.Shows("#progress-text", "Session 1 ended: interval elapsed")
+	b.Expect("502")
+	b.Expect("net::ERR_")
+	for _, code := range []int{http.StatusBadGateway, http.StatusOK} {
+		replaced.Store(0)
+		status.Store(int64(code))
+		b.Do(chromedp.Click(chromedp.CSS("#start")))
+		b.Shows("#problem", fmt.Sprintf("Status %d of another server than MS1.", code))
+		proxy.CloseClientConnections()
+		b.Shows("#state", "offline")
+		b.Visit("sessions")
+		b.Shows("#session-list", fmt.Sprintf("Status %d of another server than MS1.", code))
+		servicetest.Eventually(t, time.Minute, "a request for events", func() bool { return replaced.Load() > 0 })
+		status.Store(0)
+		b.Shows("#state", "idle")
+		b.Shows("#session-list", "interval elapsed")
+		b.Visit("live")
+	}
 }
 
 // TestPageByKeyboard performs every action of the page with keys alone.

@@ -117,8 +117,11 @@ function askToken() {
 
 async function get(path) {
   const answer = await request(path);
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.detail || answer.statusText);
+  const stranger = new Error(`Status ${answer.status} of another server than MS1.`); // such as a proxy
+  const body = await answer.json().catch((error) => {
+    throw error instanceof SyntaxError ? stranger : error;
+  });
+  if (!answer.ok) throw body.detail ? new Error(body.detail) : stranger;
   return body;
 }
 
@@ -143,7 +146,7 @@ async function listen() {
     };
     try {
       const answer = await request("events", { headers: { "Last-Event-ID": lastID }, signal: abort.signal });
-      if (!answer.ok) throw new Error(answer.statusText);
+      if (!answer.ok || !answer.headers.get("Content-Type")?.startsWith("text/event-stream")) throw new Error("no events");
       const reader = answer.body.getReader();
       const decoder = new TextDecoder();
       let text = "";
