@@ -17,9 +17,11 @@ import (
 const prefix = "TRICYCLE_"
 
 // foreign are variables with the prefix that are not for a program: those of the
-// Compose files, which one shell may set for both. TRICYCLE_TEST_… are those of
+// Compose files, and the directories of the programs and of the sources in scripts
+// that start them. One shell may set them for both. TRICYCLE_TEST_… are those of
 // the tests.
 var foreign = []string{
+	"TRICYCLE_BIN", "TRICYCLE_REPO",
 	"TRICYCLE_REPOSITORY", "TRICYCLE_VERSION", "TRICYCLE_PASSWORDS", "TRICYCLE_MS1_PORT", "TRICYCLE_JAEGER_PORT", "TRICYCLE_MARIADB_PORT",
 	"TRICYCLE_PROMETHEUS_PORT", "TRICYCLE_GRAFANA_PORT",
 }

@@ -21,6 +21,7 @@ func TestEnvironmentTakes(t *testing.T) {
 		"variables of others":          {[]string{"HOME=/root", "COUNT=7", "tricycle_count=7", "TRICYCLE=7", "=C:=C:\\"}, func(*settings) {}},
 		"variables of the tests":       {[]string{"TRICYCLE_TEST_KAFKA=x"}, func(*settings) {}},
 		"variables of compose":         {[]string{"TRICYCLE_VERSION=1.2.3", "TRICYCLE_MS1_PORT=18080"}, func(*settings) {}},
+		"variables of a script":        {[]string{"TRICYCLE_BIN=bin", "TRICYCLE_REPO=."}, func(*settings) {}},
 		"a whole number":               {[]string{"TRICYCLE_COUNT=7"}, func(s *settings) { s.Count = 7 }},
 		"a key of an embedded struct":  {[]string{"TRICYCLE_NAME=x"}, func(s *settings) { s.Name = "x" }},
 		"a key of a section":           {[]string{"TRICYCLE_SECTION_RATIO=0.25"}, func(s *settings) { s.Section.Ratio = 0.25 }},
