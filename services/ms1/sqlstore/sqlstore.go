@@ -79,23 +79,38 @@ type Statements struct {
 	single single
 }
 
-// single is the prepared statement that inserts one new row. It costs the server
-// little more than half of a statement that it has to parse.
+// single is the prepared statement that inserts one new row, which the server
+// need not parse each time.
 type single struct {
 	mu   sync.Mutex
 	db   *sql.DB // of the statement
 	stmt *sql.Stmt
 }
 
-// on returns the statement for db.
-func (s *single) on(ctx context.Context, db *sql.DB, query string) (stmt *sql.Stmt, err error) {
+// insert reports whether it inserted the row.
+func (s *single) insert(ctx context.Context, db *sql.DB, query string, args []any) bool {
+	stmt, err := s.on(ctx, db, query) //nolint:sqlclosecheck // kept for the next row
+	if err != nil {
+		return false
+	}
+	done, err := stmt.ExecContext(ctx, args...)
+	if err != nil {
+		return false
+	}
+	n, err := done.RowsAffected()
+	return err == nil && n == 1
+}
+
+// on returns the statement on db, whose end closes it.
+func (s *single) on(ctx context.Context, db *sql.DB, query string) (*sql.Stmt, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.db != db {
-		if stmt, err = db.PrepareContext(ctx, query); err != nil {
+		stmt, err := db.PrepareContext(ctx, query)
+		if err != nil {
 			return nil, err
 		}
-		s.db, s.stmt = db, stmt // a statement before is closed with its connections
+		s.db, s.stmt = db, stmt
 	}
 	return s.stmt, nil
 }
@@ -250,14 +265,8 @@ func (s *Statements) Insert(ctx context.Context, sessionID int64, batch []messag
 	query := insertMessage + "WITH new (stamp1, stamp2, stamp3, stamp4) AS (VALUES (?, ?, ?, ?)" + strings.Repeat(", (?, ?, ?, ?)", len(batch)-1) + ") " +
 		"SELECT s.id, new.stamp1, new.stamp2, new.stamp3, new.stamp4 FROM sessions s JOIN new" + whereOpen + s.KeepFirst
 	return s.Retry(ctx, fmt.Sprintf("insert %d messages of session %d", len(batch), sessionID), func(ctx context.Context, db *sql.DB) error {
-		if len(batch) == 1 {
-			if stmt, err := s.single.on(ctx, db, insertMessage+"SELECT s.id, ?, ?, ?, ? FROM sessions s"+whereOpen); err == nil {
-				if done, err := stmt.ExecContext(ctx, args...); err == nil {
-					if n, err := done.RowsAffected(); err == nil && n == 1 {
-						return nil
-					}
-				}
-			}
+		if len(batch) == 1 && s.single.insert(ctx, db, insertMessage+"SELECT s.id, ?, ?, ?, ? FROM sessions s"+whereOpen, args) {
+			return nil
 		}
 		done, err := db.ExecContext(ctx, query, args...)
 		if err != nil {
