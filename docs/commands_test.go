@@ -36,6 +36,7 @@ import (
 // paths of curl, the flags of our programs, files, tables. A program without a
 // rule is an error.
 func TestCommands(t *testing.T) {
+	t.Parallel()
 	tree, known := tree(t), know(t)
 	seen := 0
 	for _, name := range pages(t, tree) {
@@ -659,6 +660,7 @@ func (c *checker) sql(args []string) error {
 
 // TestRules runs each rule on a command that it must reject.
 func TestRules(t *testing.T) {
+	t.Parallel()
 	real, known := tree(t), know(t)
 	made := fstest.MapFS{
 		"compose.yaml":         {Data: []byte("include: [compose/compose.yaml]")},

@@ -21,6 +21,7 @@ import (
 // copy of the code. There it must remove a page that is no longer generated,
 // and leave one that is written by hand.
 func TestReference(t *testing.T) {
+	t.Parallel()
 	found, err := generate.Read(root(t))
 	if err != nil {
 		t.Fatal(err)

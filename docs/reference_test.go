@@ -144,6 +144,7 @@ func spanTable(t *testing.T) map[string]span {
 // TestSpans compares the spans that a real round exports with the table of
 // docs/reference/traces.md.
 func TestSpans(t *testing.T) {
+	t.Parallel()
 	endpoint, exported := telemetrytest.Collector(t)
 	c := allinone.Defaults()
 	c.Listen, c.Data, c.Once = "127.0.0.1:0", t.TempDir(), true

@@ -42,6 +42,8 @@ type Cluster struct {
 	slowed zerolog.Logger // at most one event in ten seconds
 	dialer dial.Dialer
 
+	request, election time.Duration // requestTimeout and electionTime
+
 	mu         sync.Mutex
 	kafka      *kafka.Client
 	cut        func()        // closes every connection of kafka
@@ -56,7 +58,7 @@ type Cluster struct {
 
 // NewCluster returns a client with the client id. It connects in [Cluster.Run].
 func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
-	c := &Cluster{config: config, client: clientID, log: log, err: errNotYet, warned: map[string]bool{}}
+	c := &Cluster{config: config, client: clientID, log: log, err: errNotYet, warned: map[string]bool{}, request: requestTimeout, election: electionTime}
 	c.slowed = log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
 	c.dialer.Handshake = examined(&c.dialer, nil)
 	if config.TLS.Enabled {
@@ -83,7 +85,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 		} else if noLeader.IsZero() {
 			noLeader = time.Now()
 		}
-		electing := time.Since(noLeader) < electionTime
+		electing := time.Since(noLeader) < c.election
 		if err == nil && len(bad) > 0 && (len(bad) == partitions || was != nil && electing) {
 			number := slices.Min(slices.Collect(maps.Keys(bad)))
 			err = fmt.Errorf("get the offsets of %s, partition %d: %w", c.config.Topic, number, bad[number])
@@ -247,10 +249,10 @@ func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error,
 func (c *Cluster) open() {
 	ctx, cancel := context.WithCancel(context.Background())
 	transport := &kafka.Transport{
-		Dial: c.Dial(ctx), DialTimeout: requestTimeout, MetadataTTL: checkInterval, ClientID: c.client, Context: ctx, SASL: c.Login(),
+		Dial: c.Dial(ctx), DialTimeout: c.request, MetadataTTL: checkInterval, ClientID: c.client, Context: ctx, SASL: c.Login(),
 		MetadataTopics: []string{c.config.Topic, c.config.DeadLetterTopic},
 	}
-	c.kafka = &kafka.Client{Addr: kafka.TCP(Bootstrap), Timeout: requestTimeout, Transport: transport}
+	c.kafka = &kafka.Client{Addr: kafka.TCP(Bootstrap), Timeout: c.request, Transport: transport}
 	c.cut = func() {
 		transport.CloseIdleConnections() // ends the goroutines of idle ones
 		cancel()                         // closes the others

@@ -267,6 +267,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	refuseOne(cluster, 1, &on)
 	var log servicetest.Console
 	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
+	l.Hasten(8*time.Second, time.Second)
 	topictest.Run(t, l)
 	client := l.Client()
 	on.Store(true)
@@ -306,7 +307,9 @@ func TestAnAddressWithoutABrokerIsPassedOver(t *testing.T) {
 	t.Parallel()
 	c := topictest.Config(t)
 	c.Brokers = append([]string{topictest.Mute(t), rude(t, nil, web...), rude(t, nil, 21, 3, 3, 0, 2, 2, 80)}, c.Brokers...)
-	topictest.Run(t, topic.NewCluster(c, "test", zerolog.Nop())) // waits until it is ready
+	l := topic.NewCluster(c, "test", zerolog.Nop())
+	l.Hasten(2*time.Second, time.Second)
+	topictest.Run(t, l) // waits until it is ready
 }
 
 func TestErrorType(t *testing.T) {

@@ -140,7 +140,7 @@ func TestAStrangerInTheGroupIsNotReady(t *testing.T) {
 	r := start(t, k, store.URL)
 	r.joined(t)
 	stranger := kafka.NewReader(kafka.ReaderConfig{
-		Brokers: k.Brokers, Topic: k.Topic, GroupID: r.consumer.config.GroupID, Dialer: &kafka.Dialer{ClientID: "somebody"},
+		Brokers: k.Brokers, Topic: k.Topic, GroupID: r.consumer.config.GroupID, Dialer: &kafka.Dialer{ClientID: "somebody"}, MaxWait: 500 * time.Millisecond,
 	})
 	defer stranger.Close()
 	const want = "must have members of MS3 only, got client \"somebody\""

@@ -570,7 +570,7 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 	})
 	t.Run("but pings keeps the connection", func(t *testing.T) {
 		t.Parallel()
-		const silence = 1200 * time.Millisecond
+		const silence = 600 * time.Millisecond
 		end := make(chan struct{})
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
 			for {
