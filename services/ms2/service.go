@@ -66,6 +66,7 @@ type Service struct {
 	server    *httpserver.Server
 	upgrader  websocket.Upgrader
 	ping      time.Duration // between two pings
+	drain     time.Duration // for the queue
 	opened    zerolog.Logger
 	ended     zerolog.Logger
 	refused   zerolog.Logger // handshakes
@@ -118,7 +119,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 		return nil, err
 	}
 	s := &Service{
-		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, spanName: "receive " + c.Kafka.Topic, ping: pingInterval,
+		log: log, telemetry: t, metrics: newMetrics(t.Metrics), topic: c.Kafka.Topic, spanName: "receive " + c.Kafka.Topic, ping: pingInterval, drain: drainTime,
 		cluster: topic.NewCluster(c.Kafka, "tricycle-ms2", log),
 		opened:  logging.Limit(log), ended: logging.Limit(log), refused: logging.Limit(log), rejected: logging.Limit(log),
 	}
@@ -149,7 +150,7 @@ func (s *Service) Address() string { return s.server.Address() }
 // connections with 1001 and writes its queue to Kafka for at most four seconds.
 // It returns within five, with an error only if it cannot serve.
 func (s *Service) Run(ctx context.Context) error {
-	drain, cancel := lifecycle.Grace(ctx, drainTime)
+	drain, cancel := lifecycle.Grace(ctx, s.drain)
 	defer cancel()
 	return lifecycle.Run(ctx,
 		lifecycle.Part{Name: "kafka", Run: s.cluster.Run},

@@ -25,7 +25,7 @@ const (
 	maxOpen        = 1024 // weight of the records fetched and not yet committable
 	commitInterval = 100 * time.Millisecond
 	commitTime     = 500 * time.Millisecond
-	graceTime      = 2 * time.Second  // for requests in flight at shutdown
+	graceTime      = 2 * time.Second
 	joinTime       = 10 * time.Second // in which the group's coordinator may not be ready
 	refusedTime    = 3 * time.Second  // for which readiness remembers a refused fetch; the reader repeats it each second
 )
@@ -47,6 +47,7 @@ type consumer struct {
 	fetchWait time.Duration // of the broker for records; closing a reader takes as long
 	refused   retry.Backoff // of a dead letter that its topic refuses
 	overlap   time.Duration // of records that are read again when a partition has become shorter
+	grace     time.Duration // for requests in flight at shutdown
 
 	log        zerolog.Logger
 	lettersLog zerolog.Logger // dead letters; repeated events are counted
@@ -73,7 +74,7 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 	}
 	k := &consumer{
 		config: c, cluster: cluster, client: client, telemetry: t, offsets: newOffsets(maxOpen), spanName: "process " + c.Kafka.Topic,
-		stall: stallTime, joining: joinTime, session: sessionTime, fetchWait: 500 * time.Millisecond, overlap: 2 * time.Second,
+		stall: stallTime, joining: joinTime, session: sessionTime, fetchWait: 500 * time.Millisecond, overlap: 2 * time.Second, grace: graceTime,
 		refused: retry.Backoff{First: retryFirst, Most: retryMost, Attempts: permanentTries},
 		members: members{clientID: clientPrefix + rand.Text()},
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
@@ -102,7 +103,7 @@ func (c *consumer) ready(ctx context.Context) error {
 // run consumes until ctx is cancelled.
 func (c *consumer) run(ctx context.Context) error {
 	// Work in flight outlives ctx by the grace time.
-	work, stop := lifecycle.Grace(ctx, graceTime)
+	work, stop := lifecycle.Grace(ctx, c.grace)
 	defer stop()
 	for c.cluster.Partitions() == 0 && retry.Pause(ctx, commitInterval) { // until the topic exists
 	}
