@@ -12,6 +12,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
@@ -60,6 +61,8 @@ type consumer struct {
 	waiting atomic.Bool    // for the reader, not for room
 	health  atomic.Pointer[error]
 	failed  atomic.Pointer[failure] // the last fetch was refused; nil if it succeeded
+
+	unwritten atomic.Pointer[error] // why a dead letter waits, and soon the records after it
 }
 
 // failure is the error of a fetch.
@@ -80,24 +83,32 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 		log:     log, kafkaLog: sampled(), ms1Log: sampled(), configLog: sampled(), lettersLog: logging.Limit(log),
 	}
 	boundDecompression()
+	number := 0 // partition of the dead letters; one request is in flight at a time
 	k.letters.produce = func(ctx context.Context, batch ...kafka.Message) error {
-		_, err := cluster.Produce(ctx, c.Kafka.DeadLetterTopic, 0, batch...) // every topic has partition 0
+		_, err := cluster.Produce(ctx, c.Kafka.DeadLetterTopic, number, batch...)
+		switch {
+		case errors.Is(err, protocol.ErrNoPartition): // after the last one
+			number = 0
+		case err != nil && !isPermanent(err): // it may have no leader
+			number++
+		}
 		return err
 	}
 	k.metrics = newMetrics(t.Metrics, k.offsets)
 	noMember := errors.New("not yet a member of the consumer group")
 	k.health.Store(&noMember)
+	k.unwritten.Store(new(error))
 	return k
 }
 
-// ready returns nil if at the last check this consumer was a member of the
-// group, the group had all partitions, and the last fetch was not refused.
+// ready returns nil if at the last check this consumer was a member of the group,
+// the group had all partitions, and neither the last fetch nor a dead letter failed.
 func (c *consumer) ready(ctx context.Context) error {
 	var refused error
 	if f := c.failed.Load(); f != nil && time.Since(f.at) < refusedTime {
 		refused = f.err
 	}
-	return cmp.Or(c.cluster.Ready(ctx), *c.health.Load(), refused)
+	return cmp.Or(c.cluster.Ready(ctx), *c.health.Load(), refused, *c.unwritten.Load())
 }
 
 // run consumes until ctx is cancelled.

@@ -147,6 +147,7 @@ func (c *consumer) writeLetter(ctx context.Context, m *delivery, kind, reason st
 	copied := kafka.Message{Key: m.Key, Value: m.Value, Headers: append(own, theirs...)}
 	away := retry.Backoff{First: retryFirst, Most: retryMost}
 	refused := c.refused
+	defer c.unwritten.Store(new(error))
 	for {
 		err := c.letters.write(m.ctx, copied)
 		if err == nil {
@@ -162,6 +163,7 @@ func (c *consumer) writeLetter(ctx context.Context, m *delivery, kind, reason st
 			attribute.String("messaging.destination.name", c.config.Kafka.DeadLetterTopic)))
 		pause := &refused
 		if !isPermanent(err) {
+			c.unwritten.Store(&err)
 			refused.Reset() // only errors in a row count
 			pause = &away
 		}

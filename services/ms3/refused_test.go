@@ -2,6 +2,7 @@ package ms3
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"strings"
@@ -111,13 +112,18 @@ func TestDeadLetterIsWrittenBeforeItsCommit(t *testing.T) {
 	if n := source.committed("group." + k.Topic); n != 0 {
 		t.Errorf("committed %d though the dead letter is not written", n)
 	}
+	if err := r.consumer.ready(t.Context()); !errors.Is(err, kafka.NotEnoughReplicas) {
+		t.Errorf("ready: got %v, want the error of the dead letter", err)
+	}
 	if n := r.Log.Count("dead letter not written"); n != 1 {
 		t.Errorf("got %d log entries, want one", n)
 	}
 	// The junk weighs as much as ten messages.
 	servicetest.Eventually(t, time.Minute, "their weight", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == 10+5 })
 	fault.Remove()
+	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: k.DeadLetterTopic, Partitions: []int32{0, 2, 3}, Err: kerr.NotLeaderForPartition, Count: -1})
 	source.commits(6)
+	servicetest.Eventually(t, time.Minute, "ready", func() bool { return r.consumer.ready(t.Context()) == nil })
 	found := map[string]string{}
 	for _, h := range topictest.Read(t, k, k.DeadLetterTopic, 1)[0].Headers {
 		if _, twice := found[h.Key]; twice {
