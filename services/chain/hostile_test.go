@@ -49,7 +49,7 @@ func TestDatabaseFailover(t *testing.T) {
 		code, _ := c.at("ms1").Get("/readyz")
 		return code == http.StatusServiceUnavailable
 	})
-	dump := exec.Command("sh", "-c", `mariadb-dump --no-defaults -u root -S "$0" tricycle | mariadb --no-defaults -u root -S "$1" tricycle`, before.Socket, after.Socket)
+	dump := exec.Command("bash", "-o", "pipefail", "-c", `mariadb-dump --no-defaults -u root -S "$0" tricycle | mariadb --no-defaults -u root -S "$1" tricycle`, before.Socket, after.Socket)
 	if out, err := dump.CombinedOutput(); err != nil {
 		t.Fatalf("copy the database: %v\n%s", err, out)
 	}
