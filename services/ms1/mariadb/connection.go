@@ -223,6 +223,7 @@ func endsPool(err error) bool {
 
 // Refusals of a server.
 const (
+	tableDenied = 1142 // for lack of a privilege
 	noTable     = 1146
 	tableLocked = 1205 // or a row
 )

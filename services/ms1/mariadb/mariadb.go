@@ -143,14 +143,17 @@ func newStore(c Config, log zerolog.Logger, open func() *sql.DB) *Store {
 		ForShare: " LOCK IN SHARE MODE", ForUpdate: " FOR UPDATE", KeepFirst: " ON DUPLICATE KEY UPDATE session_id = messages.session_id",
 		Round: "TIMESTAMPDIFF(MICROSECOND, service1_timestamp, end_timestamp)",
 		Retry: s.retry, Transact: transact,
-		Fresh: func(db *sql.DB) *sql.DB { // closes the idle connections, and waits for none in use
-			db.SetMaxIdleConns(0)
-			db.SetMaxIdleConns(maxOpen)
-			return db
-		},
+		Fresh:   fresh,
 		Readers: func(db *sql.DB) *sql.DB { return db },
 	}
 	return s
+}
+
+// fresh closes the idle connections, and waits for none in use.
+func fresh(db *sql.DB) *sql.DB {
+	db.SetMaxIdleConns(0)
+	db.SetMaxIdleConns(maxOpen)
+	return db
 }
 
 // driverLog takes the lines that the driver would print to stderr: details of
@@ -241,6 +244,8 @@ func (p *pool) try(ctx context.Context, timeout time.Duration, f func(context.Co
 		return context.Cause(p.ctx)
 	case ctx.Err() != nil:
 		return errNoAnswer
+	case refusal(err) == tableDenied: // a connection keeps the privileges on databases that it was opened with
+		fresh(p.db)
 	}
 	return plain(err)
 }

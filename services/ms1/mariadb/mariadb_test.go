@@ -289,6 +289,8 @@ func TestAccountForExistingTables(t *testing.T) {
 	ready(t, second)
 }
 
+const poolConnections = "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'tricycle' AND ID <> IS_USED_LOCK('tricycle/tricycle')"
+
 // Without a session no statement fails, and yet no session could begin.
 func TestReadinessWithoutASession(t *testing.T) {
 	t.Parallel()
@@ -317,7 +319,7 @@ func TestReadinessWithoutASession(t *testing.T) {
 		case "privilege revoked":
 			d.SQL("KILL USER tricycle")
 		case "account locked", "TLS required": // as after ten idle minutes
-			for id := range strings.FieldsSeq(d.SQL("SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'tricycle' AND ID <> IS_USED_LOCK('tricycle/tricycle')")) {
+			for id := range strings.FieldsSeq(d.SQL(poolConnections)) {
 				d.SQL("KILL " + id)
 			}
 		}
@@ -325,6 +327,31 @@ func TestReadinessWithoutASession(t *testing.T) {
 		exec(t, client, c.back)
 		ready(t, s)
 		session(t, t.Context(), s)
+	}
+}
+
+// Privileges on a database count for new connections. Those that were opened
+// without one must not refuse rows after it is granted again.
+func TestPrivilegeIsGrantedAgain(t *testing.T) {
+	t.Parallel()
+	d := servertest.MariaDB(t)
+	s, _ := serve(t, d, d.Address)
+	ready(t, s)
+	id := session(t, t.Context(), s)
+	d.SQL("REVOKE UPDATE ON tricycle.* FROM tricycle@'%', tricycle@localhost")
+	for connection := range strings.FieldsSeq(d.SQL(poolConnections)) {
+		d.SQL("KILL " + connection)
+	}
+	servicetest.Eventually(t, 20*time.Second, "the row is refused", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		return refusal(insert(ctx, s, id, 0)) == tableDenied
+	})
+	d.SQL("GRANT UPDATE ON tricycle.* TO tricycle@'%', tricycle@localhost")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := insert(ctx, s, id, 0); err != nil {
+		t.Error(err)
 	}
 }
 
