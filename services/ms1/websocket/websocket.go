@@ -32,9 +32,9 @@ const (
 	longestRetry = 500 * time.Millisecond
 	// longestSilence is three of MS2's pings, one every 2 s.
 	longestSilence = 6 * time.Second
-	// pongTimeout is how long a pong may wait for a frame that is being
-	// written. A missing one is harmless.
-	pongTimeout = time.Second
+	// goodbyeTimeout is how long a close frame may wait for a frame that is
+	// being written. A missing one is harmless.
+	goodbyeTimeout = time.Second
 	// maxInbound bounds a frame of MS2, which has no meaning.
 	maxInbound = 1024
 	// maxAnswer bounds the answer to the handshake.
@@ -204,15 +204,21 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() {
 		goodbye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
-		_ = conn.WriteControl(websocket.CloseMessage, goodbye, time.Now().Add(pongTimeout)) // a courtesy
+		_ = conn.WriteControl(websocket.CloseMessage, goodbye, time.Now().Add(goodbyeTimeout)) // a courtesy
 		_ = conn.Close()
 	})()
 
 	alive := func() error { return conn.SetReadDeadline(time.Now().Add(l.silence)) }
 	conn.SetReadLimit(maxInbound)
+	var ponging atomic.Bool
 	conn.SetPingHandler(func(data string) error {
-		if err := conn.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(pongTimeout)); err != nil && !errors.Is(err, websocket.ErrCloseSent) {
-			l.log.Debug().Err(err).Msg("pong not sent")
+		if ponging.CompareAndSwap(false, true) {
+			// Without a deadline, since a pong that is cut off breaks the
+			// connection. Reading goes on, and notices when MS2 is gone.
+			go func() {
+				defer ponging.Store(false)
+				_ = conn.WriteControl(websocket.PongMessage, []byte(data), time.Time{})
+			}()
 		}
 		return alive()
 	})

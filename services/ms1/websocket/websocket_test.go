@@ -629,6 +629,40 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 	})
 }
 
+// A pong that waits for a busy MS2 must not break the connection.
+func TestSlowPong(t *testing.T) {
+	t.Parallel()
+	m := newMS2(t, upgrade(func(m *ms2, c *gorilla.Conn) {
+		_ = c.WriteControl(gorilla.PingMessage, nil, time.Now().Add(time.Second))
+		read(m, c)
+	}))
+	l, connected, stop := run(t, m.url(), 0, func(l *Client) {
+		l.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+			server, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			ours, theirs := net.Pipe() // has no buffer
+			go func() { _, _ = io.Copy(theirs, server) }()
+			go func() {
+				defer server.Close()
+				handshake := make([]byte, 4096)
+				n, _ := theirs.Read(handshake)
+				_, _ = server.Write(handshake[:n])
+				time.Sleep(1200 * time.Millisecond)
+				_, _ = io.Copy(server, theirs)
+			}()
+			return ours, nil
+		}
+	})
+	next(t, connected)
+	if _, err := l.Send([]byte("message")); err != nil {
+		t.Error(err)
+	}
+	servicetest.Eventually(t, time.Minute, "the message", func() bool { return slices.Contains(m.got(), "1 message") })
+	stop()
+}
+
 func TestEnds(t *testing.T) {
 	t.Parallel()
 	t.Run("while it dials", func(t *testing.T) {
