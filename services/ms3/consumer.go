@@ -28,6 +28,7 @@ const (
 	commitTime     = 500 * time.Millisecond
 	graceTime      = 2 * time.Second
 	joinTime       = 10 * time.Second // in which the group's coordinator may not be ready
+	groupFull      = kafka.Error(81)  // which kafka-go has no text for
 	refusedTime    = 3 * time.Second  // for which readiness remembers a refused fetch; the reader repeats it each second
 )
 
@@ -169,6 +170,9 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 			replied := errors.As(err, &reply)
 			joining := replied && reply.Temporary() && time.Since(began) < c.joining
 			if ctx.Err() == nil && !joining {
+				if reply == groupFull {
+					err = fmt.Errorf("group %s: must have fewer members than group.max.size of the brokers: %w", c.config.GroupID, err)
+				}
 				err = fmt.Errorf("fetch from %s: %w", c.config.Kafka.Topic, err)
 				if replied && !reply.Temporary() { // a partition without a leader is its own trouble
 					c.failed.Store(&failure{time.Now(), err})

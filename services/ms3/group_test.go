@@ -119,6 +119,9 @@ func TestStalledReaderIsReopened(t *testing.T) {
 			if store.got() != 0 {
 				t.Error("the fault did not work")
 			}
+			if name == "no member" && !r.Log.Has("group.max.size") {
+				t.Error("the log does not have the reason")
+			}
 			on.Store(false)
 			source.commits(10)
 			r.joined(t)
