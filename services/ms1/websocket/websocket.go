@@ -1,7 +1,8 @@
 // Package websocket implements MS1's connection to MS2: one WebSocket that is
 // redialled with backoff and jitter whenever it breaks. Addresses that have not
 // failed lately come first. It carries messages one way. Only pings come back, and
-// by them each side notices that the other is silent.
+// by them each side notices that the other is silent. An MS2 that sends none is
+// pinged.
 package websocket
 
 import (
@@ -208,18 +209,27 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 		_ = conn.Close()
 	})()
 
-	alive := func() error { return conn.SetReadDeadline(time.Now().Add(l.silence)) }
-	conn.SetReadLimit(maxInbound)
-	var ponging atomic.Bool
-	conn.SetPingHandler(func(data string) error {
-		if ponging.CompareAndSwap(false, true) {
-			// Without a deadline, since a pong that is cut off breaks the
+	var writing atomic.Bool
+	write := func(kind int, data string) {
+		if writing.CompareAndSwap(false, true) {
+			// Without a deadline, since a frame that is cut off breaks the
 			// connection. Reading goes on, and notices when MS2 is gone.
 			go func() {
-				defer ponging.Store(false)
-				_ = conn.WriteControl(websocket.PongMessage, []byte(data), time.Time{})
+				defer writing.Store(false)
+				_ = conn.WriteControl(kind, []byte(data), time.Time{})
 			}()
 		}
+	}
+	pinging := time.AfterFunc(l.silence/2, func() { write(websocket.PingMessage, "") })
+	defer pinging.Stop()
+	alive := func() error {
+		pinging.Reset(l.silence / 2)
+		return conn.SetReadDeadline(time.Now().Add(l.silence))
+	}
+	conn.SetReadLimit(maxInbound)
+	conn.SetPongHandler(func(string) error { return alive() })
+	conn.SetPingHandler(func(data string) error {
+		write(websocket.PongMessage, data)
 		return alive()
 	})
 	if err := alive(); err != nil {

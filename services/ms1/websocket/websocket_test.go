@@ -328,13 +328,7 @@ func listenAt(t *testing.T, ip string, port int) net.Listener {
 
 func TestEveryAddressOfTheNameIsTried(t *testing.T) {
 	t.Parallel()
-	falls := upgrade(func(_ *ms2, c *gorilla.Conn) { // silent after it was connected
-		for {
-			if _, _, err := c.ReadMessage(); err != nil {
-				return
-			}
-		}
-	})
+	falls := upgrade(func(*ms2, *gorilla.Conn) { <-t.Context().Done() }) // silent after it was connected
 	for name, first := range map[string]serveFunc{"first answers nothing": nil, "first refuses": refuse, "first falls silent": falls} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -443,7 +437,7 @@ func TestSilence(t *testing.T) {
 	const silence = 300 * time.Millisecond
 	t.Run("of a peer that is gone without a word", func(t *testing.T) {
 		t.Parallel()
-		m := newMS2(t, upgrade(read)) // reads, and never pings
+		m := newMS2(t, upgrade(func(*ms2, *gorilla.Conn) { <-t.Context().Done() }))
 		l, connected, _ := run(t, m.url(), silence)
 		next(t, connected)
 		began := time.Now()
@@ -475,6 +469,24 @@ func TestSilence(t *testing.T) {
 				t.Fatalf("got pong %q, want %d", got, want)
 			}
 		}
+		if err := l.Ready(t.Context()); err != nil || len(m.dialled()) != 1 {
+			t.Errorf("got %v and %d dials, want the first connection to stand", err, len(m.dialled()))
+		}
+	})
+	t.Run("of a peer that only answers pings", func(t *testing.T) {
+		t.Parallel()
+		var pings atomic.Int64
+		m := newMS2(t, upgrade(func(m *ms2, c *gorilla.Conn) {
+			answer := c.PingHandler()
+			c.SetPingHandler(func(data string) error {
+				pings.Add(1)
+				return answer(data)
+			})
+			read(m, c)
+		}))
+		l, connected, _ := run(t, m.url(), 2*silence)
+		next(t, connected)
+		servicetest.Eventually(t, 10*time.Second, "pings for longer than the silence", func() bool { return pings.Load() >= 3 })
 		if err := l.Ready(t.Context()); err != nil || len(m.dialled()) != 1 {
 			t.Errorf("got %v and %d dials, want the first connection to stand", err, len(m.dialled()))
 		}
