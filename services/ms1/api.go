@@ -177,7 +177,7 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 		if several {
 			problem.Type = "" // it is no problem of a message
 		}
-		s.engine.meters.count(problem.Status)
+		s.refuse(r.Context(), problem)
 		problem.Write(w)
 		return
 	}
@@ -195,8 +195,9 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 	}
 	lines := bytes.Split(bytes.TrimSuffix(body, []byte("\n")), []byte("\n"))
 	if len(lines) > maxLines {
-		s.engine.meters.count(http.StatusRequestEntityTooLarge)
-		httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("body: must have at most %d lines, got %d", maxLines, len(lines))}.Write(w)
+		problem = &httpserver.Problem{Status: http.StatusRequestEntityTooLarge, Detail: fmt.Sprintf("body: must have at most %d lines, got %d", maxLines, len(lines))}
+		s.refuse(r.Context(), problem)
+		problem.Write(w)
 		return
 	}
 	var text bytes.Buffer
@@ -263,10 +264,20 @@ func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
 			s.engine.meters.answered.Inc()
 			continue
 		}
-		s.engine.meters.count(v.problem.Status)
-		s.log.Debug().Stringer("trace_id", span.SpanContext().TraceID()).Int("status", v.problem.Status).Str("detail", v.problem.Detail).Msg("message refused")
+		s.refuse(ctx, v.problem)
 	}
 	return answers
+}
+
+// refuse counts and logs a refused message or request of /store. A message that
+// is not stored yet comes again; any other shows a fault of its sender.
+func (s *Service) refuse(ctx context.Context, p *httpserver.Problem) {
+	s.engine.meters.count(p.Status)
+	log := s.log.Debug()
+	if p.Status < http.StatusInternalServerError {
+		log = s.rejected.Warn()
+	}
+	log.Stringer("trace_id", trace.SpanContextFromContext(ctx).TraceID()).Int("status", p.Status).Str("detail", p.Detail).Msg("message refused")
 }
 
 // readBody reads a body of at most limit bytes.

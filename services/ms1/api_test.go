@@ -298,6 +298,9 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 		t.Run(name, func(t *testing.T) { a.want(a.do("POST", "/store", c.body), c.status, c.text) })
 	}
 	a.want(a.do("POST", "/store", whole+strings.Repeat(" ", message.MaxBytes-len(whole))), 200)
+	if !a.console.Has(`"level":"warn"`) || !a.console.Has("message refused") {
+		t.Errorf("the log has no refused message: %s", a.console)
+	}
 }
 
 // A body with a content coding is not taken for a message that can never be stored.

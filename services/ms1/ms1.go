@@ -35,7 +35,8 @@ import (
 type Service struct {
 	config    Config
 	log       zerolog.Logger
-	refused   zerolog.Logger // requests that change nothing; these two write at most one a second
+	refused   zerolog.Logger // requests that change nothing; these three write at most one a second
+	rejected  zerolog.Logger // messages that cannot be stored
 	unstarted zerolog.Logger // why a session was not started
 	telemetry *telemetry.Telemetry
 	now       func() time.Time
@@ -73,7 +74,7 @@ func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.
 	if err := errors.Join(err, c.MS2.CheckFiles("ms2")); err != nil {
 		return nil, err
 	}
-	s := &Service{config: c, log: log, refused: logging.Limit(log), unstarted: logging.Limit(log), telemetry: tel, now: time.Now}
+	s := &Service{config: c, log: log, refused: logging.Limit(log), rejected: logging.Limit(log), unstarted: logging.Limit(log), telemetry: tel, now: time.Now}
 	s.engine = newEngine(c.Interaction, store, t, s.now, log, tel)
 	checks = append(s.engine.checks(), checks...)
 	s.history, s.events = newHistory(s.engine), newEvents(s.engine, s.now, checks)
