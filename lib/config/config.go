@@ -26,6 +26,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"gopkg.in/yaml.v3"
 )
@@ -88,10 +89,14 @@ const maxFile = 4 << 20
 // read returns the content of a file. If this user may not read it, the error
 // has the mode of the file, or of the directory that is closed to the user.
 func read(path string) (data []byte, err error) {
-	file, err := os.Open(path)
+	// Without O_NONBLOCK, the open of a FIFO waits for a writer indefinitely.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err == nil {
 		defer file.Close()
 		data, err = io.ReadAll(io.LimitReader(file, maxFile+1))
+		if info, failed := file.Stat(); failed == nil && err == nil && len(data) == 0 && info.Mode()&fs.ModeNamedPipe != 0 {
+			return nil, fmt.Errorf("%s: must be a file, got a pipe without a writer", path)
+		}
 	}
 	if len(data) > maxFile {
 		return nil, fmt.Errorf("%s: must be at most %d bytes, got more", path, maxFile)

@@ -2,8 +2,10 @@ package config_test
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -54,5 +56,32 @@ func TestReadWithoutPermission(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A token or password of the shell's <(command) can be read once. Neither the
+// second time nor a FIFO without a writer may stop the program.
+func TestReadPipes(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("hunter2\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	pipe, fifo := fmt.Sprintf("/dev/fd/%d", r.Fd()), filepath.Join(t.TempDir(), "fifo")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if secret, err := config.Secret("password_file", pipe); err != nil || secret != "hunter2" {
+		t.Errorf("got %q and %v, want the secret", secret, err)
+	}
+	for _, path := range []string{pipe, fifo} {
+		_, err := config.Secret("password_file", path)
+		expect(t, err, "password_file: "+path+": must be a file, got a pipe without a writer")
+		s := defaults()
+		expect(t, read(&s, path), "read configuration: "+path+": must be a file, got a pipe without a writer")
 	}
 }
