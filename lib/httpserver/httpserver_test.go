@@ -460,3 +460,21 @@ func TestTroubleGoesToTheLog(t *testing.T) {
 		t.Errorf("got %v, want a warning about the panic", event)
 	}
 }
+
+// The address of a listener on a link-local address works only with its zone.
+func TestAddressHasItsZone(t *testing.T) {
+	t.Parallel()
+	loopback, err := net.InterfaceByIndex(1)
+	if err != nil {
+		t.Skip(err)
+	}
+	host := "::1%" + loopback.Name
+	s, err := httpserver.Listen(net.JoinHostPort(host, "0"), credentials.Pair{}, http.NotFoundHandler(), zerolog.Nop())
+	if err != nil {
+		t.Skip("no IPv6: ", err)
+	}
+	defer s.Close()
+	if got, port, err := net.SplitHostPort(s.Address()); got != host || port == "0" || err != nil {
+		t.Errorf("got %s, want host %s and a port", s.Address(), host)
+	}
+}

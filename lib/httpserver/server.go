@@ -115,6 +115,7 @@ func JSON(w http.ResponseWriter, status int, v any) {
 type Server struct {
 	listener net.Listener
 	server   *http.Server
+	zone     string // of a link-local address
 }
 
 // Listen opens a TCP listener on address ("host:port", port 0 for a free one)
@@ -133,10 +134,12 @@ func Listen(address string, p credentials.Pair, handler http.Handler, logger zer
 	if err != nil {
 		return nil, err
 	}
+	host, _, _ := net.SplitHostPort(address)
+	_, zone, _ := strings.Cut(host, "%")
 	limited := newConnections(l, connectionLimit(), logging.Limit(logger))
 	protocols := new(http.Protocols) // without HTTP/2, which has no WebSocket handshake
 	protocols.SetHTTP1(true)
-	return &Server{listener: limited, server: &http.Server{
+	return &Server{listener: limited, zone: zone, server: &http.Server{
 		TLSConfig:         secure,
 		Protocols:         protocols,
 		Handler:           handler,
@@ -152,7 +155,12 @@ func Listen(address string, p credentials.Pair, handler http.Handler, logger zer
 }
 
 // Address returns the address that the server listens on, with the real port.
-func (s *Server) Address() string { return s.listener.Addr().String() }
+func (s *Server) Address() string {
+	if a, ok := s.listener.Addr().(*net.TCPAddr); ok && s.zone != "" {
+		return (&net.TCPAddr{IP: a.IP, Port: a.Port, Zone: s.zone}).String() // Multipath TCP of Linux loses the zone
+	}
+	return s.listener.Addr().String()
+}
 
 // Close releases the listener of a server that will not be run.
 func (s *Server) Close() error { return s.listener.Close() }

@@ -181,14 +181,14 @@ func (t *trio) openStore(log zerolog.Logger) (ms1.Store, error) {
 
 func (t *trio) databaseFile() string { return filepath.Join(t.config.Data, "tricycle.db") }
 
-// reach returns the address by which this machine reaches a listening address,
-// which may be unspecified, such as 0.0.0.0.
+// reach returns the address by which a URL reaches a listening address of this
+// machine, which may be unspecified, such as 0.0.0.0.
 func reach(address string) string {
 	host, port, err := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
 		return net.JoinHostPort("127.0.0.1", port)
 	}
-	return address
+	return strings.ReplaceAll(address, "%", "%25") // of a zone; RFC 6874
 }
 
 // probeMS3 is MS1's check that MS3 holds its partitions.
