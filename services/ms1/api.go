@@ -277,7 +277,10 @@ func (s *Service) refuse(ctx context.Context, p *httpserver.Problem) {
 	if p.Status < http.StatusInternalServerError {
 		log = s.rejected.Warn()
 	}
-	log.Stringer("trace_id", trace.SpanContextFromContext(ctx).TraceID()).Int("status", p.Status).Str("detail", p.Detail).Msg("message refused")
+	if span := trace.SpanContextFromContext(ctx); span.IsValid() { // none without tracing
+		log.Stringer("trace_id", span.TraceID())
+	}
+	log.Int("status", p.Status).Str("detail", p.Detail).Msg("message refused")
 }
 
 // readBody reads a body of at most limit bytes.

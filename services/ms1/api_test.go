@@ -298,8 +298,8 @@ func TestStoreRefusesWhatIsNoMessage(t *testing.T) {
 		t.Run(name, func(t *testing.T) { a.want(a.do("POST", "/store", c.body), c.status, c.text) })
 	}
 	a.want(a.do("POST", "/store", whole+strings.Repeat(" ", message.MaxBytes-len(whole))), 200)
-	if !a.console.Has(`"level":"warn"`) || !a.console.Has("message refused") {
-		t.Errorf("the log has no refused message: %s", a.console)
+	if !a.console.Has(`"level":"warn"`) || !a.console.Has("message refused") || a.console.Has(`"trace_id":"0000`) {
+		t.Errorf("got %s, want a refused message and no trace", a.console)
 	}
 }
 
