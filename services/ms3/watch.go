@@ -23,12 +23,12 @@ var errStalled = errors.New("reader has stalled")
 
 // watch detects a reader that has stalled, which can follow the restart of a
 // broker (kafka-go issues 387 and 955). It returns errStalled if Kafka answers
-// and for the stall time the reader was not a member of its group, or fetched
-// nothing from a partition that has more. It does so at once if a partition
-// ends before the offset read last, as that of a recreated topic does, or one
-// whose newest records a broker has lost: the reader would wait indefinitely, so
-// it goes back to the first record that may be unread. It returns the error of
-// ctx when ctx ends.
+// and for the stall time the reader was not a member of its group, the group did
+// not have all partitions, or the reader fetched nothing from a partition that has
+// more. It does so at once if a partition ends before the offset read last, as that
+// of a recreated topic does, or one whose newest records a broker has lost: the
+// reader would wait indefinitely, so it goes back to the first record that may be
+// unread. It returns the error of ctx when ctx ends.
 func (c *consumer) watch(ctx context.Context) error {
 	type position struct {
 		offset int64
@@ -51,7 +51,7 @@ func (c *consumer) watch(ctx context.Context) error {
 			member = now
 		}
 		if now.Sub(member) > c.stall {
-			return fmt.Errorf("%w: not a member of group %s", errStalled, c.config.GroupID)
+			return fmt.Errorf("%w: %w", errStalled, err)
 		}
 		was := positions
 		positions = map[int]position{}
@@ -87,7 +87,7 @@ func (c *consumer) watch(ctx context.Context) error {
 
 // group is the consumer group as the brokers report it.
 type group struct {
-	member bool          // this consumer is one
+	member bool          // this consumer is one, and the group has all partitions
 	behind map[int]int64 // by partition of this consumer that has more records: the offset to fetch next
 	short  map[int]int64 // by partition of this consumer that ends before that: where it ends
 }
@@ -116,6 +116,7 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 	case state != "Stable":
 		return &g, fmt.Errorf("group %s: must be Stable, got %s", c.config.GroupID, state)
 	case assigned < c.cluster.Partitions():
+		g.member = false // kafka-go may have asked a broker that did not know the topic yet
 		return &g, fmt.Errorf("group %s: must have %d partitions, got %d", c.config.GroupID, c.cluster.Partitions(), assigned)
 	case len(mine) == 0:
 		return &g, stranger // a spare member
