@@ -363,7 +363,7 @@ func (l *listener) next() (id string, e map[string]any) {
 
 func TestEvents(t *testing.T) {
 	t.Parallel()
-	a := newAPI(t)
+	a := newAPIWith(t, func(c *Config) { c.Interaction.DrainSeconds = 60 })
 	l := a.listen("")
 	first, e := l.next()
 	if e["state"] != "idle" || e["session"] != nil || e["recent"] != nil || fmt.Sprint(e["checks"]) != "map[database:ok ms2:ok]" {
@@ -404,6 +404,9 @@ func TestEvents(t *testing.T) {
 	go func() { stopped <- a.stop() }()
 	for e["state"] != "draining" {
 		_, e = again.next()
+	}
+	for _, n := range []int{1, 3} { // in flight
+		a.want(a.do("POST", "/store", back(a.sent(n))), 200)
 	}
 	if _, err := io.Copy(io.Discard, again.text); err != nil {
 		t.Errorf("got error %v, want the end of the events", err)
