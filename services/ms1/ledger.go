@@ -349,6 +349,7 @@ func (l *ledger) recall(stamp message.Stamp) bool {
 func (l *ledger) settle(batch []insert, err error) (gone []*entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.completed = l.completed || errors.Is(err, ErrSessionEnded) // its free slots get no message
 	var last *commit
 	now := time.Now()
 	for _, in := range batch {

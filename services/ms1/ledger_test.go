@@ -294,6 +294,17 @@ func TestLedgerInAnyOrder(t *testing.T) {
 	}
 }
 
+func TestAnEndedSessionGetsNoMessage(t *testing.T) {
+	b := newBook(t, 1)
+	b.add1(t)
+	e := b.write(t)
+	b.arrive(e.message.Service1, b.now)
+	b.settle(e, e.message, ErrSessionEnded)
+	if b.add(firstStamp+1, b.now) {
+		t.Error("a message was added to a session that is not open in the database")
+	}
+}
+
 // A commit that fails while the session is being closed is a loss, whether it
 // fails before or after the figures are recorded.
 func TestACommitThatFailsAtTheEndIsALoss(t *testing.T) {
