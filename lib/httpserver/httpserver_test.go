@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -464,14 +465,20 @@ func TestTroubleGoesToTheLog(t *testing.T) {
 // The address of a listener on a link-local address works only with its zone.
 func TestAddressHasItsZone(t *testing.T) {
 	t.Parallel()
-	loopback, err := net.InterfaceByIndex(1)
+	plain, err := net.Listen("tcp6", "[::1]:0")
 	if err != nil {
-		t.Skip(err)
+		t.Skip("needs IPv6 on the loopback interface: ", err)
 	}
-	host := "::1%" + loopback.Name
+	plain.Close()
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	loopback := slices.IndexFunc(interfaces, func(i net.Interface) bool { return i.Flags&net.FlagLoopback != 0 })
+	host := "::1%" + interfaces[loopback].Name
 	s, err := httpserver.Listen(net.JoinHostPort(host, "0"), credentials.Pair{}, http.NotFoundHandler(), zerolog.Nop())
 	if err != nil {
-		t.Skip("no IPv6: ", err)
+		t.Fatal(err)
 	}
 	defer s.Close()
 	if got, port, err := net.SplitHostPort(s.Address()); got != host || port == "0" || err != nil {
