@@ -273,14 +273,15 @@ func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
 // is not stored yet comes again; any other shows a fault of its sender.
 func (s *Service) refuse(ctx context.Context, p *httpserver.Problem) {
 	s.engine.meters.count(p.Status)
-	log := s.log.Debug()
+	begin := s.log.Debug
 	if p.Status < http.StatusInternalServerError {
-		log = s.rejected.Warn()
+		begin = s.rejected.Warn
 	}
+	event := begin()
 	if span := trace.SpanContextFromContext(ctx); span.IsValid() { // none without tracing
-		log.Stringer("trace_id", span.TraceID())
+		event.Stringer("trace_id", span.TraceID())
 	}
-	log.Int("status", p.Status).Str("detail", p.Detail).Msg("message refused")
+	event.Int("status", p.Status).Str("detail", p.Detail).Msg("message refused")
 }
 
 // readBody reads a body of at most limit bytes.
