@@ -25,12 +25,14 @@ type screen struct {
 	mu      sync.Mutex
 	out     io.Writer
 	live    bool // out is a terminal
+	escapes bool // that knows escape sequences
 	width   int  // of the line of progress that stands there now
 	plainAt time.Time
 }
 
 func newScreen(out io.Writer) *screen {
-	return &screen{out: out, live: logging.Terminal(out) && os.Getenv("TERM") != "dumb"}
+	term := os.Getenv("TERM")
+	return &screen{out: out, live: logging.Terminal(out) && term != "dumb", escapes: term != ""}
 }
 
 // Write implements [io.Writer] for whole lines.
@@ -61,11 +63,13 @@ func (s *screen) progress(now ms1.Summary, inFlight int, last bool) {
 	switch {
 	case s.live:
 		done := min(barWidth, int(barWidth*seconds/float64(now.IntervalSeconds)))
-		s.draw(fmt.Sprintf("[%-*s] %s", barWidth, strings.Repeat("#", done), line))
-		if last {
-			s.width = 0 // it stays
-			fmt.Fprintln(s.out)
+		line = fmt.Sprintf("[%-*s] %s", barWidth, strings.Repeat("#", done), line)
+		if !last {
+			s.draw(line)
+			return
 		}
+		s.draw("")
+		fmt.Fprintln(s.out, line) // it stays
 	case last || time.Since(s.plainAt) >= plainEvery:
 		s.plainAt = time.Now()
 		fmt.Fprintln(s.out, line)
@@ -80,7 +84,11 @@ func (s *screen) draw(line string) {
 	if line == "" && s.width == 0 {
 		return
 	}
-	fmt.Fprintf(s.out, "\r%-*s", s.width, line)
+	format := "\r%-*s"
+	if s.escapes { // a narrow terminal then clips the line instead of wrapping it
+		format = "\r\x1b[?7l%-*s \x1b[?7h"
+	}
+	fmt.Fprintf(s.out, format, s.width, line)
 	if s.width = len(line); line == "" {
 		fmt.Fprint(s.out, "\r")
 	}

@@ -64,6 +64,19 @@ func TestProgressOnATerminalNeverWraps(t *testing.T) {
 	if got := terminal(t, out.String())[0]; got != want {
 		t.Errorf("the terminal shows %q, want %q", got, want)
 	}
+	out.Reset()
+	s.escapes = true // of a narrower terminal
+	s.progress(at(1, 2, 10), 1, false)
+	s.print("something went wrong")
+	s.progress(at(1.5, 2, 15), 1, false)
+	s.progress(at(2, 2, 20), 1, true)
+	drawn := strings.Split(out.String(), "\r")[1:]
+	for i, text := range drawn {
+		clipped := strings.HasPrefix(text, "\x1b[?7l") && strings.HasSuffix(text, "\x1b[?7h")
+		if clipped == strings.HasSuffix(text, "\n") {
+			t.Errorf("line %d of %q: want it clipped, unless it stays", i, drawn)
+		}
+	}
 }
 
 func TestProgressElsewhereIsALineASecond(t *testing.T) {
