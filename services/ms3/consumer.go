@@ -133,6 +133,7 @@ func (c *consumer) consume(ctx, work context.Context) error {
 	wire, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	c.members.rejoin()
+	c.offsets.reopen()
 	reader := c.newReader(wire)
 
 	reading, cancel := context.WithCancelCause(ctx)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -126,6 +127,34 @@ func TestStalledReaderIsReopened(t *testing.T) {
 			source.commits(10)
 			r.joined(t)
 		})
+	}
+}
+
+// MS1 takes nothing, so all records that there is room for wait when their reader is
+// replaced.
+func TestReopenedReaderHasRoom(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	k, store, source := neighbours(t, topictest.For(t, address))
+	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) { w.WriteHeader(503) })
+	r := start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second })
+	_, records := messages(2 * maxOpen)
+	source.spread(records)
+	servicetest.Eventually(t, time.Minute, "no room is left", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == maxOpen })
+	out := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup, kmsg.Heartbeat}, TopLevel: true, Err: kerr.UnknownMemberID, Count: -1})
+	group, err := source.Client().DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{"group." + k.Topic}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.consumer.remove(t.Context(), []string{group.Groups[0].Members[0].MemberID}); err != nil {
+		t.Fatal(err)
+	}
+	servicetest.Eventually(t, time.Minute, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
+	out.Remove()
+	store.answers(func(http.ResponseWriter, *http.Request, message.Message, int) {})
+	source.commits(2 * maxOpen)
+	if got := r.Metric("tricycle_ms3_uncommitted_weight"); got != 0 {
+		t.Errorf("got %v taken at the end, want none", got)
 	}
 }
 

@@ -110,6 +110,24 @@ func (o *offsets) done(f *fetched) {
 	}
 }
 
+// abandon frees the room of a record that is not done and will be fetched again.
+func (o *offsets) abandon(f *fetched) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.free(f.weight)
+	f.weight = 0
+}
+
+// reopen begins a pass of each partition, in which an abandoned record of the former
+// one holds up no commit: another member may have read it since.
+func (o *offsets) reopen() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for number, p := range o.partitions {
+		o.pass(number, partition{last: p.last, ready: p.ready, committed: p.committed})
+	}
+}
+
 // commit passes the offsets that may be committed and were not yet, by
 // partition, to do. They count as committed unless do fails.
 func (o *offsets) commit(do func(byPartition map[int]int64) error) error {

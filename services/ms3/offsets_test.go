@@ -12,8 +12,8 @@ import (
 )
 
 // TestOffsets plays a script: "f0:5" fetches offset 5 of partition 0, "d0:5"
-// reports it done, "r0:5" rewinds to it, and "c" commits. An offset that is
-// fetched again is called "0:5'".
+// reports it done, "a0:5" abandons it, "r0:5" rewinds to it, "o" reopens, and "c"
+// commits. An offset that is fetched again is called "0:5'".
 func TestOffsets(t *testing.T) {
 	for name, c := range map[string]struct {
 		script string
@@ -36,6 +36,8 @@ func TestOffsets(t *testing.T) {
 		"done before, committed after, a pass": {"f0:5 f0:6 d0:5 f0:5 c d0:5' c", "0:5"},
 		"rewound":                              {"f0:5 f0:6 d0:5 c r0:0 d0:6 c c f0:0 f0:1 d0:0 c", "0:5 0:-1 0:0"},
 		"rewound to where it was":              {"f0:5 d0:5 c r0:6 c f0:6 d0:6 c", "0:5 0:5 0:6"},
+		"abandoned, and read by another":       {"f0:5 f0:6 d0:5 a0:6 o c f0:20 d0:20 c", "0:5 0:20"},
+		"done after the reader was replaced":   {"f0:5 f0:6 a0:6 o d0:5 c f0:5 d0:5' c", "0:5"},
 		"away and back, further on":            {"f0:5 f0:20 d0:20 c d0:5 c", "0:20"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -45,10 +47,14 @@ func TestOffsets(t *testing.T) {
 			for _, step := range strings.Fields(c.script) {
 				var number int
 				var offset int64
-				if _, err := fmt.Sscanf(step[1:], "%d:%d", &number, &offset); err != nil && step != "c" {
+				if _, err := fmt.Sscanf(step[1:], "%d:%d", &number, &offset); err != nil && len(step) > 1 {
 					t.Fatal(err)
 				}
 				switch step[0] {
+				case 'a':
+					k.abandon(open[step[1:]])
+				case 'o':
+					k.reopen()
 				case 'r':
 					k.rewind(number, offset)
 				case 'f':

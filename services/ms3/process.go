@@ -109,6 +109,8 @@ func (c *consumer) settle(p *poster, r *delivery, a answer) {
 func (c *consumer) end(r *delivery, done bool) {
 	if done {
 		c.offsets.done(r.fetched)
+	} else {
+		c.offsets.abandon(r.fetched)
 	}
 	r.span.End()
 	c.work.Done()
