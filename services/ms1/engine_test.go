@@ -557,6 +557,9 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 		})
 		s := b.stopSession() // gives up at 4 s, records by 5 s
 		check(t, s, figures{generated: 2, lost: 2, reason: Stopped})
+		if named := b.store.named[1]; len(named) != 2 || named[0] != (LostMessage{m.Service1, "commit failed"}) {
+			t.Errorf("lost messages %v, want both", named)
+		}
 		close(b.store.hold) // the commit comes through, behind the figures
 		if got := <-late; got != OutcomeStored {
 			t.Errorf("the message that hung: %q, want it stored late", got)

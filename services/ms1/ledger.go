@@ -41,6 +41,8 @@ const (
 	soon = time.Second
 	// slowWindow is the least time for which the slowest round trip counts.
 	slowWindow = 10 * time.Second
+	// commitFailed is why a message that has returned is lost.
+	commitFailed = "commit failed"
 )
 
 // entry is a message without a row.
@@ -363,7 +365,7 @@ func (l *ledger) settle(batch []insert, err error) (gone []*entry) {
 		case e.late:
 			l.remember(e)
 		case l.closed || errors.Is(err, ErrSessionEnded):
-			l.lose(e, "commit failed")
+			l.lose(e, commitFailed)
 			gone = append(gone, e)
 		default:
 			e.state = inFlight
@@ -480,13 +482,14 @@ func lossReason(e *entry, last bool) string {
 	return "not returned in time"
 }
 
-// lostMessages returns the remembered lost messages in the order of their keys.
+// lostMessages returns the remembered lost messages in the order of their keys, and
+// those whose commit is running: they are lost unless the database finds their rows.
 func (l *ledger) lostMessages() (all []LostMessage) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, stamp := range slices.Sorted(maps.Keys(l.entries)) {
-		if e := l.entries[stamp]; e.state == lost {
-			all = append(all, LostMessage{Service1: stamp, Reason: e.reason})
+		if e := l.entries[stamp]; e.state == lost || e.state == committing {
+			all = append(all, LostMessage{Service1: stamp, Reason: cmp.Or(e.reason, commitFailed)})
 		}
 	}
 	return all
