@@ -69,7 +69,8 @@ type queue struct {
 // lane is the messages of one partition.
 type lane struct {
 	number  int
-	entries chan entry // has room for the whole queue: only slots block
+	waiting []entry       // guarded by the queue's mutex
+	wake    chan struct{} // holds a token while entries may be waiting
 
 	// Used by its goroutine only.
 	most      int       // messages in a request
@@ -101,13 +102,18 @@ func (q *queue) put(ctx context.Context, e entry) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for i := len(q.lanes); i < max(1, q.cluster.Partitions()); i++ {
-		l := &lane{number: i, entries: make(chan entry, queueLength), most: batchLength}
+		l := &lane{number: i, wake: make(chan struct{}, 1), most: batchLength}
 		q.lanes, q.numbers = append(q.lanes, l), append(q.numbers, i)
 		q.running.Go(func() { q.runLane(l) })
 	}
 	// The partitioner of Kafka's own clients: tools look for a key where it
 	// puts the record.
-	q.lanes[kafka.Murmur2Balancer{}.Balance(e.record, q.numbers...)].entries <- e
+	l := q.lanes[kafka.Murmur2Balancer{}.Balance(e.record, q.numbers...)]
+	l.waiting = append(l.waiting, e)
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
 	return nil
 }
 
@@ -167,14 +173,10 @@ func (q *queue) dropAll() {
 	q.drop()
 	q.round, q.drop = context.WithCancel(q.open)
 	for _, l := range q.lanes {
-		for empty := false; !empty; {
-			select {
-			case e := <-l.entries:
-				q.dropped(e)
-			default:
-				empty = true
-			}
+		for _, e := range l.waiting {
+			q.dropped(e)
 		}
+		l.waiting = nil
 	}
 }
 
@@ -186,22 +188,12 @@ func (q *queue) dropped(e entry) {
 
 // runLane sends the entries of the lane.
 func (q *queue) runLane(l *lane) {
-	batch := make([]entry, 0, batchLength)
+	var batch []entry
 	for {
-		batch = batch[:0]
 		select {
-		case e := <-l.entries:
-			batch = append(batch, e)
+		case <-l.wake:
 		case <-q.open.Done():
 			return
-		}
-		for more := true; more && len(batch) < cap(batch); {
-			select {
-			case e := <-l.entries:
-				batch = append(batch, e)
-			default:
-				more = false
-			}
 		}
 		if time.Since(l.shiftedAt) > adaptTime {
 			l.shift = 0
@@ -211,8 +203,10 @@ func (q *queue) runLane(l *lane) {
 		}
 		q.mu.Lock()
 		round := q.round
+		batch, l.waiting = l.waiting, batch[:0]
 		q.mu.Unlock()
 		q.send(round, l, batch)
+		clear(batch)
 	}
 }
 

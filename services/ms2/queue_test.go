@@ -98,6 +98,24 @@ func TestPressureReachesMS1(t *testing.T) {
 	}
 }
 
+func TestPartitionsTakeLittleMemory(t *testing.T) {
+	_, address := topictest.Cluster(t)
+	k := topictest.For(t, address)
+	k.Partitions = 100
+	r := start(t, k).ready()
+	ws := r.dial(t)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	ws.send(t, messages(1)...)
+	r.produced(t, 1)
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
+		t.Errorf("the heap has grown by %d MiB", grown>>20)
+	}
+}
+
 func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
 	t.Parallel()
 	address, heal := stalledCluster(t)
