@@ -29,7 +29,8 @@ const (
 	graceTime      = 2 * time.Second
 	joinTime       = 10 * time.Second // in which the group's coordinator may not be ready
 	groupFull      = kafka.Error(81)  // which kafka-go has no text for
-	refusedTime    = 3 * time.Second  // for which readiness remembers a refused fetch; the reader repeats it each second
+	refusedTime    = 3 * time.Second  // for which readiness remembers a refused fetch or commit; the reader repeats it each second
+	refusedCommits = 5                // in a row; a rebalance of the group refuses one or two
 )
 
 // consumer is a member of the consumer group.
@@ -62,14 +63,16 @@ type consumer struct {
 	waiting atomic.Bool    // for the reader, not for room
 	health  atomic.Pointer[error]
 	failed  atomic.Pointer[failure] // the last fetch was refused; nil if it succeeded
+	behind  atomic.Pointer[failure] // the last commit that was refused; nil if none was
 
 	unwritten atomic.Pointer[error] // why a dead letter waits, and soon the records after it
 }
 
-// failure is the error of a fetch.
+// failure is the error of a fetch or of a commit.
 type failure struct {
 	at  time.Time
 	err error
+	row int // commits that were refused in a row
 }
 
 func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telemetry.Telemetry, log zerolog.Logger) *consumer {
@@ -103,10 +106,13 @@ func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telem
 }
 
 // ready returns nil if at the last check this consumer was a member of the group,
-// the group had all partitions, and neither the last fetch nor a dead letter failed.
+// the group had all partitions, and neither the last fetch, the last commits nor a
+// dead letter failed.
 func (c *consumer) ready(ctx context.Context) error {
 	var refused error
 	if f := c.failed.Load(); f != nil && time.Since(f.at) < refusedTime {
+		refused = f.err
+	} else if f := c.behind.Load(); f != nil && f.row >= refusedCommits && time.Since(f.at) < refusedTime {
 		refused = f.err
 	}
 	return cmp.Or(c.cluster.Ready(ctx), *c.health.Load(), refused, *c.unwritten.Load())
@@ -176,7 +182,7 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 				}
 				err = fmt.Errorf("fetch from %s: %w", c.config.Kafka.Topic, err)
 				if replied && !reply.Temporary() { // a partition without a leader is its own trouble
-					c.failed.Store(&failure{time.Now(), err})
+					c.failed.Store(&failure{at: time.Now(), err: err})
 				}
 				c.kafkaLog.Warn().Err(err).Msg("fetch failed")
 			}
@@ -212,6 +218,18 @@ func size(m kafka.Message) int {
 func endsTransaction(m kafka.Message) bool {
 	key := m.Key
 	return len(key) == 4 && key[0]|key[1]|key[2] == 0 && key[3] <= 1 && len(m.Value) == 6 && m.Value[0] == 0
+}
+
+// notCommitted notes that the group's coordinator refused a commit, which the
+// reader repeats.
+func (c *consumer) notCommitted(err error) {
+	f := failure{at: time.Now(), err: fmt.Errorf("commit offsets of group %s: %w", c.config.GroupID, err), row: 1}
+	if last := c.behind.Load(); last != nil && f.at.Sub(last.at) < refusedTime {
+		f.row += last.row
+	}
+	if c.behind.Store(&f); f.row >= refusedCommits {
+		c.kafkaLog.Warn().Err(f.err).Msg("commit of offsets failed")
+	}
 }
 
 // commit passes the offsets that may be committed to the reader.

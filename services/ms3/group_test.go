@@ -195,6 +195,27 @@ func TestRefusedFetchesAreNotReady(t *testing.T) {
 	r.joined(t)
 }
 
+// A member that reads and heartbeats, whose offsets the broker does not keep, as
+// without enough replicas of the topic of the offsets.
+func TestRefusedCommitsAreNotReady(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	k, store, source := neighbours(t, topictest.For(t, address))
+	r := start(t, k, store.URL)
+	r.joined(t)
+	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Topic: k.Topic, Err: kerr.CoordinatorNotAvailable, Count: -1})
+	_, records := messages(10)
+	source.spread(records)
+	want := "commit offsets of group group." + k.Topic + ": [15] Group Coordinator Not Available"
+	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
+	if !r.Log.Has(want) {
+		t.Error("it is not logged")
+	}
+	fault.Remove()
+	source.commits(10)
+	r.joined(t)
+}
+
 func TestASpareMemberIsHealthy(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)

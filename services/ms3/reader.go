@@ -37,6 +37,10 @@ func (c *consumer) newReader(ctx context.Context) *kafka.Reader {
 		WatchPartitionChanges: true,
 		ErrorLogger: kafka.LoggerFunc(func(text string, args ...any) {
 			c.log.Debug().Str("detail", fmt.Sprintf(text, args...)).Msg("kafka reader failed")
+			// It returns the errors of joining, but not those of commits.
+			if text == "%v" && *c.health.Load() == nil {
+				c.notCommitted(args[0].(error))
+			}
 		}),
 	})
 }
