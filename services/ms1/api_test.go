@@ -198,7 +198,7 @@ func TestStartParameters(t *testing.T) {
 		"in_flight=0":              "1 to 4096",
 		"in_flight=4097":           "in_flight",
 		"in_flight=99999999999999": "in_flight",
-		"inflight=1":               "inflight",
+		"in-flight=1":              "expected one of in_flight, interval", // the flag of allinone has a hyphen
 		"interval=1;in_flight=1":   "query",
 		"interval=%zz":             "query",
 	} {

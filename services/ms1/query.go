@@ -2,6 +2,7 @@ package ms1
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -21,7 +22,7 @@ func query(r *http.Request, parameters map[string]func(value string) error) erro
 	for name, value := range values {
 		parse, ok := parameters[name]
 		if !ok {
-			return fmt.Errorf("query: must not have %q", name)
+			return fmt.Errorf("query: unknown parameter %q, expected one of %s", name, strings.Join(slices.Sorted(maps.Keys(parameters)), ", "))
 		}
 		if len(value) > 1 {
 			return fmt.Errorf("%s: must be given once, got %q", name, value)
