@@ -27,10 +27,9 @@ const (
 	commitInterval = 100 * time.Millisecond
 	commitTime     = 500 * time.Millisecond
 	graceTime      = 2 * time.Second
-	joinTime       = 10 * time.Second // in which the group's coordinator may not be ready
+	joinTime       = 10 * time.Second // in which the group's coordinator may not be ready, or move
 	groupFull      = kafka.Error(81)  // which kafka-go has no text for
 	refusedTime    = 3 * time.Second  // for which readiness remembers a refused fetch or commit; the reader repeats it each second
-	refusedCommits = 5                // in a row; a rebalance of the group refuses one or two
 )
 
 // consumer is a member of the consumer group.
@@ -70,9 +69,8 @@ type consumer struct {
 
 // failure is the error of a fetch or of a commit.
 type failure struct {
-	at  time.Time
-	err error
-	row int // commits that were refused in a row
+	at, since time.Time // of the last and of the first one, where they follow each other
+	err       error
 }
 
 func newConsumer(c Config, cluster *topic.Cluster, client *storeClient, t *telemetry.Telemetry, log zerolog.Logger) *consumer {
@@ -112,7 +110,7 @@ func (c *consumer) ready(ctx context.Context) error {
 	var refused error
 	if f := c.failed.Load(); f != nil && time.Since(f.at) < refusedTime {
 		refused = f.err
-	} else if f := c.behind.Load(); f != nil && f.row >= refusedCommits && time.Since(f.at) < refusedTime {
+	} else if f := c.behind.Load(); f != nil && f.at.Sub(f.since) >= c.joining && time.Since(f.at) < refusedTime {
 		refused = f.err
 	}
 	return cmp.Or(c.cluster.Ready(ctx), *c.health.Load(), refused, *c.unwritten.Load())
@@ -223,11 +221,12 @@ func endsTransaction(m kafka.Message) bool {
 // notCommitted notes that the group's coordinator refused a commit, which the
 // reader repeats.
 func (c *consumer) notCommitted(err error) {
-	f := failure{at: time.Now(), err: fmt.Errorf("commit offsets of group %s: %w", c.config.GroupID, err), row: 1}
-	if last := c.behind.Load(); last != nil && f.at.Sub(last.at) < refusedTime {
-		f.row += last.row
+	now := time.Now()
+	f := failure{now, now, fmt.Errorf("commit offsets of group %s: %w", c.config.GroupID, err)}
+	if last := c.behind.Load(); last != nil && now.Sub(last.at) < refusedTime {
+		f.since = last.since
 	}
-	if c.behind.Store(&f); f.row >= refusedCommits {
+	if c.behind.Store(&f); now.Sub(f.since) >= c.joining {
 		c.kafkaLog.Warn().Err(f.err).Msg("commit of offsets failed")
 	}
 }

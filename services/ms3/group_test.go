@@ -201,7 +201,7 @@ func TestRefusedCommitsAreNotReady(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k, store, source := neighbours(t, topictest.For(t, address))
-	r := start(t, k, store.URL)
+	r := start(t, k, store.URL, func(s *Service) { s.consumer.joining = time.Second })
 	r.joined(t)
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Topic: k.Topic, Err: kerr.CoordinatorNotAvailable, Count: -1})
 	_, records := messages(10)
