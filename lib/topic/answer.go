@@ -16,7 +16,7 @@ const maxFirstAnswer = 16 << 20
 // answerConn is a connection that examines the first answer. A server that is no
 // Kafka broker makes kafka-go decode its text as a response, which takes one
 // processor and memory without limit. A broker that expects TLS answers plain text
-// with a TLS alert, or closes the connection.
+// with a TLS alert, or closes the connection. So does one that has too many.
 type answerConn struct {
 	net.Conn
 	dialer *dial.Dialer
@@ -49,7 +49,7 @@ func (c *answerConn) Read(p []byte) (int, error) {
 	switch got := len(c.first); {
 	case got == 0 && !c.secure && Torn(err):
 		// Without %w: kafka-go replaces an io.EOF by another error.
-		return 0, fmt.Errorf("no answer from %s with kafka.tls.enabled false: %s", c.RemoteAddr(), err.Error())
+		return 0, fmt.Errorf("no answer from %s with kafka.tls.enabled false, or above its max.connections: %s", c.RemoteAddr(), err.Error())
 	case got >= 2 && !c.secure && c.first[0] == 21 && c.first[1] == 3:
 		err = fmt.Errorf("kafka.tls.enabled: must be true for %s, got false", c.RemoteAddr())
 	case got == 4 && binary.BigEndian.Uint32(c.first) > maxFirstAnswer:

@@ -174,7 +174,7 @@ func TestBrokerThatExpectsOtherClients(t *testing.T) {
 		"another server with TLS": {func(t *testing.T) string { return rude(t, ca.Server("localhost"), web...) }, func(*topic.Config) {},
 			`kafka.brokers: expected a Kafka broker at ADDRESS, found an answer that begins "HTTP"`},
 		"plain text to TLS that closes": {with(kfake.TLS(ca.Server("localhost"))), func(c *topic.Config) { c.TLS = topic.TLS{} },
-			"no answer from ADDRESS with kafka.tls.enabled false: "},
+			"no answer from ADDRESS with kafka.tls.enabled false, or above its max.connections: "},
 		"TLS to plain text": {func(t *testing.T) string { return rude(t, nil) }, func(*topic.Config) {},
 			"kafka.tls: expected TLS at ADDRESS, found a closed connection: "},
 		"the address is not in the certificate": {with(kfake.TLS(ca.Server("localhost"))), func(c *topic.Config) { c.TLS.ServerName = "" },
