@@ -305,17 +305,19 @@ func redacted(address string) string {
 	return address
 }
 
-// URL returns an error if value is not an absolute URL with a host and one of
-// the schemes, or if it has a user or a password, which would end up in logs.
-func URL(key, value string, schemes ...string) error {
+// URL returns an error if value is not an absolute URL with a host and the scheme
+// of the example, such as http, or its secure one, such as https. It also refuses
+// a user or a password, which would end up in logs.
+func URL(key, value, example string) error {
+	scheme, _, _ := strings.Cut(example, "://")
 	u, err := url.Parse(value)
 	if err == nil && u.User != nil {
 		return fmt.Errorf("%s: must be a URL without user and password, got %q", key, redacted(value))
 	}
-	if err == nil && u.Hostname() != "" && slices.Contains(schemes, u.Scheme) && (u.Port() == "" || HostPort(key, u.Host, 1) == nil) {
+	if err == nil && u.Hostname() != "" && (u.Scheme == scheme || u.Scheme == scheme+"s") && (u.Port() == "" || HostPort(key, u.Host, 1) == nil) {
 		return nil
 	}
-	return fmt.Errorf("%s: must be a URL such as %s://host:port, got %q", key, schemes[0], redacted(value))
+	return fmt.Errorf("%s: must be a URL such as %s, got %q", key, example, redacted(value))
 }
 
 // File returns the content of the file that a key names, without the byte order

@@ -347,7 +347,7 @@ func TestURL(t *testing.T) {
 			if !good {
 				want = fmt.Sprintf("key: must be a URL such as http://host:port, got %q", value)
 			}
-			expect(t, config.URL("key", value, "http", "https"), want)
+			expect(t, config.URL("key", value, "http://host:port"), want)
 		})
 	}
 }
@@ -417,7 +417,7 @@ func TestCredentialsAreRefusedAndNotRepeated(t *testing.T) {
 		"http://u:hunter2%zz@host":  `key: must be a URL such as http://host:port, got "…@host"`,
 		"user:hunter2@host:80":      `key: must be a URL such as http://host:port, got "…@host:80"`,
 	} {
-		expect(t, config.URL("key", value, "http"), want)
+		expect(t, config.URL("key", value, "http://host:port"), want)
 	}
 	for value, want := range map[string]string{
 		"user:hunter2@tcp(db:3306)/name": `key: must be host:port with a port from 1 to 65535, got "…@tcp(db:3306)/name"`,

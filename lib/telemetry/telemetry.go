@@ -61,10 +61,10 @@ func Defaults() Config { return Config{SampleRatio: 1, QueueSpans: 8192} }
 func (c Config) Validate() error {
 	var endpoint, ui error
 	if c.UIURL != "" {
-		ui = config.URL("tracing.ui_url", c.UIURL, "http", "https")
+		ui = config.URL("tracing.ui_url", c.UIURL, "http://host:port")
 	}
 	if c.Endpoint != "" {
-		endpoint = config.URL("tracing.endpoint", c.Endpoint, "http", "https")
+		endpoint = config.URL("tracing.endpoint", c.Endpoint, "http://host:port")
 	}
 	return errors.Join(endpoint, ui,
 		config.InRange("tracing.sample_ratio", c.SampleRatio, 0, 1),
@@ -227,7 +227,7 @@ func fromEnvironment(c Config) (Config, error) {
 			continue
 		}
 		// For an invalid URL, the exporter would use localhost.
-		if err := config.URL(name, v, "http", "https"); err != nil {
+		if err := config.URL(name, v, "http://host:port"); err != nil {
 			return c, err
 		}
 		c.Endpoint = v // the exporter reads it too, and prefers the second

@@ -74,7 +74,7 @@ func (c Config) Validate() error {
 	return errors.Join(
 		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
 		c.TLS.Validate("tls"), c.Interaction.Validate(),
-		config.URL("ms2.url", c.MS2.URL, "ws", "wss"),
+		config.URL("ms2.url", c.MS2.URL, "ws://host:port/ws"),
 		c.Tracing.Validate(),
 		c.Logging.Validate(),
 		c.Profiling.Validate(),

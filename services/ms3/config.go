@@ -58,7 +58,7 @@ func (c *Config) Validate() error {
 	}
 	return errors.Join(
 		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts), c.TLS.Validate("tls"),
-		config.URL("ms1.url", c.MS1.URL, "http", "https"),
+		config.URL("ms1.url", c.MS1.URL, "http://host:port/store"),
 		config.InRange("ms1.batch_messages", c.MS1.BatchMessages, 1, maxBatch),
 		config.InRange("workers", c.Workers, 1, 1024),
 		group, c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate(), c.Profiling.Validate())

@@ -36,7 +36,7 @@ func TestRangesOfTheConfiguration(t *testing.T) {
 		"interaction.resend_after_seconds":   "interaction: {resend_after_seconds: 21}",
 		"interaction.give_up_after_seconds":  "interaction: {give_up_after_seconds: 3601}",
 		"interaction.drain_seconds":          "interaction: {drain_seconds: 61}",
-		"ms2.url":                            "ms2: {url: 'http://ms2:8081/ws'}",
+		"such as ws://host:port/ws, got":     "ms2: {url: 'http://ms2:8081/ws'}",
 		"database.address":                   "database: {address: mariadb}",
 		"tracing.sample_ratio":               "tracing: {sample_ratio: 1.5}",
 		"logging.level":                      "logging: {level: loud}",
