@@ -72,7 +72,8 @@ func (p person) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// Terminal reports whether w is a terminal or an [Output] to one.
+// Terminal reports whether w is a terminal or an [Output] to one. One with TERM=dumb
+// shows escape sequences as text, and is treated as a file.
 func Terminal(w io.Writer) bool {
 	if o, ok := w.(*Output); ok {
 		w = o.out
@@ -85,7 +86,7 @@ func Terminal(w io.Writer) bool {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
 }
 
 // Write implements [io.Writer].

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -170,5 +171,19 @@ func TestTheConsoleIsEscaped(t *testing.T) {
 	o.Close()
 	if want := "\r\x1b[31mred\x1b[0m\t\\u202e\\u009b\\aнорма\n"; out.String() != want {
 		t.Errorf("got %q, want %q", &out, want)
+	}
+}
+
+func TestADumbTerminalIsNone(t *testing.T) {
+	device, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	for term, want := range map[string]bool{"xterm": true, "": true, "dumb": false} {
+		t.Setenv("TERM", term)
+		if got := logging.Terminal(device); got != want {
+			t.Errorf("TERM=%s: got %v, want %v", term, got, want)
+		}
 	}
 }

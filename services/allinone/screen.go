@@ -31,8 +31,7 @@ type screen struct {
 }
 
 func newScreen(out io.Writer) *screen {
-	term := os.Getenv("TERM")
-	return &screen{out: out, live: logging.Terminal(out) && term != "dumb", escapes: term != ""}
+	return &screen{out: out, live: logging.Terminal(out), escapes: os.Getenv("TERM") != ""}
 }
 
 // Write implements [io.Writer] for whole lines.
