@@ -146,7 +146,7 @@ func TestReopenedReaderHasRoom(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.consumer.remove(t.Context(), []string{group.Groups[0].Members[0].MemberID}); err != nil {
+	if err := remove(t.Context(), r.consumer.cluster.Client(), r.consumer.config.GroupID, []string{group.Groups[0].Members[0].MemberID}); err != nil {
 		t.Fatal(err)
 	}
 	servicetest.Eventually(t, time.Minute, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })

@@ -104,7 +104,7 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 		return nil, fmt.Errorf("describe group %s: %w", c.config.GroupID, err)
 	}
 	own, former := c.members.observe(described.Groups[0])
-	if err := c.remove(ctx, former); err != nil {
+	if err := remove(ctx, client, c.config.GroupID, former); err != nil {
 		c.kafkaLog.Warn().Err(err).Msg("former member not removed")
 	}
 	assigned, mine := len(partitions(name, described.Groups[0].Members)), partitions(name, own)
@@ -186,15 +186,15 @@ func unread(ctx context.Context, client *kafka.Client, topic string, number int,
 }
 
 // remove removes former members of this process from the group.
-func (c *consumer) remove(ctx context.Context, former []string) error {
+func remove(ctx context.Context, client *kafka.Client, group string, former []string) error {
 	if len(former) == 0 {
 		return nil
 	}
-	request := &kafka.LeaveGroupRequest{GroupID: c.config.GroupID}
+	request := &kafka.LeaveGroupRequest{GroupID: group}
 	for _, id := range former {
 		request.Members = append(request.Members, kafka.LeaveGroupRequestMember{ID: id})
 	}
-	resp, err := c.cluster.Client().LeaveGroup(ctx, request)
+	resp, err := client.LeaveGroup(ctx, request)
 	if err == nil {
 		err = resp.Error
 	}
