@@ -36,12 +36,13 @@ func definitions(t *testing.T) map[message.Stage]*jsonschema.Schema {
 		t.Fatal(err)
 	}
 	c := jsonschema.NewCompiler()
-	if err := c.AddResource("message.json", whole); err != nil {
+	const url = "memory:///message.json" // a relative one is a path, which must then be ASCII
+	if err := c.AddResource(url, whole); err != nil {
 		t.Fatal(err)
 	}
 	all := map[message.Stage]*jsonschema.Schema{}
 	for stage, name := range map[message.Stage]string{message.AtMS2: "AtMS2", message.AtMS3: "AtMS3", message.AtStore: "AtStore"} {
-		if all[stage], err = c.Compile("message.json#/$defs/" + name); err != nil {
+		if all[stage], err = c.Compile(url + "#/$defs/" + name); err != nil {
 			t.Fatal(err)
 		}
 	}
