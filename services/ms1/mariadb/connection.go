@@ -135,6 +135,11 @@ func (n *connector) prepare(ctx context.Context, conn driver.Conn) error {
 			return fmt.Errorf("set session variables: %w", err)
 		}
 	}
+	// A node of a Galera cluster may not have applied yet what this program has
+	// committed on another one. A server may be built without this variable.
+	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, "SET SESSION wsrep_sync_wait = 1", nil); err != nil && refusal(err) != unknownVariable {
+		return fmt.Errorf("set session variables: %w", err)
+	}
 	return n.check(ctx, conn, slices.Concat(settings, transactions, writable))
 }
 
@@ -223,9 +228,10 @@ func endsPool(err error) bool {
 
 // Refusals of a server.
 const (
-	tableDenied = 1142 // for lack of a privilege
-	noTable     = 1146
-	tableLocked = 1205 // or a row
+	tableDenied     = 1142 // for lack of a privilege
+	noTable         = 1146
+	unknownVariable = 1193
+	tableLocked     = 1205 // or a row
 )
 
 // refusal returns the number of a server's error, 0 if it is none.

@@ -2,6 +2,7 @@ package mariadb
 
 import (
 	"context"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/go-sql-driver/mysql"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
@@ -28,6 +31,38 @@ func serve(t *testing.T, d *servertest.Database, address string) (s *Store, stop
 	s = openAt(t, d, address)
 	_, stop = run(t, s)
 	return s, stop
+}
+
+// refusingConn is a connection whose server refuses one statement, and all queries.
+type refusingConn struct {
+	driver.Conn
+	statement string
+	err       error
+}
+
+func (c refusingConn) ExecContext(_ context.Context, query string, _ []driver.NamedValue) (driver.Result, error) {
+	if query == c.statement {
+		return nil, c.err
+	}
+	return driver.ResultNoRows, nil
+}
+
+func (refusingConn) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
+	return nil, io.ErrUnexpectedEOF
+}
+
+// TestReadsWaitForTheCluster has servers that know Galera, and one that does not.
+func TestReadsWaitForTheCluster(t *testing.T) {
+	t.Parallel()
+	for want, err := range map[string]error{
+		"set session variables: Error 1231": &mysql.MySQLError{Number: 1231},
+		"read variables: ":                  &mysql.MySQLError{Number: unknownVariable},
+	} {
+		got := new(connector).prepare(t.Context(), refusingConn{statement: "SET SESSION wsrep_sync_wait = 1", err: err})
+		if got == nil || !strings.HasPrefix(got.Error(), want) {
+			t.Errorf("prepare a connection that refuses with %v: %v, want %s", err, got, want)
+		}
+	}
 }
 
 // TestServerDefaults runs a session under each default that a shared server
