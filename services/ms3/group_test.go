@@ -150,9 +150,18 @@ func TestReopenedReaderHasRoom(t *testing.T) {
 		t.Fatal(err)
 	}
 	servicetest.Eventually(t, time.Minute, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
+	// Another member reads everything meanwhile.
+	end := map[string][]kafka.OffsetCommit{}
+	for p := range 4 {
+		end[k.Topic] = append(end[k.Topic], kafka.OffsetCommit{Partition: p, Offset: 2 * maxOpen / 4})
+	}
+	if _, err := source.Client().OffsetCommit(t.Context(), &kafka.OffsetCommitRequest{GroupID: "group." + k.Topic, GenerationID: -1, Topics: end}); err != nil {
+		t.Fatal(err)
+	}
 	out.Remove()
 	store.answers(func(http.ResponseWriter, *http.Request, message.Message, int) {})
-	source.commits(2 * maxOpen)
+	source.spread(records[:8])
+	source.commits(2*maxOpen + 8)
 	if got := r.Metric("tricycle_ms3_uncommitted_weight"); got != 0 {
 		t.Errorf("got %v taken at the end, want none", got)
 	}

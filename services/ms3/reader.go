@@ -39,7 +39,9 @@ func (c *consumer) newReader(ctx context.Context) *kafka.Reader {
 			c.log.Debug().Str("detail", fmt.Sprintf(text, args...)).Msg("kafka reader failed")
 			// It returns the errors of joining, but not those of commits.
 			if text == "%v" && *c.health.Load() == nil {
-				c.notCommitted(args[0].(error))
+				if err, ok := args[0].(error); ok {
+					c.notCommitted(err)
+				}
 			}
 		}),
 	})
