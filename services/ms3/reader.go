@@ -37,7 +37,8 @@ func (c *consumer) newReader(ctx context.Context) *kafka.Reader {
 		WatchPartitionChanges: true,
 		ErrorLogger: kafka.LoggerFunc(func(text string, args ...any) {
 			c.log.Debug().Str("detail", fmt.Sprintf(text, args...)).Msg("kafka reader failed")
-			// It returns the errors of joining, but not those of commits.
+			// kafka-go logs two errors in this form: that of a commit, which it does not
+			// return, and that of joining, while this consumer is not a member.
 			if text == "%v" && *c.health.Load() == nil {
 				if err, ok := args[0].(error); ok {
 					c.notCommitted(err)
