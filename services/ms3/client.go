@@ -88,7 +88,7 @@ func (a answer) final() bool {
 // wrong reports whether the answer is not final and shows a wrong
 // configuration: another server at ms1.url, or an MS1 that refuses access.
 func (a answer) wrong() bool {
-	return !a.final() && a.status < 500 && a.status != http.StatusRequestTimeout
+	return !a.final() && a.status < 500 && a.status != http.StatusRequestTimeout && a.status != http.StatusTooManyRequests
 }
 
 // post sends encoded messages once, in one request, and returns the answer to

@@ -111,6 +111,7 @@ func TestAnswersToSeveralThatAreNotMS1s(t *testing.T) {
 		"our 413 to the whole":      {problems(httpserver.Problem{Type: httpserver.MessageTooLarge, Status: 413}), true},
 		"an MS1 without the type":   {problems(httpserver.Problem{Status: 415}), true},
 		"503":                       {problems(httpserver.Problem{Status: 503}), false},
+		"a proxy's limit of rate":   {write(429, "text/html", "<html>"), false},
 		"torn after the first line": {torn("HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: 68\r\n\r\n" + line), false},
 		"torn before it":            {torn(""), false},
 	} {

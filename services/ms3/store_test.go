@@ -79,6 +79,7 @@ func TestRepeatedUntilStored(t *testing.T) {
 		"another 404":            {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not from MS1", "404"},
 		"405":                    {status(405), "not from MS1", "405"},
 		"408":                    {status(408), "", "408"},
+		"429":                    {status(429), "MS1 does not take messages", "429"},
 		"redirect": {func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
 		}, "not from MS1", "307"},
