@@ -229,6 +229,12 @@ type conn struct {
 
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
+	if err != nil {
+		var op *net.OpError // in here it is not allocated for every read
+		if errors.As(err, &op) {
+			op.Source = nil // has another port each time: a repeated error would look new in the log
+		}
+	}
 	switch {
 	case c.answered.Load():
 	case n > 0:

@@ -140,6 +140,9 @@ func rude(t *testing.T, config *tls.Config, answer ...byte) string {
 			}
 			_, _ = conn.Read(make([]byte, 4096))
 			_, _ = conn.Write(answer)
+			if tcp, ok := conn.(*net.TCPConn); ok && len(answer) == 0 {
+				_ = tcp.SetLinger(0) // resets it
+			}
 			_ = conn.Close()
 		}
 	}()
@@ -202,24 +205,30 @@ func TestBrokerThatExpectsOtherClients(t *testing.T) {
 	}
 }
 
-// Several brokers that expect TLS, of which the next one is asked each time.
+// Several brokers that expect TLS, or proxies of brokers that do not run. The next
+// one is asked each time.
 func TestAMistakeIsLoggedOnce(t *testing.T) {
 	t.Parallel()
-	c := topic.Defaults()
-	c.Brokers = nil
-	for range 3 {
-		c.Brokers = append(c.Brokers, rude(t, nil, 21, 3, 3, 0, 2, 2, 80))
-	}
-	var log servicetest.Console
-	l := topic.NewCluster(c, "test", zerolog.New(&log))
-	topictest.Start(t, l)
-	clients := map[*kafka.Client]bool{}
-	servicetest.Eventually(t, time.Minute, "each is asked several times", func() bool {
-		clients[l.Client()] = true
-		return len(clients) > 12
-	})
-	if got := strings.Count(log.String(), "kafka unavailable"); got < 1 || got > len(c.Brokers) {
-		t.Errorf("got %d lines, want one for each broker at most:\n%s", got, &log)
+	for name, answer := range map[string][]byte{"alert": {21, 3, 3, 0, 2, 2, 80}, "reset": nil} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := topic.Defaults()
+			c.Brokers = nil
+			for range 3 {
+				c.Brokers = append(c.Brokers, rude(t, nil, answer...))
+			}
+			var log servicetest.Console
+			l := topic.NewCluster(c, "test", zerolog.New(&log))
+			topictest.Start(t, l)
+			clients := map[*kafka.Client]bool{}
+			servicetest.Eventually(t, time.Minute, "each is asked several times", func() bool {
+				clients[l.Client()] = true
+				return len(clients) > 12
+			})
+			if got := strings.Count(log.String(), "kafka unavailable"); got < 1 || got > len(c.Brokers) {
+				t.Errorf("got %d lines, want one for each broker at most:\n%s", got, &log)
+			}
+		})
 	}
 }
 
