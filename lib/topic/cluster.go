@@ -74,8 +74,9 @@ func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
 func (c *Cluster) Run(ctx context.Context) error {
 	var noLeader time.Time                     // since when a partition has none; zero if all have one
 	mistakes, reported := map[string]bool{}, 0 // logged since the cluster was available
+	former := ""                               // id of the cluster
 	for interval := time.Duration(0); retry.Pause(ctx, interval); {
-		partitions, bad, err := c.check(ctx)
+		id, partitions, bad, err := c.check(ctx)
 		if ctx.Err() != nil {
 			break
 		}
@@ -116,16 +117,20 @@ func (c *Cluster) Run(ctx context.Context) error {
 			}
 			continue
 		}
+		if former != "" && former != id {
+			c.log.Warn().Str("cluster_id", id).Str("former", former).Strs("brokers", c.config.Brokers).Msg("brokers of another cluster answer")
+		}
+		former = id
 		if was != nil {
-			c.log.Info().Strs("brokers", c.config.Brokers).Int("partitions", partitions).Msg("kafka available")
+			c.log.Info().Str("cluster_id", id).Strs("brokers", c.config.Brokers).Int("partitions", partitions).Msg("kafka available")
 			clear(mistakes)
 		}
 		if n := len(bad); n != reported && (n == 0 || !electing) {
 			if n == 0 {
-				c.log.Info().Msg("every partition has a leader")
+				c.log.Info().Msg("every partition available")
 			}
 			for _, number := range slices.Sorted(maps.Keys(bad)) {
-				c.log.Warn().Err(bad[number]).Int("partition", number).Msg("partition has no leader")
+				c.log.Warn().Err(bad[number]).Int("partition", number).Msg("partition unavailable")
 			}
 			reported = n
 		}
@@ -199,13 +204,13 @@ func (c *Cluster) Produce(ctx context.Context, topic string, partition int, mess
 	return resp.BaseOffset, nil
 }
 
-// check returns the number of partitions of the topic, and an error for each
-// that cannot be reached.
-func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error, err error) {
+// check returns the id of the cluster, the number of partitions of the topic, and an
+// error for each that cannot be reached.
+func (c *Cluster) check(ctx context.Context) (id string, partitions int, bad map[int]error, err error) {
 	client := c.Client()
 	metadata, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{c.config.Topic, c.config.DeadLetterTopic}})
 	if err != nil {
-		return 0, nil, fmt.Errorf("get the topics: %w", err)
+		return "", 0, nil, fmt.Errorf("get the topics: %w", err)
 	}
 	var missing []kafka.TopicConfig
 	for i, t := range metadata.Topics {
@@ -215,14 +220,14 @@ func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error,
 	}
 	if len(missing) > 0 {
 		if err := c.create(ctx, missing); err != nil {
-			return 0, nil, err
+			return "", 0, nil, err
 		}
 	}
 	if err := metadata.Topics[0].Error; err != nil {
-		return 0, nil, fmt.Errorf("get topic %s: %w", c.config.Topic, err)
+		return "", 0, nil, fmt.Errorf("get topic %s: %w", c.config.Topic, err)
 	}
 	if err := c.examine(ctx, client); err != nil {
-		return 0, nil, err
+		return "", 0, nil, err
 	}
 	// Metadata may be cached. This asks each leader in a request of its own: one
 	// that is silent does not hide the others.
@@ -243,7 +248,7 @@ func (c *Cluster) check(ctx context.Context) (partitions int, bad map[int]error,
 		})
 	}
 	asking.Wait()
-	return len(metadata.Topics[0].Partitions), bad, nil
+	return metadata.ClusterID, len(metadata.Topics[0].Partitions), bad, nil
 }
 
 func (c *Cluster) open() {

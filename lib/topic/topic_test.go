@@ -273,7 +273,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	on.Store(true)
 	servicetest.Eventually(t, time.Minute, "the partition is passed over", func() bool { return l.Route(1) == 2 })
 	servicetest.Eventually(t, time.Minute, "it is logged", func() bool {
-		return strings.Contains(log.String(), `"partition":1,"message":"partition has no leader"`)
+		return strings.Contains(log.String(), `"partition":1,"message":"partition unavailable"`)
 	})
 	if err := l.Ready(t.Context()); err != nil || l.Client() != client {
 		t.Errorf("got %v, want it ready with the same connections", err)
@@ -399,5 +399,23 @@ func TestDialedConnectionsEndWithTheirOwner(t *testing.T) {
 	if conn, err := dial(t.Context(), "tcp", listener.Addr().String()); err == nil {
 		conn.Close()
 		t.Error("dialed without an owner")
+	}
+}
+
+// Messages that MS2 writes to one cluster never reach an MS3 that reads another.
+func TestEachClusterIsNamed(t *testing.T) {
+	t.Parallel()
+	_, first := topictest.Cluster(t, kfake.ClusterID("first"))
+	second, other := topictest.Cluster(t, kfake.ClusterID("second"))
+	c := topictest.For(t, other)
+	c.Brokers = append(c.Brokers, first)
+	var log servicetest.Console
+	topictest.Run(t, topic.NewCluster(c, "test", zerolog.New(&log)))
+	second.Close()
+	for _, want := range []string{
+		`"cluster_id":"second","brokers":["` + other + `","` + first + `"],"partitions":4,"message":"kafka available"`,
+		`"cluster_id":"first","former":"second","brokers":["` + other + `","` + first + `"],"message":"brokers of another cluster answer"`,
+	} {
+		servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(log.String(), want) })
 	}
 }
