@@ -3,9 +3,11 @@
 package servicetest
 
 import (
+	"context"
 	"flag"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +36,19 @@ func Eventually(t testing.TB, d time.Duration, what string, condition func() boo
 			t.Fatalf("waited %s in vain: %s", d, what)
 		}
 	}
+}
+
+// Fails calls f, which repeats until its context ends, for d at a time until its
+// error contains want. On a busy machine the first call may end before it has
+// tried anything.
+func Fails(t testing.TB, d time.Duration, want string, f func(context.Context) error) {
+	t.Helper()
+	Eventually(t, time.Minute, want, func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		defer cancel()
+		err := f(ctx)
+		return err != nil && strings.Contains(err.Error(), want)
+	})
 }
 
 // File writes a file for the test and returns its path. A path that is not

@@ -169,11 +169,7 @@ func TestOtherPrograms(t *testing.T) {
 	})
 	t.Run("a writer is waited for", func(t *testing.T) {
 		exec("BEGIN IMMEDIATE")
-		short, cancel := context.WithTimeout(ctx, 3*time.Second)
-		defer cancel()
-		if err := insert(short, 5); err == nil || !strings.Contains(err.Error(), "database is locked") {
-			t.Errorf("got error %v, want that the database is locked", err)
-		}
+		servicetest.Fails(t, time.Second, "database is locked", func(ctx context.Context) error { return insert(ctx, 5) })
 		done := make(chan error, 1)
 		go func() { done <- insert(ctx, 6) }()
 		exec("COMMIT")
@@ -183,11 +179,10 @@ func TestOtherPrograms(t *testing.T) {
 	})
 	t.Run("a stamp that is none", func(t *testing.T) {
 		exec("UPDATE sessions SET started_at = 'yesterday'")
-		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		defer cancel()
-		if _, err := s.Session(short, id); err == nil || !strings.Contains(err.Error(), `"yesterday"`) {
-			t.Errorf("got error %v, want one that names it", err)
-		}
+		servicetest.Fails(t, 100*time.Millisecond, `"yesterday"`, func(ctx context.Context) error {
+			_, err := s.Session(ctx, id)
+			return err
+		})
 	})
 	t.Run("a table that is gone", func(t *testing.T) {
 		exec("DROP TABLE messages")
