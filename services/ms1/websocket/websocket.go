@@ -192,12 +192,9 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 		if resp != nil && resp.StatusCode == http.StatusUnauthorized {
 			return fmt.Errorf("ms2.token_file: must name a file with MS2's token, got %q and %s from %s", l.access.TokenFile, resp.Status, l.url)
 		}
-		if resp != nil && resp.StatusCode == http.StatusBadRequest { // of a server that expects TLS, for example
+		if resp != nil { // of a server that expects TLS, for example, or of an MS2 without Kafka
 			text, _ := io.ReadAll(resp.Body) // gorilla leaves the first kilobyte
-			return fmt.Errorf("ms2.url: dial %s: %w: %s: %.100q", l.url, err, resp.Status, text)
-		}
-		if resp != nil {
-			return fmt.Errorf("dial %s: %w: %s", l.url, err, resp.Status)
+			return fmt.Errorf("ms2.url: dial %s: %w: %s: %.150q", l.url, err, resp.Status, text)
 		}
 		return fmt.Errorf("dial %s: %w", l.url, err)
 	}

@@ -373,10 +373,10 @@ func TestReadySaysWhy(t *testing.T) {
 		serve serveFunc
 		want  []string
 	}{
-		"a refusal": {refuse, []string{"dial ws://", "bad handshake", "503 Service Unavailable"}},
+		"a refusal": {refuse, []string{"dial ws://", "bad handshake", "503 Service Unavailable: \"kafka is unavailable"}},
 		"no WebSocket there": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, "hello")
-		}, []string{"dial ws://", "200 OK"}},
+		}, []string{"dial ws://", "200 OK: \"hello\""}},
 		"an endless header": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
 			c, _, err := w.(http.Hijacker).Hijack()
 			if err != nil {
