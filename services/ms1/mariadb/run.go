@@ -145,6 +145,7 @@ func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 		return err
 	}
 	var other holder
+	var silence sql.NullInt64 // seconds
 	for _, wait := range []time.Duration{0, lockWait} {
 		var got sql.NullBool
 		if err := conn.QueryRowContext(ctx, "SELECT GET_LOCK(?, ?)", name, int(wait.Seconds())).Scan(&got); err != nil {
@@ -156,8 +157,8 @@ func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 		}
 		var id sql.NullInt64
 		var host sql.NullString
-		if err := conn.QueryRowContext(ctx, "SELECT ID, (SELECT HOST FROM information_schema.PROCESSLIST p WHERE p.ID = l.ID) "+
-			"FROM (SELECT IS_USED_LOCK(?) AS ID) l", name).Scan(&id, &host); err != nil {
+		if err := conn.QueryRowContext(ctx, "SELECT l.ID, HOST, TIME FROM (SELECT IS_USED_LOCK(?) AS ID) l "+
+			"LEFT JOIN information_schema.PROCESSLIST p ON p.ID = l.ID", name).Scan(&id, &host, &silence); err != nil {
 			return err
 		}
 		other = holder{id.Int64, host.String}
@@ -167,7 +168,8 @@ func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 			s.log.Info().Int64("connection", other.id).AnErr("error", err).Msg("killed own dead connection")
 		}
 	}
-	if other.id == 0 {
+	// A server that was frozen may end the wait before it frees a dead program's lock.
+	if other.id == 0 || silence.Int64 >= int64(lease.Seconds()) {
 		return errors.New("another program held the lock until now")
 	}
 	return inUseError{other}

@@ -70,9 +70,9 @@ func expectGetLock(mock sqlmock.Sqlmock, wait, got int) {
 		WillReturnRows(sqlmock.NewRows([]string{"got"}).AddRow(got))
 }
 
-func expectHolder(mock sqlmock.Sqlmock, id, host any) {
+func expectHolder(mock sqlmock.Sqlmock, id, host, silence any) {
 	mock.ExpectQuery(`IS_USED_LOCK\(\?\)`).WithArgs("tricycle/tricycle").
-		WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST"}).AddRow(id, host))
+		WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST", "TIME"}).AddRow(id, host, silence))
 }
 
 // expectSchema is what goose asks of a database at the given version.
@@ -141,9 +141,9 @@ func TestRunGivesUp(t *testing.T) {
 		{"another program holds the database", func(mock sqlmock.Sqlmock) {
 			expectConnection(mock, 5, "here:1")
 			expectGetLock(mock, 0, 0)
-			expectHolder(mock, 12, "there:2")
+			expectHolder(mock, 12, "there:2", 1)
 			expectGetLock(mock, 5, 0)
-			expectHolder(mock, 12, "there:2")
+			expectHolder(mock, 12, "there:2", 1)
 		}, `lock database "tricycle" at 127.0.0.1:3306: database is in use by another MS1 (connection 12)`},
 		{"the schema is newer", func(mock sqlmock.Sqlmock) {
 			expectConnection(mock, 5, "here:1")
@@ -179,7 +179,7 @@ func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
 	second, script := mocked(t, false)
 	expectConnection(script, 9, "here:2")
 	expectGetLock(script, 0, 0)
-	expectHolder(script, 5, "here:1")
+	expectHolder(script, 5, "here:1", 1)
 	script.ExpectExec("^KILL CONNECTION").WithArgs(5).WillReturnResult(sqlmock.NewResult(0, 0))
 	expectGetLock(script, 5, 1)
 	expectSchema(script, 2)
@@ -208,7 +208,7 @@ func TestAnothersConnectionIsNotKilled(t *testing.T) {
 			db, mock := mocked(t, false)
 			expectConnection(mock, 9, "here:2")
 			expectGetLock(mock, 0, 0)
-			expectHolder(mock, 5, host)
+			expectHolder(mock, 5, host, nil)
 			expectGetLock(mock, 5, 1)
 			expectSchema(mock, 2)
 			s, _ := scripted(db)
@@ -236,9 +236,16 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 		func(mock sqlmock.Sqlmock) { // it was freed between the questions
 			expectConnection(mock, 5, "here:1")
 			expectGetLock(mock, 0, 0)
-			expectHolder(mock, nil, nil)
+			expectHolder(mock, nil, nil, nil)
 			expectGetLock(mock, 5, 0)
-			expectHolder(mock, nil, nil)
+			expectHolder(mock, nil, nil, nil)
+		},
+		func(mock sqlmock.Sqlmock) { // its program is dead, and the server was frozen until now
+			expectConnection(mock, 5, "here:1")
+			expectGetLock(mock, 0, 0)
+			expectHolder(mock, 12, "there:2", 1)
+			expectGetLock(mock, 5, 0)
+			expectHolder(mock, 12, "there:2", 4)
 		},
 		func(mock sqlmock.Sqlmock) {
 			expectConnection(mock, 5, "here:1")
