@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,6 +25,13 @@ const (
 	exportSpans = 2048
 )
 
+// Results of an export.
+const (
+	accepted int32 = iota
+	partly         // the collector warns, or has rejected some of the spans
+	failed
+)
+
 // spanQueue counts the spans that the SDK's batch processor would drop silently.
 // It passes no more spans to the processor than its queue holds. Each sampled
 // span that ends is counted once, as exported or dropped.
@@ -30,7 +39,7 @@ type spanQueue struct {
 	sdk.SpanProcessor // the SDK's batch processor
 
 	exporter sdk.SpanExporter
-	failing  atomic.Bool
+	result   atomic.Int32 // of the last export
 	log      zerolog.Logger
 
 	mu      sync.Mutex
@@ -48,7 +57,7 @@ type spanQueue struct {
 }
 
 func newSpanQueue(exporter sdk.SpanExporter, most int, registry prometheus.Registerer, log zerolog.Logger) *spanQueue {
-	dropped := Counters(registry, "tricycle_spans_dropped_total", "Spans that never reached the collector, by reason: queue_full or export_failed.", "reason")
+	dropped := Counters(registry, "tricycle_spans_dropped_total", "Spans that the collector did not accept, by reason: queue_full or export_failed.", "reason")
 	q := &spanQueue{
 		exporter: exporter, most: most, log: log,
 		exported:     Counter(registry, "tricycle_spans_exported_total", "Spans that the collector accepted."),
@@ -130,19 +139,31 @@ func (e countingExporter) ExportSpans(ctx context.Context, spans []sdk.ReadOnlyS
 	defer context.AfterFunc(q.closing, cancel)()
 
 	err := q.exporter.ExportSpans(ctx, spans)
+	lost, result := 0, accepted
 	if err != nil {
-		q.leave(len(spans), q.exportFailed)
-		// The caller of close reports an export that the shutdown cuts off.
-		if !q.failing.Swap(true) && q.closing.Err() == nil {
-			q.log.Warn().Err(err).Msg("trace collector unavailable, dropping spans")
+		lost, result = len(spans), failed
+		if n := partial.FindStringSubmatch(err.Error()); n != nil {
+			lost, _ = strconv.Atoi(n[1])
+			lost, result = min(lost, len(spans)), partly
 		}
-		return nil // the SDK would log it again, globally
 	}
-	q.leave(len(spans), q.exported)
-	if q.failing.Swap(false) {
+	q.leave(lost, q.exportFailed)
+	q.leave(len(spans)-lost, q.exported)
+	switch before := q.result.Swap(result); {
+	case result == before:
+	case result == accepted:
 		q.log.Info().Msg("trace collector available again")
+	case q.closing.Err() != nil: // the caller of close reports the export that the shutdown cuts off
+	case result == partly:
+		q.log.Warn().Err(err).Msg("trace collector warns or rejects spans")
+	default:
+		q.log.Warn().Err(err).Msg("trace collector unavailable, dropping spans")
 	}
-	return nil
+	return nil // the SDK would log it again, globally
 }
+
+// partial matches the error of a partial success, whose type is internal to the
+// exporter. The collector has accepted the other spans, perhaps all of them.
+var partial = regexp.MustCompile(`(?s)^traces export: OTLP partial success: .*\((\d+) spans rejected\)`)
 
 func (e countingExporter) Shutdown(ctx context.Context) error { return e.q.exporter.Shutdown(ctx) }

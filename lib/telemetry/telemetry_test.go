@@ -104,6 +104,16 @@ func answering(status int) func(http.ResponseWriter, *http.Request) bool {
 	}
 }
 
+// partly takes the spans of a request but the given number.
+func partly(rejected int64) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Content-Type", "application/x-protobuf")
+		body, _ := proto.Marshal(&collector.ExportTraceServiceResponse{PartialSuccess: &collector.ExportTracePartialSuccess{RejectedSpans: rejected, ErrorMessage: "too\nold"}})
+		_, _ = w.Write(body)
+		return true
+	}
+}
+
 // swallow never answers a request.
 func swallow(_ http.ResponseWriter, r *http.Request) bool {
 	<-r.Context().Done()
@@ -431,6 +441,9 @@ func TestEverySpanIsCounted(t *testing.T) {
 	}{
 		"a collector that takes them":    {with(nil), 2000, 10 * time.Second, func(f map[string]int) bool { return f["exported"] == 2000 }, false},
 		"a collector that is absent":     {absent, 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
+		"a collector that warns":         {with(partly(0)), 2000, 10 * time.Second, func(f map[string]int) bool { return f["exported"] == 2000 }, false},
+		"a collector that rejects one":   {with(partly(1)), 200, 10 * time.Second, func(f map[string]int) bool { return f["exported"] > 100 && f["export_failed"] > 0 }, false},
+		"a collector that rejects more":  {with(partly(1e6)), 200, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 200 }, false},
 		"a collector that answers 400":   {with(answering(400)), 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
 		"a collector that answers 500":   {with(answering(500)), 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
 		"a collector that answers 503":   {with(answering(503)), 2000, 500 * time.Millisecond, func(f map[string]int) bool { return f["export_failed"] == 2000 }, true},
