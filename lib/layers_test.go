@@ -41,7 +41,7 @@ func goFiles(t *testing.T, tree fs.FS) (files []string) {
 		switch base := path.Base(name); {
 		case err != nil:
 			return err
-		case d.IsDir() && (base == "testdata" || name != "." && strings.HasPrefix(base, ".")): // as the go command does
+		case d.IsDir() && (base == "testdata" || base == "vendor" || name != "." && strings.HasPrefix(base, ".")): // as the go command does
 			return fs.SkipDir
 		case strings.HasSuffix(name, ".go"):
 			files = append(files, name)
