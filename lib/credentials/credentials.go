@@ -66,12 +66,12 @@ func (a Access) Handshake(section, address string) Handshake {
 	return a.certificates().Handshake(section, "")
 }
 
-// Handshake makes a connection to the host a TLS one.
+// Handshake makes a connection to the host a TLS one, for
+// [github.com/tricycle-relay/tricycle/lib/dial.Dialer].
 type Handshake = func(ctx context.Context, conn net.Conn, host string) (net.Conn, error)
 
-// Handshake returns a function that makes a connection a TLS one, for
-// [github.com/tricycle-relay/tricycle/lib/dial.Dialer]. The server's certificate
-// must be for the host, or for serverName if that is not empty.
+// Handshake returns a [Handshake] whose server's certificate must be for the host,
+// or for serverName if that is not empty.
 func (c Certificates) Handshake(section, serverName string) Handshake {
 	return func(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
 		t, err := c.Client(section)
@@ -115,8 +115,8 @@ func (c Certificates) Explain(section, server string, err error) error {
 // Alert reports whether the peer has ended a connection by a TLS alert. Without
 // a certificate that it wants, the first read can return this.
 func Alert(err error) bool {
-	var remote *net.OpError
-	return errors.As(err, &remote) && remote.Op == "remote error" // its cause has no exported type
+	remote, ok := errors.AsType[*net.OpError](err)
+	return ok && remote.Op == "remote error" // its cause has no exported type
 }
 
 // validity returns an error if now is outside the validity of a certificate.

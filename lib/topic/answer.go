@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/dial"
 )
 
@@ -24,18 +25,17 @@ type answerConn struct {
 	first  []byte // of the answer, at most four; used by the one reader of the connection
 }
 
-// examined returns a handshake that examines the first answer on the connections
-// of another one, or on plain ones if that is nil.
-func examined(dialer *dial.Dialer, handshake func(context.Context, net.Conn, string) (net.Conn, error)) func(context.Context, net.Conn, string) (net.Conn, error) {
-	return func(ctx context.Context, conn net.Conn, host string) (net.Conn, error) {
-		if handshake == nil {
-			return &answerConn{Conn: conn, dialer: dialer}, nil
+// examined returns a handshake that examines the first answer on a connection
+// after the handshake with TLS, if any.
+func (c Config) examined(dialer *dial.Dialer) credentials.Handshake {
+	secure := c.TLS.Handshake("kafka.tls", c.TLS.ServerName)
+	return func(ctx context.Context, conn net.Conn, host string) (_ net.Conn, err error) {
+		if c.TLS.Enabled {
+			if conn, err = secure(ctx, conn, host); err != nil {
+				return nil, err
+			}
 		}
-		secure, err := handshake(ctx, conn, host)
-		if err != nil {
-			return nil, err
-		}
-		return &answerConn{Conn: secure, dialer: dialer, secure: true}, nil
+		return &answerConn{Conn: conn, dialer: dialer, secure: c.TLS.Enabled}, nil
 	}
 }
 

@@ -60,10 +60,7 @@ type Cluster struct {
 func NewCluster(config Config, clientID string, log zerolog.Logger) *Cluster {
 	c := &Cluster{config: config, client: clientID, log: log, err: errNotYet, warned: map[string]bool{}, request: requestTimeout, election: electionTime}
 	c.slowed = log.Sample(&zerolog.BurstSampler{Burst: 1, Period: 10 * time.Second})
-	c.dialer.Handshake = examined(&c.dialer, nil)
-	if config.TLS.Enabled {
-		c.dialer.Handshake = examined(&c.dialer, config.TLS.Handshake("kafka.tls", config.TLS.ServerName))
-	}
+	c.dialer.Handshake = config.examined(&c.dialer)
 	c.open()
 	return c
 }

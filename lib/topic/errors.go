@@ -41,11 +41,10 @@ func Torn(err error) bool {
 // ErrorType returns the value of the span attribute error.type: the name of
 // Kafka's error code, timeout or connection.
 func ErrorType(err error) string {
-	var code kafka.Error
-	switch {
-	case errors.As(err, &code):
+	if code, ok := errors.AsType[kafka.Error](err); ok {
 		return strings.ReplaceAll(strings.ToLower(code.Title()), " ", "_")
-	case errors.Is(err, context.DeadlineExceeded):
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
 		return "timeout"
 	}
 	return "connection"

@@ -64,7 +64,7 @@ func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 	<-pinging
 
 	err := context.Cause(ctx)
-	if reason := (closure{}); errors.As(err, &reason) {
+	if reason, ok := errors.AsType[closure](err); ok {
 		frame := websocket.FormatCloseMessage(reason.code, cut(reason.text))
 		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(closeTimeout))
 		// Closing a socket with unread bytes resets it, and the peer may lose

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
 	"net/url"
 	"sync/atomic"
@@ -118,13 +119,7 @@ func (c *storeClient) post(ctx context.Context, bodies ...[]byte) ([]answer, err
 	if err != nil && resp.StatusCode == http.StatusOK {
 		return nil, fmt.Errorf("read answer: %w", err)
 	}
-	contentType := resp.Header.Get("Content-Type")
-	if len(bodies) == 1 {
-		a := parseAnswer(resp.StatusCode, contentType, text)
-		c.note(a)
-		return []answer{a}, nil
-	}
-	answers := parseLines(resp.StatusCode, contentType, text, len(bodies))
+	answers := parse(resp.StatusCode, resp.Header.Get("Content-Type"), text, len(bodies))
 	for _, a := range answers {
 		c.note(a)
 	}
@@ -143,9 +138,12 @@ func (c *storeClient) note(a answer) {
 
 var newline = []byte("\n")
 
-// parseLines returns the answers to n messages of one request. Where the whole
-// answer is not MS1's answer to them, none is final.
-func parseLines(status int, contentType string, text []byte, n int) []answer {
+// parse returns the answers to n messages of one request. Where the whole answer
+// to several is not MS1's answer to them, none is final.
+func parse(status int, contentType string, text []byte, n int) []answer {
+	if n == 1 {
+		return []answer{parseAnswer(status, contentType, text)}
+	}
 	answers := make([]answer, n)
 	lines := bytes.Split(bytes.TrimSuffix(text, newline), newline)
 	if media, _, _ := mime.ParseMediaType(contentType); status == http.StatusOK && media == httpserver.LinesType && len(lines) == n {
@@ -238,8 +236,7 @@ func (c *storeClient) ready(ctx context.Context) error {
 
 // errorType returns the error.type attribute of a transport error.
 func errorType(err error) string {
-	var timeout interface{ Timeout() bool }
-	if errors.As(err, &timeout) && timeout.Timeout() {
+	if failed, ok := errors.AsType[net.Error](err); ok && failed.Timeout() {
 		return "timeout"
 	}
 	return "connection"

@@ -171,8 +171,7 @@ func (c *consumer) fetch(ctx, work context.Context, reader *kafka.Reader) {
 		if err != nil {
 			// Kafka creates the topic of the offsets when the first member asks, and
 			// moves the group to its coordinator before it answers.
-			var reply kafka.Error
-			replied := errors.As(err, &reply)
+			reply, replied := errors.AsType[kafka.Error](err)
 			joining := replied && reply.Temporary() && time.Since(began) < c.joining
 			if ctx.Err() == nil && !joining {
 				if reply == groupFull {
