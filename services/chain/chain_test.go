@@ -1,7 +1,6 @@
 package chain
 
 import (
-	"context"
 	"io"
 	"log"
 	"net"
@@ -116,7 +115,7 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 
 	// The records in the topic were sent, and return late.
 	sent := map[string]bool{}
-	for _, record := range topictest.Read(t, c.kafka, c.kafka.Topic, c.records()) {
+	for _, record := range topictest.Read(t, c.kafka, c.kafka.Topic, c.records(c.kafka.Topic)) {
 		sent[string(record.Key)] = true
 	}
 	var rows int
@@ -142,28 +141,14 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 	c.noneLost(c.end())
 }
 
-// records returns how many records the message topic holds.
-func (c *chain) records() int {
+// records returns how many records a topic holds.
+func (c *chain) records(topic string) (n int) {
 	c.t.Helper()
-	return c.recordsOf(c.kafka.Topic)
-}
-
-// recordsOf returns how many records a topic holds.
-func (c *chain) recordsOf(topic string) (n int) {
-	c.t.Helper()
-	client := &kafka.Client{Addr: kafka.TCP(c.kafka.Brokers...), Transport: &kafka.Transport{}}
-	defer client.Transport.(*kafka.Transport).CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{topic}})
-	if err != nil {
-		c.t.Fatal(err)
-	}
 	var requests []kafka.OffsetRequest
-	for _, p := range meta.Topics[0].Partitions {
-		requests = append(requests, kafka.LastOffsetOf(p.ID))
+	for p := range c.kafka.Partitions {
+		requests = append(requests, kafka.LastOffsetOf(p))
 	}
-	offsets, err := client.ListOffsets(ctx, &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: requests}})
+	offsets, err := c.admin().ListOffsets(c.t.Context(), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: requests}})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -86,7 +86,7 @@ func TestAnotherServerAtTheAddressOfMS1(t *testing.T) {
 			c.overlays["ms3"]["ms1"] = right
 			c.start("ms3")
 			c.noneLost(c.end())
-			if n := c.recordsOf(c.kafka.DeadLetterTopic); n != 0 {
+			if n := c.records(c.kafka.DeadLetterTopic); n != 0 {
 				t.Errorf("there are %d dead letters, want none", n)
 			}
 		})
