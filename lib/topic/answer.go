@@ -53,7 +53,7 @@ func (c *answerConn) Read(p []byte) (int, error) {
 	case got >= 2 && !c.secure && c.first[0] == 21 && c.first[1] == 3:
 		err = fmt.Errorf("kafka.tls.enabled: must be true for %s, got false", c.RemoteAddr())
 	case got == 4 && binary.BigEndian.Uint32(c.first) > maxFirstAnswer:
-		err = fmt.Errorf("kafka.brokers: expected a Kafka broker at %s, found an answer that begins %q", c.RemoteAddr(), c.first)
+		err = fmt.Errorf("kafka.brokers, or advertised.listeners of a broker: expected a Kafka broker at %s, found an answer that begins %q", c.RemoteAddr(), c.first)
 	default:
 		return n, err
 	}
