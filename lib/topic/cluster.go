@@ -251,7 +251,10 @@ func (c *Cluster) check(ctx context.Context) (id string, partitions int, bad map
 func (c *Cluster) open() {
 	ctx, cancel := context.WithCancel(context.Background())
 	transport := &kafka.Transport{
-		Dial: c.Dial(ctx), DialTimeout: c.request, MetadataTTL: checkInterval, ClientID: c.client, Context: ctx, SASL: c.Login(),
+		// The TTL is also the limit of kafka-go's own requests for metadata: that of one
+		// round trip where four fit into the limit of ours.
+		MetadataTTL: c.request / 4,
+		Dial:        c.Dial(ctx), DialTimeout: c.request, ClientID: c.client, Context: ctx, SASL: c.Login(),
 		MetadataTopics: []string{c.config.Topic, c.config.DeadLetterTopic},
 	}
 	c.kafka = &kafka.Client{Addr: kafka.TCP(Bootstrap), Timeout: c.request, Transport: transport}

@@ -419,3 +419,12 @@ func TestEachClusterIsNamed(t *testing.T) {
 		servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(log.String(), want) })
 	}
 }
+
+// Opening a connection takes four round trips, which have the time of one request.
+func TestSlowAnswers(t *testing.T) {
+	t.Parallel()
+	_, address := topictest.Cluster(t, topictest.Link(func() { time.Sleep(120 * time.Millisecond) }))
+	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.Nop())
+	l.Hasten(800*time.Millisecond, time.Second)
+	topictest.Run(t, l) // waits until it is ready
+}
