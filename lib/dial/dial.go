@@ -69,6 +69,7 @@ func (d *Dialer) Until(owner context.Context) func(ctx context.Context, network,
 // dial returns a connection for the caller, and the TCP connection below it.
 func (d *Dialer) dial(ctx context.Context, network, address string) (net.Conn, *conn, error) {
 	groups, err := d.groups(address)
+	errs := []error{err}
 	for n, group := range groups {
 		later := len(groups) - 1 - n
 		lookups, cancel := ctx, context.CancelFunc(func() {})
@@ -77,7 +78,7 @@ func (d *Dialer) dial(ctx context.Context, network, address string) (net.Conn, *
 		}
 		candidates, cause := d.candidates(lookups, group)
 		cancel()
-		err = join(err, cause)
+		errs = append(errs, cause)
 		for i, candidate := range candidates {
 			limited, cancel := context.WithTimeout(ctx, share(ctx, len(candidates)-i+later))
 			secure, c, cause := d.try(limited, network, candidate)
@@ -85,14 +86,14 @@ func (d *Dialer) dial(ctx context.Context, network, address string) (net.Conn, *
 			if cause == nil {
 				return secure, c, nil
 			}
-			err = join(err, cause)
+			errs = append(errs, cause)
 			if ctx.Err() != nil { // not a failure of the address
-				return nil, nil, err
+				return nil, nil, join(errs...)
 			}
 			d.Avoid(candidate.address)
 		}
 	}
-	return nil, nil, err
+	return nil, nil, join(errs...)
 }
 
 // share returns the time for the first of n attempts.
@@ -121,15 +122,18 @@ func (d *Dialer) try(ctx context.Context, network string, to candidate) (net.Con
 	return secure, c, nil
 }
 
-// join returns both errors as one on one line.
-func join(err, next error) error {
-	switch {
-	case err == nil:
-		return next
-	case next == nil:
-		return err
+// join returns the errors that are not nil as one on one line. Their order is not that
+// of the attempts, in which a repeated error would look new in the log.
+func join(errs ...error) (joined error) {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	for i, err := range errs {
+		if i > 0 {
+			err = fmt.Errorf("%w, %w", joined, err)
+		}
+		joined = err
 	}
-	return fmt.Errorf("%w, %w", err, next)
+	return joined
 }
 
 // host is a host and a port of it.

@@ -220,3 +220,16 @@ func TestTheEndOfTheContextEndsTheWalk(t *testing.T) {
 		t.Error("dialed without a context")
 	}
 }
+
+// Several connections are opened at once, so the order of the attempts changes.
+func TestARepeatedFailureHasTheSameText(t *testing.T) {
+	t.Parallel()
+	var d dial.Dialer
+	const list = "127.0.0.1:1 127.0.0.1:2"
+	_, first := d.DialContext(t.Context(), "tcp", list)
+	d.Avoid("127.0.0.1:1")
+	_, second := d.DialContext(t.Context(), "tcp", list)
+	if first == nil || second == nil || first.Error() != second.Error() {
+		t.Errorf("got %v, then %v", first, second)
+	}
+}
