@@ -144,8 +144,7 @@ func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string, i
 // seen fills in the total time of a session that another one has followed.
 func seen(s *ms1.Summary) ms1.Summary {
 	if s.TotalSeconds == nil {
-		total := s.EndedAt.Time().Sub(s.StartedAt.Time()).Seconds()
-		s.TotalSeconds = &total
+		s.TotalSeconds = new(s.EndedAt.Time().Sub(s.StartedAt.Time()).Seconds())
 	}
 	return *s
 }

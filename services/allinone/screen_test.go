@@ -32,8 +32,7 @@ func terminal(t *testing.T, text string) []string {
 }
 
 func at(seconds float64, interval int, stored int64) ms1.Summary {
-	generated, lost := stored+1, int64(1)
-	return ms1.Summary{Session: ms1.Session{IntervalSeconds: interval, Generated: &generated, Stored: &stored, Lost: &lost}, TotalSeconds: &seconds,
+	return ms1.Summary{Session: ms1.Session{IntervalSeconds: interval, Generated: new(stored + 1), Stored: &stored, Lost: new(int64(1))}, TotalSeconds: &seconds,
 		Hops: &ms1.Hops{Round: ms1.Hop{P50: 0.00039, P99: 0.00127}}}
 }
 
@@ -119,9 +118,8 @@ func TestTroublesAreSeen(t *testing.T) {
 
 func TestLostMessagesAreReported(t *testing.T) {
 	var out bytes.Buffer
-	reason := ms1.Stopped
-	s, n, lost := at(1, 1, 7), int64(0), int64(1)
-	s.ID, s.Resent, s.Duplicates, s.Lost, s.EndReason = 3, &n, &n, &lost, &reason
+	s := at(1, 1, 7)
+	s.ID, s.Resent, s.Duplicates, s.EndReason = 3, new(int64(0)), new(int64(0)), new(ms1.Stopped)
 	c := Defaults()
 	c.Data = "it's here"
 	err := (&trio{config: c, screen: &screen{out: &out}}).summarise(s)

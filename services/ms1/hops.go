@@ -82,8 +82,7 @@ func rounds[T any](m *hopMeter, of func(*timeSketch) T) *Rounds[T] {
 	}
 	r := &Rounds[T]{ToMS2: of(&m.toMS2), ToMS3: of(&m.toMS3), ToMS1: of(&m.toMS1), Round: of(&m.round)}
 	if !m.commit.sketch.IsEmpty() {
-		commit := of(&m.commit)
-		r.Commit = &commit
+		r.Commit = new(of(&m.commit))
 	}
 	return r
 }
@@ -120,8 +119,7 @@ func (m *hopMeter) since(earlier *hopMeter) *Hops {
 	}
 	h := &Hops{ToMS2: m.toMS2.since(earlier.toMS2), ToMS3: m.toMS3.since(earlier.toMS3), ToMS1: m.toMS1.since(earlier.toMS1), Round: m.round.since(earlier.round)}
 	if m.commit.sketch.GetCount() > earlier.commit.sketch.GetCount() {
-		commit := m.commit.since(earlier.commit)
-		h.Commit = &commit
+		h.Commit = new(m.commit.since(earlier.commit))
 	}
 	return h
 }

@@ -67,8 +67,7 @@ func (s *Session) Finish(c Closing, rows int64) {
 	s.Stored = &rows
 	s.EndReason = &c.Reason
 	if c.Reason != Interrupted {
-		lost := c.Generated - rows
-		s.Generated, s.Resent, s.Duplicates, s.Lost = &c.Generated, &c.Resent, &c.Duplicates, &lost
+		s.Generated, s.Resent, s.Duplicates, s.Lost = &c.Generated, &c.Resent, &c.Duplicates, new(c.Generated-rows)
 	}
 }
 
@@ -114,11 +113,9 @@ func late(row *Session, exists bool, m message.Message) Outcome {
 	case m.Service1 > row.EndedAt || *row.Lost <= 0:
 		return OutcomeUnknown
 	default:
-		left := *row.Lost - 1
-		row.Lost = &left
+		row.Lost = new(*row.Lost - 1)
 	}
-	stored := *row.Stored + 1
-	row.Stored = &stored
+	row.Stored = new(*row.Stored + 1)
 	return OutcomeStored
 }
 

@@ -40,15 +40,13 @@ func (s *runner) summary() Summary {
 	if total == 0 {
 		total = time.Since(s.began)
 	}
-	seconds := total.Seconds()
-	sum.TotalSeconds = &seconds
+	sum.TotalSeconds = new(total.Seconds())
 	if s.fault != nil {
 		sum.Error, sum.Problem = s.fault.Error(), problem(s.fault)
 	}
 	if !s.recorded {
-		generated, stored, resent, duplicates := account.generated, account.stored, account.resent, account.duplicates
-		lost := generated - stored
-		sum.Generated, sum.Stored, sum.Resent, sum.Duplicates, sum.Lost = &generated, &stored, &resent, &duplicates, &lost
+		sum.Generated, sum.Stored, sum.Lost = new(account.generated), new(account.stored), new(account.generated-account.stored)
+		sum.Resent, sum.Duplicates = new(account.resent), new(account.duplicates)
 	}
 	return sum
 }
