@@ -39,8 +39,6 @@ type arrival struct {
 	err     error // the outcome is unknown: the caller should retry
 }
 
-func (a *arrival) is(outcome Outcome, err error) { a.outcome, a.err = outcome, err }
-
 // receive stores the returned messages of one request and sets the outcome of
 // each, which is the one that it would have alone.
 func receive(ctx context.Context, e *engine, arrivals ...*arrival) {
@@ -176,9 +174,8 @@ func settled(batch []insert, err error) {
 
 // ask decides on a message of the session that only the database knows.
 func (r *receiver) ask(a *arrival) {
-	l := r.session.ledger
-	a.is(storeLate(r.ctx, r.engine, a.message))
-	if a.err != nil || a.outcome != OutcomeUnknown || !l.recall(a.message.Service1) {
+	r.late(a)
+	if a.outcome != OutcomeUnknown || !r.session.ledger.recall(a.message.Service1) {
 		return
 	}
 	if in, wait := r.claim(a, newCommit()); wait != nil {
@@ -187,24 +184,18 @@ func (r *receiver) ask(a *arrival) {
 	}
 }
 
-// late decides on a message of a session that has ended.
+// late decides on a message that no running session waits for.
 func (r *receiver) late(a *arrival) {
-	a.is(storeLate(r.ctx, r.engine, a.message))
-}
-
-// storeLate decides on a message that no running session waits for. It first
-// reads without a lock: most such messages are repeats or unknown.
-func storeLate(ctx context.Context, e *engine, m message.Message) (Outcome, error) {
+	e := r.engine
 	select {
 	case e.late <- struct{}{}:
 		defer func() { <-e.late }()
-	case <-ctx.Done():
-		return "", fmt.Errorf("wait for database: %w", ctx.Err())
+	case <-r.ctx.Done():
+		a.err = fmt.Errorf("wait for database: %w", r.ctx.Err())
+		return
 	}
-	outcome, err := StoreLate(ctx, e.store, m)
-	if err == nil && outcome == OutcomeStored {
+	if a.outcome, a.err = StoreLate(r.ctx, e.store, a.message); a.outcome == OutcomeStored {
 		e.meters.late.Inc()
-		e.log.Debug().Int64("session_id", m.SessionID).Stringer("key", m.Key()).Msg("late message stored")
+		e.log.Debug().Int64("session_id", a.message.SessionID).Stringer("key", a.message.Key()).Msg("late message stored")
 	}
-	return outcome, err
 }
