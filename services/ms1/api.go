@@ -142,15 +142,14 @@ func (s *Service) stop(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		s.request(r, s.refused)()
 	}
-	var notRecorded *notRecordedError
 	switch {
 	case err == nil:
 		httpserver.JSON(w, http.StatusOK, summary)
 	case errors.Is(err, errIdle):
 		httpserver.Problem{Status: http.StatusConflict, Detail: err.Error()}.Write(w)
-	case errors.As(err, &notRecorded):
-		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("session %d: %s", notRecorded.summary.ID, notRecorded.summary.Problem),
-			Extensions: map[string]any{"session": notRecorded.summary}}.Write(w)
+	case summary.ID != 0:
+		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: fmt.Sprintf("session %d: %s", summary.ID, summary.Problem),
+			Extensions: map[string]any{"session": summary}}.Write(w)
 	default: // the client has left
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: err.Error()}.Write(w)
 	}

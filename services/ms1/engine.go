@@ -303,9 +303,9 @@ func (e *engine) connected(connection uint64) {
 	}
 }
 
-// stop ends the current session and returns its summary once that is recorded.
-// Its errors are errIdle, *notRecordedError and that of ctx, whose end does not
-// interrupt the stop.
+// stop ends the current session and returns its summary. Its errors are errIdle,
+// that of ctx, whose end does not interrupt the stop, and beside the summary the
+// reason why the figures are not recorded.
 func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	e.mu.Lock()
 	starting := e.starting
@@ -338,7 +338,7 @@ func (e *engine) stop(ctx context.Context, accepted func()) (Summary, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !s.recorded {
-		return Summary{}, &notRecordedError{summary: s.summary(), err: s.fault}
+		return s.summary(), s.fault
 	}
 	return s.summary(), nil
 }

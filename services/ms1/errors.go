@@ -36,19 +36,6 @@ func (e *busyError) Error() string {
 // errIdle is the error of a stop when no session is running or draining.
 var errIdle = errors.New("no session is running")
 
-// notRecordedError is the error of a stop whose session has ended while its
-// figures could not be written to the database.
-type notRecordedError struct {
-	summary Summary
-	err     error
-}
-
-func (e *notRecordedError) Error() string {
-	return fmt.Sprintf("session %d: figures not recorded: %v", e.summary.ID, e.err)
-}
-
-func (e *notRecordedError) Unwrap() error { return e.err }
-
 // problem returns what every client may read of a session's fault. Only the log
 // has causes, which contain addresses and accounts of the database.
 func problem(fault error) string {
