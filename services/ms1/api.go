@@ -213,7 +213,7 @@ func (s *Service) store(w http.ResponseWriter, r *http.Request) {
 
 // storeAnswer is the answer to one message.
 type storeAnswer struct {
-	outcome Outcome
+	arrival
 	problem *httpserver.Problem // nil if it is stored
 }
 
@@ -221,49 +221,46 @@ type storeAnswer struct {
 // each, in their order.
 func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
 	answers, end := make([]storeAnswer, len(bodies)), message.StampOf(s.now())
-	of, arrivals := make([]int, 0, len(bodies)), make([]*arrival, 0, len(bodies))
+	arrivals := make([]*arrival, 0, len(bodies))
 	span := trace.SpanFromContext(ctx)
 	for i, body := range bodies {
-		m, problem := decode(body)
-		if answers[i].problem = problem; problem != nil {
+		a := &answers[i]
+		if a.message, a.problem = decode(body); a.problem != nil {
 			continue
 		}
-		m.End = end
-		a := &arrival{ctx: ctx, message: m}
+		a.ctx, a.message.End = ctx, end
 		if len(bodies) == 1 {
 			if span.IsRecording() {
-				span.SetAttributes(messageAttributes(m)...)
+				span.SetAttributes(messageAttributes(a.message)...)
 			}
 		} else {
 			// Its spans hang from its root; the request has a trace of its own.
-			a.ctx = s.telemetry.Message(ctx, m.Key())
+			a.ctx = s.telemetry.Message(ctx, a.message.Key())
 			if root := trace.SpanContextFromContext(a.ctx); root.IsSampled() {
 				span.AddLink(trace.Link{SpanContext: root})
 			}
 		}
-		of, arrivals = append(of, i), append(arrivals, a)
+		arrivals = append(arrivals, &a.arrival)
 	}
 	// MS3 may hang up; the commit goes on.
 	waiting, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
 	receive(waiting, s.engine, arrivals...)
-	for i, a := range arrivals {
-		v := &answers[of[i]]
-		switch v.outcome = a.outcome; {
+	for i := range answers {
+		a := &answers[i]
+		switch {
 		case a.err != nil:
 			s.log.Debug().Stringer("trace_id", telemetry.TraceID(trace.SpanFromContext(a.ctx), a.message.Key())).Err(a.err).Stringer("key", a.message.Key()).Msg("message not stored yet")
-			v.problem = &httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message is not stored yet, try again"}
+			a.problem = &httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "message is not stored yet, try again"}
 		case a.outcome == OutcomeUnknown:
-			v.problem = &httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
+			a.problem = &httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound,
 				Detail: fmt.Sprintf("message %s: never sent, session ended with nothing lost, or timestamps out of range", a.message.Key())}
 		}
-	}
-	for _, v := range answers {
-		if v.problem == nil {
+		if a.problem == nil {
 			s.engine.meters.answered.Inc()
-			continue
+		} else {
+			s.refuse(ctx, a.problem)
 		}
-		s.refuse(ctx, v.problem)
 	}
 	return answers
 }
