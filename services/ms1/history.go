@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"sync"
 	"time"
@@ -76,11 +77,12 @@ func (h *history) unread(w http.ResponseWriter, r *http.Request, err error) {
 	httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "database: not ready"}.Write(w)
 }
 
-// pathSession returns the session whose number is in the path.
+// pathSession returns the session whose number is in the path. No session has an
+// invalid one.
 func (h *history) pathSession(r *http.Request) (Session, error) {
-	id, err := parseID(r.PathValue("id"))
-	if err != nil {
-		return Session{}, err
+	var id int64
+	if whole(&id, math.MaxInt64)(r.PathValue("id")) != nil {
+		return Session{}, ErrNoSession
 	}
 	return h.engine.sessionRow(r.Context(), id)
 }
@@ -88,7 +90,7 @@ func (h *history) pathSession(r *http.Request) (Session, error) {
 // sessions answers GET /sessions.
 func (h *history) sessions(w http.ResponseWriter, r *http.Request) {
 	before, limit := int64(0), pageSessions
-	if err := query(r, map[string]func(string) error{"before": whole(&before, 1<<63-1), "limit": whole(&limit, maxSessions)}); err != nil {
+	if err := query(r, map[string]func(string) error{"before": whole(&before, math.MaxInt64), "limit": whole(&limit, maxSessions)}); err != nil {
 		badRequest(w, err)
 		return
 	}

@@ -57,15 +57,6 @@ func oneOf(to *string, words ...string) func(string) error {
 	}
 }
 
-// parseID returns the number in a path, or ErrNoSession for an invalid one.
-func parseID(s string) (int64, error) {
-	id, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || id < 1 || strconv.FormatInt(id, 10) != s {
-		return 0, ErrNoSession
-	}
-	return id, nil
-}
-
 func badRequest(w http.ResponseWriter, err error) {
 	httpserver.Problem{Status: http.StatusBadRequest, Detail: err.Error()}.Write(w)
 }
