@@ -37,12 +37,8 @@ type holder struct {
 	host string // address:port, empty if hidden
 }
 
-// inUseError is the error of a database whose lock another program holds.
-type inUseError struct{ holder }
-
-func (e inUseError) Error() string {
-	return fmt.Sprintf("database is in use by another MS1 (connection %d)", e.id)
-}
+// errInUse is the error of a database whose lock another program holds.
+var errInUse = errors.New("database is in use by another MS1")
 
 // Run implements [ms1.Store].
 func (s *Store) Run(ctx context.Context) error {
@@ -57,7 +53,7 @@ func (s *Store) Run(ctx context.Context) error {
 			s.set(nil, true, errClosed)
 			return nil
 		}
-		if errors.As(err, new(inUseError)) || errors.Is(err, sqlstore.ErrNewerSchema) {
+		if errors.Is(err, errInUse) || errors.Is(err, sqlstore.ErrNewerSchema) {
 			s.set(nil, true, err)
 			return err
 		}
@@ -172,7 +168,7 @@ func (s *Store) lock(ctx context.Context, conn *sql.Conn) error {
 	if other.id == 0 || silence.Int64 >= int64(lease.Seconds()) {
 		return errors.New("another program held the lock until now")
 	}
-	return inUseError{other}
+	return fmt.Errorf("%w (connection %d)", errInUse, other.id)
 }
 
 // admitted returns the reason why the server admits no connection beside the
