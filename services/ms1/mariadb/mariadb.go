@@ -11,6 +11,7 @@
 package mariadb
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -133,11 +134,7 @@ func Open(c Config, log zerolog.Logger) (*Store, error) {
 }
 
 func newStore(c Config, log zerolog.Logger, open func() *sql.DB) *Store {
-	s := &Store{
-		config: c, log: log, open: open, pingEvery: time.Second, cause: errStarting,
-		probe: func(ctx context.Context, conn *sql.Conn) error { return conn.PingContext(ctx) },
-		avoid: func() {},
-	}
+	s := &Store{config: c, log: log, open: open, pingEvery: time.Second, cause: errStarting}
 	s.Statements = sqlstore.Statements{
 		Stamp:    func(s message.Stamp) any { return s.Time() },
 		ForShare: " LOCK IN SHARE MODE", ForUpdate: " FOR UPDATE", KeepFirst: " ON DUPLICATE KEY UPDATE session_id = messages.session_id",
@@ -216,10 +213,7 @@ func (s *Store) retry(ctx context.Context, operation string, try func(ctx contex
 			}
 		}
 		if ctx.Err() != nil {
-			if last == nil {
-				last = ctx.Err()
-			}
-			return fmt.Errorf("%s: %w", operation, last)
+			return fmt.Errorf("%s: %w", operation, cmp.Or(last, ctx.Err()))
 		}
 		_ = backoff.Wait(ctx) // its end is noticed above
 	}

@@ -30,7 +30,8 @@ func scripted(pools ...*sql.DB) (*Store, *servicetest.Console) {
 		}
 		return db
 	})
-	s.pingEvery = 5 * time.Millisecond
+	s.pingEvery, s.avoid = 5*time.Millisecond, func() {}
+	s.probe = func(ctx context.Context, conn *sql.Conn) error { return conn.PingContext(ctx) }
 	return s, log
 }
 
