@@ -37,10 +37,7 @@ var services = map[string]func(*telemetry.Telemetry) error{
 		c := ms1.Defaults()
 		c.Listen = "127.0.0.1:0"
 		s, err := ms1.New(c, store, websocket.New(c.MS2.URL, c.MS2.Access, zerolog.Nop()), zerolog.Nop(), t)
-		if err != nil {
-			return err
-		}
-		return s.Close()
+		return runStopped(s, err)
 	},
 	"ms2": func(t *telemetry.Telemetry) error {
 		c := ms2.Defaults()

@@ -66,8 +66,8 @@ func Run(ctx context.Context, c Config, console io.Writer, open func(zerolog.Log
 }
 
 // New returns an MS1 that stores in the store, sends over the transport and
-// listens on its address already. It must be run or closed. The checks are for
-// /readyz alone, in addition to those of /start.
+// listens on its address already. It must be run. The checks are for /readyz
+// alone, in addition to those of /start.
 func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.Telemetry, checks ...httpserver.Check) (*Service, error) {
 	token := credentials.NewToken("token_file", c.TokenFile)
 	_, err := token.Value()
@@ -88,9 +88,6 @@ func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.
 
 // Address returns the address of the HTTP API, with the real port.
 func (s *Service) Address() string { return s.server.Address() }
-
-// Close releases the listener of a service that will not be run.
-func (s *Service) Close() error { return s.server.Close() }
 
 // Run serves until ctx is cancelled. Then the current session drains, while
 // everything that it needs still works, and its summary is logged.
