@@ -205,7 +205,7 @@ func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accep
 		err = &notReadyError{map[string]error{"ms1": errStopping}}
 	case e.starting != nil:
 		err = &busyError{}
-	case s != nil && s.state != Idle && s.hasEnded():
+	case s != nil && s.state != Idle && s.fault != nil && !s.recorded:
 		err = &notReadyError{map[string]error{"database": fmt.Errorf("figures of session %d are not recorded yet", s.row.ID)}}
 	case s != nil && s.state != Idle:
 		err = &busyError{sessionID: s.row.ID, state: s.state}

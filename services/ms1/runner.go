@@ -45,16 +45,6 @@ func (s *runner) end(reason EndReason) {
 	}
 }
 
-// hasEnded reports whether the figures are final, recorded or not.
-func (s *runner) hasEnded() bool {
-	select {
-	case <-s.ended:
-		return true
-	default:
-		return false
-	}
-}
-
 // run runs the session to its end.
 func (s *runner) run() {
 	s.engine.log.Info().Int64("session_id", s.row.ID).Int("interval_seconds", s.row.IntervalSeconds).Int("in_flight", s.row.InFlight).Msg("session begins")
