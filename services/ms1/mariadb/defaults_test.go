@@ -25,12 +25,12 @@ func openAt(t *testing.T, d *servertest.Database, address string) *Store {
 	return open(t, mariadbtest.Database{Address: address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
 }
 
-// serve starts a store on a server and returns how to stop it.
-func serve(t *testing.T, d *servertest.Database, address string) (s *Store, stop func()) {
+// serve starts a store on a server, waits until it is ready and returns how to
+// stop it.
+func serve(t *testing.T, d *servertest.Database) (s *Store, stop func()) {
 	t.Helper()
-	s = openAt(t, d, address)
-	_, stop = run(t, s)
-	return s, stop
+	s = openAt(t, d, d.Address)
+	return s, storetest.Start(t, s)
 }
 
 // refusingConn is a connection whose server refuses one statement, and all queries.
@@ -104,9 +104,8 @@ func TestServerDefaults(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) { // one after another: they share the server
 			d.SQL(c.on)
 			defer d.SQL(c.off)
-			s, stop := serve(t, d, d.Address)
+			s, stop := serve(t, d)
 			defer stop()
-			ready(t, s)
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
 			first := storetest.Message(0, 0).Service1

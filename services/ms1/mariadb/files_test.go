@@ -31,8 +31,7 @@ func TestREADMEAccounts(t *testing.T) {
 			"CREATE DATABASE IF NOT EXISTS tricycle; USE mysql; DROP DATABASE tricycle; " + string(block[1]))
 		d.PasswordFile = t.TempDir() + "/password"
 		servicetest.File(t, d.PasswordFile, "choose one\n")
-		s, stop := serve(t, d, d.Address)
-		ready(t, s)
+		_, stop := serve(t, d)
 		stop()
 	}
 }
@@ -42,8 +41,7 @@ func TestREADMEAccounts(t *testing.T) {
 func TestOverviewIsBounded(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t, "--tmp-memory-table-size=16777216", "--max-heap-table-size=16777216")
-	s, stop := serve(t, d, d.Address)
-	ready(t, s)
+	s, stop := serve(t, d)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	old, last := session(t, ctx, s), session(t, ctx, s)

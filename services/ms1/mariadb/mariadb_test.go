@@ -3,7 +3,6 @@ package mariadb
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"io"
 	"strings"
 	"sync"
@@ -11,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
@@ -53,11 +51,7 @@ func setUp(t *testing.T, server mariadbtest.Database) (s *Store, log *servicetes
 	storetest.Start(t, s)
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	t.Cleanup(cancel)
-	id, err := s.Begin(ctx, ms1.Opening{StartedAt: storetest.Message(0, 0).Service1, IntervalSeconds: 30, InFlight: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s, log, ctx, id
+	return s, log, ctx, session(t, ctx, s)
 }
 
 func insert(ctx context.Context, s *Store, id int64, n int) error {
@@ -92,28 +86,6 @@ func TestLockWaitIsRepeated(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Errorf("got error %v, want none", err)
 	}
-}
-
-// connections returns the connections to the database but the one that asks.
-func connections(t *testing.T, server mariadbtest.Database) []int64 {
-	t.Helper()
-	rows, err := server.DB.Query("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = ? AND ID <> CONNECTION_ID()", server.Name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	var all []int64
-	for rows.Next() {
-		var id int64
-		if err := rows.Scan(&id); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, id)
-	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
-	return all
 }
 
 func TestKilledConnectionsLoseNothing(t *testing.T) {
@@ -151,7 +123,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 	const rounds = 6
 	for round := range rounds {
 		working(acknowledged.Load())
-		for _, c := range connections(t, server) {
+		for _, c := range mariadbtest.Column(t, server.DB, "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = ? AND ID <> CONNECTION_ID()", server.Name) {
 			_, _ = server.DB.Exec("KILL CONNECTION ?", c) // an error: it has gone by itself
 		}
 		servicetest.Eventually(t, 20*time.Second, "the loss is noticed", func() bool { return log.Count("database is ready") >= round+2 })
@@ -270,8 +242,7 @@ func TestTablesOfOthersAreRefused(t *testing.T) {
 func TestAccountForExistingTables(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t)
-	first, stop := serve(t, d, d.Address)
-	ready(t, first)
+	_, stop := serve(t, d)
 	stop()
 	for _, host := range []string{"%", "localhost"} {
 		d.SQL("REVOKE ALL PRIVILEGES, GRANT OPTION FROM tricycle@'" + host + "'; " +
@@ -280,8 +251,7 @@ func TestAccountForExistingTables(t *testing.T) {
 			"GRANT SELECT, INSERT, UPDATE ON tricycle.messages TO tricycle@'" + host + "'; " +
 			"GRANT SELECT, INSERT, DELETE ON tricycle.lost_messages TO tricycle@'" + host + "'")
 	}
-	second, _ := serve(t, d, d.Address)
-	ready(t, second)
+	serve(t, d)
 }
 
 const poolConnections = "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'tricycle' AND ID <> IS_USED_LOCK('tricycle/tricycle')"
@@ -290,8 +260,7 @@ const poolConnections = "SELECT ID FROM information_schema.PROCESSLIST WHERE USE
 func TestReadinessWithoutASession(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t)
-	s, _ := serve(t, d, d.Address)
-	ready(t, s)
+	s, _ := serve(t, d)
 	client, err := sql.Open("mysql", "root@unix("+d.Socket+")/tricycle")
 	if err != nil {
 		t.Fatal(err)
@@ -330,8 +299,7 @@ func TestReadinessWithoutASession(t *testing.T) {
 func TestPrivilegeIsGrantedAgain(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t)
-	s, _ := serve(t, d, d.Address)
-	ready(t, s)
+	s, _ := serve(t, d)
 	id := session(t, t.Context(), s)
 	d.SQL("REVOKE UPDATE ON tricycle.* FROM tricycle@'%', tricycle@localhost")
 	for connection := range strings.FieldsSeq(d.SQL(poolConnections)) {
@@ -354,8 +322,7 @@ func TestPrivilegeIsGrantedAgain(t *testing.T) {
 func TestOneProgramPerDatabaseInAnyCase(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t, "--lower-case-table-names=1")
-	s, _ := serve(t, d, d.Address)
-	ready(t, s)
+	serve(t, d)
 	other := open(t, mariadbtest.Database{Address: d.Address, Name: "Tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
@@ -370,8 +337,7 @@ func TestBadValueIsRefusedAtOnce(t *testing.T) {
 	s, _, ctx, id := setUp(t, mariadbtest.New(t))
 	m := storetest.Message(id, 0)
 	m.Service2 = 0
-	var refused *mysql.MySQLError
-	if err := s.Insert(ctx, id, []message.Message{m}); !errors.As(err, &refused) || ctx.Err() != nil {
+	if err := s.Insert(ctx, id, []message.Message{m}); refusal(err) == 0 || ctx.Err() != nil {
 		t.Errorf("got error %v, want the server's refusal", err)
 	}
 }
