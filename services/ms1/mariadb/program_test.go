@@ -38,6 +38,8 @@ func TestRangesOfTheConfiguration(t *testing.T) {
 		"interaction.drain_seconds":          "interaction: {drain_seconds: 61}",
 		"such as ws://host:port/ws, got":     "ms2: {url: 'http://ms2:8081/ws'}",
 		"database.address":                   "database: {address: mariadb}",
+		"database.name":                      "database: {name: " + strings.Repeat("x", 56) + "}",
+		"database.user":                      "database: {user: ''}",
 		"tracing.sample_ratio":               "tracing: {sample_ratio: 1.5}",
 		"logging.level":                      "logging: {level: loud}",
 		"interaction.interval":               "interaction: {interval: 5}",

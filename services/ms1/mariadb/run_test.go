@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -76,129 +74,20 @@ func expectHolder(mock sqlmock.Sqlmock, id, host, silence any) {
 		WillReturnRows(sqlmock.NewRows([]string{"ID", "HOST", "TIME"}).AddRow(id, host, silence))
 }
 
-// expectSchema is what goose asks of a database at the given version.
-func expectSchema(mock sqlmock.Sqlmock, version int) {
+// expectSchema is what goose asks of a database whose schema is up to date, and
+// what the store checks then.
+func expectSchema(mock sqlmock.Sqlmock) {
 	mock.ExpectQuery("SELECT COUNT.+ FROM goose_db_version").WillReturnRows(sqlmock.NewRows([]string{"n"}).AddRow(1))
 	mock.ExpectQuery("SELECT EXISTS .+ table_name = 'goose_db_version'").WillReturnRows(sqlmock.NewRows([]string{"e"}).AddRow(true))
-	mock.ExpectQuery(`SELECT MAX\(version_id\)`).WillReturnRows(sqlmock.NewRows([]string{"v"}).AddRow(version))
-	for range min(2, 3-version) { // whether there is anything to do, and if so, what
-		rows := sqlmock.NewRows([]string{"version_id", "is_applied"})
-		for v := version; v >= 0; v-- {
-			rows.AddRow(v, true)
-		}
-		mock.ExpectQuery("SELECT version_id, is_applied").WillReturnRows(rows)
-	}
-	if version == 0 {
-		mock.ExpectExec("CREATE TABLE IF NOT EXISTS sessions").WillReturnResult(sqlmock.NewResult(0, 0))
-		mock.ExpectExec("CREATE TABLE IF NOT EXISTS messages").WillReturnResult(sqlmock.NewResult(0, 0))
-		mock.ExpectExec("INSERT INTO goose_db_version").WithArgs(1, true).WillReturnResult(sqlmock.NewResult(1, 1))
-		mock.ExpectExec("CREATE TABLE IF NOT EXISTS lost_messages").WillReturnResult(sqlmock.NewResult(0, 0))
-		mock.ExpectExec("INSERT INTO goose_db_version").WithArgs(2, true).WillReturnResult(sqlmock.NewResult(2, 1))
-		mock.ExpectQuery(`SELECT MAX\(version_id\)`).WillReturnRows(sqlmock.NewRows([]string{"v"}).AddRow(2))
-	}
-	if version > 2 {
-		return
-	}
+	mock.ExpectQuery(`SELECT MAX\(version_id\)`).WillReturnRows(sqlmock.NewRows([]string{"v"}).AddRow(2))
+	mock.ExpectQuery("SELECT version_id, is_applied").
+		WillReturnRows(sqlmock.NewRows([]string{"version_id", "is_applied"}).AddRow(2, true).AddRow(1, true).AddRow(0, true))
 	found := sqlmock.NewRows([]string{"name", "value"})
 	for _, s := range schema {
 		found.AddRow(s.name, s.value)
 	}
 	mock.ExpectQuery("information_schema.COLUMNS").WillReturnRows(found)
 	mock.ExpectExec("^EXPLAIN INSERT").WillReturnResult(sqlmock.NewResult(0, 0))
-}
-
-func TestRunMigratesAndCloses(t *testing.T) {
-	db, mock := mocked(t, false)
-	expectConnection(mock, 5, "here:1")
-	expectGetLock(mock, 0, 1)
-	expectSchema(mock, 0)
-	s, log := scripted(db)
-	ended, stop := run(t, s)
-	ready(t, s)
-	stop()
-	if err := <-ended; err != nil {
-		t.Errorf("Run: got error %v, want none", err)
-	}
-	if err := s.Ready(t.Context()); !errors.Is(err, errClosed) {
-		t.Errorf("Ready: got error %v, want %v", err, errClosed)
-	}
-	if err := s.Insert(t.Context(), 7, nil); err != nil {
-		t.Errorf("Insert of nothing: got error %v, want none", err)
-	}
-	if _, err := s.Session(t.Context(), 1); !errors.Is(err, errClosed) {
-		t.Errorf("Session: got error %v, want %v", err, errClosed)
-	}
-	if n := log.Count("database is ready"); n != 1 {
-		t.Errorf("got %d lines of readiness, want 1", n)
-	}
-}
-
-func TestRunGivesUp(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		script func(sqlmock.Sqlmock)
-		want   string
-	}{
-		{"another program holds the database", func(mock sqlmock.Sqlmock) {
-			expectConnection(mock, 5, "here:1")
-			expectGetLock(mock, 0, 0)
-			expectHolder(mock, 12, "there:2", 1)
-			expectGetLock(mock, 5, 0)
-			expectHolder(mock, 12, "there:2", 1)
-		}, `lock database "tricycle" at 127.0.0.1:3306: database is in use by another MS1 (connection 12)`},
-		{"the schema is newer", func(mock sqlmock.Sqlmock) {
-			expectConnection(mock, 5, "here:1")
-			expectGetLock(mock, 0, 1)
-			expectSchema(mock, 3)
-		}, `migrate database "tricycle" at 127.0.0.1:3306: schema version: must be at most 2, got 3: a newer program has used the database`},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			db, mock := mocked(t, false)
-			c.script(mock)
-			s, _ := scripted(db)
-			ended, _ := run(t, s)
-			if err := <-ended; err == nil || err.Error() != c.want {
-				t.Errorf("got error %v, want %s", err, c.want)
-			}
-			if err := s.Ready(t.Context()); err == nil || err.Error() != c.want {
-				t.Errorf("Ready: got error %v, want %s", err, c.want)
-			}
-		})
-	}
-}
-
-// A link whose ping fails is over; the next one finds the lock still held by
-// our own dead connection, kills it, and has the lock.
-func TestLostLockIsTakenBackFromOurDeadConnection(t *testing.T) {
-	t.Parallel()
-	first, script := mocked(t, true)
-	expectConnection(script, 5, "here:1")
-	expectGetLock(script, 0, 1)
-	expectSchema(script, 2)
-	script.ExpectPing().WillReturnError(syscall.ECONNRESET)
-
-	second, script := mocked(t, false)
-	expectConnection(script, 9, "here:2")
-	expectGetLock(script, 0, 0)
-	expectHolder(script, 5, "here:1", 1)
-	script.ExpectExec("^KILL CONNECTION").WithArgs(5).WillReturnResult(sqlmock.NewResult(0, 0))
-	expectGetLock(script, 5, 1)
-	expectSchema(script, 2)
-
-	s, log := scripted(first, second)
-	s.pingEvery = 500 * time.Millisecond // not before the script's other steps
-	run(t, s)
-	servicetest.Eventually(t, 20*time.Second, "the second link", func() bool { return log.Count("database is ready") == 2 })
-	ready(t, s)
-	for text, want := range map[string]int{
-		"killed own dead connection":     1,
-		"database is unavailable":        1,
-		`watch database \"tricycle\" at`: 1,
-	} {
-		if n := log.Count(text); n != want {
-			t.Errorf("got %d lines %q, want %d", n, text, want)
-		}
-	}
 }
 
 // Numbers of connections start again with the server, so the number alone
@@ -211,7 +100,7 @@ func TestAnothersConnectionIsNotKilled(t *testing.T) {
 			expectGetLock(mock, 0, 0)
 			expectHolder(mock, 5, host, nil)
 			expectGetLock(mock, 5, 1)
-			expectSchema(mock, 2)
+			expectSchema(mock)
 			s, _ := scripted(db)
 			s.mine = holder{5, "here:1"}
 			run(t, s)
@@ -262,7 +151,7 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 		func(mock sqlmock.Sqlmock) {
 			expectConnection(mock, 5, "here:1")
 			expectGetLock(mock, 0, 1)
-			expectSchema(mock, 2)
+			expectSchema(mock)
 		},
 	}
 	var pools []*sql.DB
@@ -308,26 +197,6 @@ func TestUnreachableServer(t *testing.T) {
 	}
 	if n := log.Count("connection refused"); n != 1 {
 		t.Errorf("got the refusal logged %d times, want once", n)
-	}
-}
-
-func TestConfig(t *testing.T) {
-	if err := Defaults().Validate(); err != nil {
-		t.Errorf("the defaults: %v", err)
-	}
-	err := Config{Address: "db", Name: strings.Repeat("x", 56)}.Validate()
-	for _, want := range []string{"database.address: ", "database.name: ", "database.user: "} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got error %v, want one that names %s", err, want)
-		}
-	}
-}
-
-func TestOpenReadsTheSecret(t *testing.T) {
-	c := Defaults()
-	c.PasswordFile = filepath.Join(t.TempDir(), "password")
-	if _, err := Open(c, zerolog.Nop()); !errors.Is(err, os.ErrNotExist) || !strings.HasPrefix(err.Error(), "database.password_file: ") {
-		t.Errorf("got error %v, want one that names database.password_file", err)
 	}
 }
 
