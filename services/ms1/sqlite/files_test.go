@@ -14,6 +14,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
 // running is a store whose file is DIR/data/tricycle.db.
@@ -28,26 +29,8 @@ func running(t *testing.T, log zerolog.Logger) (s *Store, directory string) {
 		t.Fatal(err)
 	}
 	s.walLimit, s.walEvery = 1<<20, 10*time.Millisecond
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	select {
-	case <-s.ready:
-	case <-time.After(20 * time.Second):
-		t.Fatal("not ready")
-	}
+	storetest.Start(t, s)
 	return s, directory
-}
-
-func row(session int64, n int) message.Message {
-	at := message.StampOf(time.Unix(1_700_000_000, int64(n)*1000))
-	return message.Message{SessionID: session, Service1: at, Service2: at, Service3: at, End: at}
 }
 
 func TestFilesThatAreNotThereAnyMore(t *testing.T) {
@@ -83,9 +66,9 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			t.Parallel()
 			s, directory := running(t, zerolog.Nop())
 			servicetest.File(t, filepath.Join(directory, "tricycle.db-shm.new"), "")
-			id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
+			id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: storetest.Message(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
 			if err == nil {
-				err = s.Insert(t.Context(), id, []message.Message{row(id, 0)})
+				err = s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 0)})
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -93,11 +76,11 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			if err := c.lose(directory); err != nil {
 				t.Fatal(err)
 			}
-			closing := ms1.Closing{EndedAt: row(1, 9).Service1, Generated: 2, Reason: ms1.Stopped}
+			closing := ms1.Closing{EndedAt: storetest.Message(1, 9).Service1, Generated: 2, Reason: ms1.Stopped}
 			for _, method := range []func(context.Context) error{
 				s.Ready,
 				func(ctx context.Context) error { _, err := s.End(ctx, id, closing); return err },
-				func(ctx context.Context) error { return s.Insert(ctx, id, []message.Message{row(id, 1)}) },
+				func(ctx context.Context) error { return s.Insert(ctx, id, []message.Message{storetest.Message(id, 1)}) },
 			} {
 				servicetest.Fails(t, 100*time.Millisecond, "database file ", method)
 			}
@@ -107,7 +90,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			if err := c.restore(directory); err != nil {
 				t.Fatal(err)
 			}
-			if err := s.Insert(t.Context(), id, []message.Message{row(id, 1)}); err != nil {
+			if err := s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 1)}); err != nil {
 				t.Error(err)
 			}
 			if got, err := s.End(t.Context(), id, closing); err != nil || *got.Stored != 2 {
@@ -175,7 +158,7 @@ func TestAReaderThatDoesNotEnd(t *testing.T) {
 	t.Parallel()
 	said := &servicetest.Console{}
 	s, _ := running(t, zerolog.New(said))
-	id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: row(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
+	id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: storetest.Message(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +179,7 @@ func TestAReaderThatDoesNotEnd(t *testing.T) {
 		batch := make([]message.Message, 1000)
 		for i := range batch {
 			n++
-			batch[i] = row(id, n)
+			batch[i] = storetest.Message(id, n)
 		}
 		if err := s.Insert(t.Context(), id, batch); err != nil {
 			t.Fatal(err)
