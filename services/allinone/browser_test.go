@@ -27,15 +27,8 @@ import (
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
-// skewed writes a session of 50 messages whose second stamp is before the first
-// one, as if the clock of MS2 was slow.
-func skewed(t *testing.T, directory string) (id int64) {
-	t.Helper()
-	return past(t, directory, 50)
-}
-
 // past writes a session with the number of messages, and a lost one if that is
-// not 0.
+// not 0. Each second stamp is before the first one, as if the clock of MS2 was slow.
 func past(t *testing.T, directory string, stored int) (id int64) {
 	t.Helper()
 	if err := os.MkdirAll(directory, 0o700); err != nil {
@@ -75,7 +68,7 @@ func TestPage(t *testing.T) {
 	browser := browsertest.Browser(t)
 	c := usual(t)
 	c.Tracing.UIURL = "http://127.0.0.1:16686/"
-	id := skewed(t, c.Data)
+	id := past(t, c.Data, 50)
 	address, stop := serve(t, c)
 	b := browsertest.Open(t, browser, address+"/")
 	c.Listen = strings.TrimPrefix(address, "http://")
@@ -273,7 +266,7 @@ func TestPageByKeyboard(t *testing.T) {
 	c := usual(t)
 	c.TokenFile = servicetest.File(t, "token", "secret\n")
 	for range 21 {
-		skewed(t, c.Data)
+		past(t, c.Data, 50)
 	}
 	address, _ := serve(t, c)
 	b := browsertest.Open(t, browser, address+"/")
@@ -336,7 +329,7 @@ func TestPagesOfSessions(t *testing.T) {
 	browser := browsertest.Browser(t)
 	c := usual(t)
 	for range 25 {
-		skewed(t, c.Data)
+		past(t, c.Data, 50)
 	}
 	address, _ := serve(t, c)
 	b := browsertest.Open(t, browser, address+"/#sessions")
