@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -41,16 +40,34 @@ type serveFunc func(m *ms2, w http.ResponseWriter, r *http.Request)
 
 func newMS2(t *testing.T, serve ...serveFunc) *ms2 {
 	t.Helper()
+	return ms2At(t, listenAt(t, "127.0.0.1:0"), serve...)
+}
+
+func ms2At(t *testing.T, l net.Listener, serve ...serveFunc) *ms2 {
+	t.Helper()
 	m := &ms2{}
-	m.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	m.Server = &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.mu.Lock()
 		n := len(m.dials)
 		m.dials = append(m.dials, time.Now())
 		m.mu.Unlock()
 		serve[min(n, len(serve)-1)](m, w, r)
-	}))
+	})}}
+	m.Start()
 	t.Cleanup(m.Close)
 	return m
+}
+
+func listenAt(t *testing.T, address string) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil && !strings.HasPrefix(address, "127.0.0.1:") {
+		t.Skipf("needs several loopback addresses: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 func (m *ms2) url() string { return "ws" + strings.TrimPrefix(m.URL, "http") + "/ws" }
@@ -235,60 +252,63 @@ func TestDialsAgain(t *testing.T) {
 	drop := func(say func(c *gorilla.Conn)) serveFunc {
 		return upgrade(func(_ *ms2, c *gorilla.Conn) { say(c) })
 	}
-	for name, first := range map[string]serveFunc{
-		"after a close frame": drop(func(c *gorilla.Conn) {
-			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.CloseTryAgainLater, "kafka is slow"))
-		}),
-		"after an end without a word": drop(func(c *gorilla.Conn) { _ = c.NetConn().Close() }),
-		"after a reset": drop(func(c *gorilla.Conn) {
+	for name, c := range map[string]struct {
+		first serveFunc
+		last  uint64 // number of the second connection: one that failed has none
+		want  []string
+	}{
+		"after a close frame": {drop(func(c *gorilla.Conn) {
+			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.ClosePolicyViolation, "session_id: got 0"))
+		}), 2, []string{"connection to ms2: ", "close 1008", "session_id: got 0"}},
+		"after an end without a word": {drop(func(c *gorilla.Conn) { _ = c.NetConn().Close() }), 2, []string{"connection to ms2: ", "unexpected EOF"}},
+		"after a reset": {drop(func(c *gorilla.Conn) {
 			_ = c.NetConn().(*net.TCPConn).SetLinger(0)
 			_ = c.NetConn().Close()
-		}),
-		"after bytes that are no frame": drop(func(c *gorilla.Conn) { _, _ = c.NetConn().Write([]byte("HTTP/1.1 200 OK\r\n\r\n")) }),
-		"after a frame too large": drop(func(c *gorilla.Conn) {
-			_ = c.WriteMessage(gorilla.TextMessage, make([]byte, 1<<20))
+		}), 2, []string{"connection to ms2: ", "connection reset by peer"}},
+		"after bytes that are no frame": {drop(func(c *gorilla.Conn) { _, _ = c.NetConn().Write([]byte("HTTP/1.1 200 OK\r\n\r\n")) }), 2,
+			[]string{"connection to ms2: "}},
+		"after a frame too large": {drop(func(c *gorilla.Conn) {
+			_ = c.WriteMessage(gorilla.BinaryMessage, make([]byte, maxInbound+1))
 			_, _, _ = c.ReadMessage()
-		}),
+		}), 2, []string{"connection to ms2: ", "read limit exceeded"}},
+		"after a refusal": {refuse, 1, []string{"dial ws://", "bad handshake", `503 Service Unavailable: \"kafka is unavailable`}},
+		"after an answer of no WebSocket": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") }, 1,
+			[]string{"dial ws://", `200 OK: \"hello\"`}},
+		"after an endless header": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
+			c, _, err := w.(http.Hijacker).Hijack()
+			if err != nil {
+				panic(err)
+			}
+			defer c.Close()
+			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nX: "+strings.Repeat("x", 2*maxAnswer))
+		}, 1, []string{"dial ws://", "expected the answer of MS2, found more than 65536 bytes"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMS2(t, first, upgrade(read))
-			l, connected, _ := run(t, m.url(), 0)
-			for want := uint64(1); want <= 2; want++ {
-				if n := next(t, connected); n != want {
-					t.Errorf("got connection %d, want %d", n, want)
+			m := newMS2(t, c.first, upgrade(read))
+			var log servicetest.Console
+			l, connected, _ := run(t, m.url(), 0, func(l *Client) { l.log = zerolog.New(&log) })
+			for want := range c.last {
+				if n := next(t, connected); n != want+1 {
+					t.Errorf("got connection %d, want %d", n, want+1)
 				}
 			}
-			if n, err := l.Send([]byte("hello")); n != 2 || err != nil {
-				t.Errorf("got connection %d, %v, want 2", n, err)
+			if n, err := l.Send([]byte("hello")); n != c.last || err != nil {
+				t.Errorf("got connection %d, %v, want %d", n, err, c.last)
+			}
+			for _, want := range c.want {
+				if !log.Has(want) {
+					t.Errorf("the log has no %q:\n%s", want, &log)
+				}
 			}
 		})
 	}
-	t.Run("after a handshake that is refused", func(t *testing.T) {
-		m := newMS2(t, refuse, refuse, upgrade(read))
-		_, connected, _ := run(t, m.url(), 0)
-		if n := next(t, connected); n != 1 { // one that failed has no number
-			t.Errorf("got connection %d, want 1", n)
-		}
-	})
 	t.Run("once somebody listens", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := listenAt(t, "127.0.0.1:0")
 		address := l.Addr().String()
 		l.Close()
 		link, connected, _ := run(t, "ws://"+address+"/ws", 0)
 		trouble(t, link, "connection refused")
-		l, err = net.Listen("tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		m := &ms2{}
-		m.Server = &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			upgrade(read)(m, w, r)
-		})}}
-		m.Start()
-		defer m.Close()
+		ms2At(t, listenAt(t, address), upgrade(read))
 		next(t, connected)
 	})
 }
@@ -316,91 +336,31 @@ func TestRedialsFollowQuickly(t *testing.T) {
 	})
 }
 
-// listenAt listens on a loopback address, on the port if it is not 0.
-func listenAt(t *testing.T, ip string, port int) net.Listener {
-	t.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(ip, strconv.Itoa(port)))
-	if err != nil {
-		t.Skipf("needs several loopback addresses: %v", err)
-	}
-	return l
-}
-
 func TestEveryAddressOfTheNameIsTried(t *testing.T) {
 	t.Parallel()
 	falls := upgrade(func(*ms2, *gorilla.Conn) { <-t.Context().Done() }) // silent after it was connected
 	for name, first := range map[string]serveFunc{"first answers nothing": nil, "first refuses": refuse, "first falls silent": falls} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			serve := func(l net.Listener, f serveFunc) {
-				m := &ms2{}
-				m.Server = &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f(m, w, r) })}}
-				m.Start()
-				t.Cleanup(m.Close)
-			}
-			one := listenAt(t, "127.0.0.2", 0)
+			one := listenAt(t, "127.0.0.2:0")
 			if first == nil {
 				t.Cleanup(func() { one.Close() })
 			} else {
-				serve(one, first)
+				ms2At(t, one, first)
 			}
-			port := one.Addr().(*net.TCPAddr).Port
+			_, port, _ := net.SplitHostPort(one.Addr().String())
 			second := make(chan struct{}, 100)
-			serve(listenAt(t, "127.0.0.3", port), upgrade(func(m *ms2, c *gorilla.Conn) {
+			ms2At(t, listenAt(t, "127.0.0.3:"+port), upgrade(func(m *ms2, c *gorilla.Conn) {
 				second <- struct{}{}
 				read(m, c)
 			}))
-			l := New(fmt.Sprintf("ws://ms2.test:%d/ws", port), credentials.Access{}, zerolog.Nop())
-			l.silence = 500 * time.Millisecond
-			l.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
-			ctx, cancel := context.WithCancel(t.Context())
-			ended := make(chan error, 1)
-			go func() { ended <- l.Run(ctx, func(uint64) {}) }()
+			run(t, "ws://ms2.test:"+port+"/ws", 500*time.Millisecond, func(l *Client) {
+				l.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
+			})
 			select {
 			case <-second:
 			case <-time.After(20 * time.Second):
 				t.Error("the second address was not tried")
-			}
-			cancel()
-			<-ended
-		})
-	}
-}
-
-func TestReadySaysWhy(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		serve serveFunc
-		want  []string
-	}{
-		"a refusal": {refuse, []string{"dial ws://", "bad handshake", "503 Service Unavailable: \"kafka is unavailable"}},
-		"no WebSocket there": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
-			_, _ = io.WriteString(w, "hello")
-		}, []string{"dial ws://", "200 OK: \"hello\""}},
-		"an endless header": {func(_ *ms2, w http.ResponseWriter, _ *http.Request) {
-			c, _, err := w.(http.Hijacker).Hijack()
-			if err != nil {
-				panic(err)
-			}
-			defer c.Close()
-			_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nX: "+strings.Repeat("x", 2*maxAnswer))
-		}, []string{"dial ws://", "expected the answer of MS2, found more than 65536 bytes"}},
-		"a close frame": {upgrade(func(_ *ms2, c *gorilla.Conn) {
-			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(gorilla.ClosePolicyViolation, "session_id: found 0"))
-		}), []string{"connection to ms2", "close 1008", "session_id: found 0"}},
-		"a frame too large": {upgrade(func(_ *ms2, c *gorilla.Conn) {
-			_ = c.WriteMessage(gorilla.BinaryMessage, make([]byte, maxInbound+1))
-			_, _, _ = c.ReadMessage()
-		}), []string{"connection to ms2", "read limit exceeded"}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			m := newMS2(t, c.serve)
-			l, _, _ := run(t, m.url(), 0)
-			for _, want := range c.want {
-				trouble(t, l, want)
-			}
-			if _, err := l.Send(nil); err == nil {
-				t.Error("sent without a connection")
 			}
 		})
 	}
