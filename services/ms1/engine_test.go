@@ -411,7 +411,7 @@ func TestADatabaseThatTakesNoRowsIsNotReady(t *testing.T) {
 		b.begin(60, 1)
 		time.Sleep(100 * time.Millisecond)
 		m := b.transport.frames()[0]
-		b.store.hold = make(chan struct{})
+		release := b.store.block()
 		for range 2 {
 			if _, err := b.back(m); err == nil {
 				t.Fatal("stored in a database that does not answer")
@@ -421,7 +421,7 @@ func TestADatabaseThatTakesNoRowsIsNotReady(t *testing.T) {
 		if err := b.engine.databaseReady(t.Context()); err == nil || !strings.Contains(err.Error(), "does not answer") {
 			t.Errorf("readiness: %v, want the error of the commit", err)
 		}
-		close(b.store.hold)
+		release()
 		b.takes(m, OutcomeStored)
 		if b.engine.databaseReady(t.Context()) == nil {
 			t.Error("ready as soon as one commit has succeeded: it may refuse others")
@@ -445,9 +445,9 @@ func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
 		b.begin(60, 1)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		m := b.transport.frames()[0]
-		b.store.hold = make(chan struct{})
+		release := b.store.block()
 		time.AfterFunc(3900*time.Millisecond, func() { _, _ = b.back(m) })
-		time.AfterFunc(4500*time.Millisecond, func() { close(b.store.hold) })
+		time.AfterFunc(4500*time.Millisecond, release)
 		s := b.stopSession() // the drain is over at 4 s
 		check(t, s, figures{generated: 1, stored: 1, reason: Stopped})
 	})
@@ -549,7 +549,7 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 		b.begin(60, 2)
 		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 		m := b.transport.frames()[0]
-		b.store.hold = make(chan struct{})
+		release := b.store.block()
 		late := make(chan Outcome, 1)
 		time.AfterFunc(3*time.Second, func() {
 			got, _ := b.back(m)
@@ -560,7 +560,7 @@ func TestACommitThatHangsDoesNotHoldTheEndUp(t *testing.T) {
 		if named := b.store.named[1]; len(named) != 2 || named[0] != (LostMessage{m.Service1, "commit failed"}) {
 			t.Errorf("lost messages %v, want both", named)
 		}
-		close(b.store.hold) // the commit comes through, behind the figures
+		release() // the commit comes through, behind the figures
 		if got := <-late; got != OutcomeStored {
 			t.Errorf("the message that hung: %q, want it stored late", got)
 		}
@@ -674,7 +674,7 @@ func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
 
 func TestCommitsAreOfOneSession(t *testing.T) {
 	store := newMemoryStore()
-	store.hold = make(chan struct{})
+	release := store.block()
 	for range 2 {
 		if _, err := store.Begin(t.Context(), Opening{}); err != nil {
 			t.Fatal(err)
@@ -704,7 +704,7 @@ func TestCommitsAreOfOneSession(t *testing.T) {
 	if got := c.waiting(); got != 5 {
 		t.Errorf("%d wait for the running commit, want 5", got)
 	}
-	close(store.hold)
+	release()
 	<-first
 	servicetest.Eventually(t, time.Minute, "all are settled", func() bool { return settled.Load() == 6 })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -738,7 +738,7 @@ func (c *committer) waiting() int {
 // The end of the program settles what waits, and ends the running commit.
 func TestTheEndRefusesWhatWaitsForACommit(t *testing.T) {
 	store := newMemoryStore()
-	store.hold = make(chan struct{})
+	store.block()
 	var failed atomic.Int64
 	c := newCommitter(store, func(batch []insert, err error) {
 		if err != nil {

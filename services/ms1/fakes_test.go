@@ -57,6 +57,15 @@ func (s *memoryStore) fail(err error) {
 	s.fault = err
 }
 
+// block makes every Insert wait until release is called, or for its context.
+func (s *memoryStore) block() (release func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	hold := make(chan struct{})
+	s.hold = hold
+	return func() { close(hold) }
+}
+
 // forget loses the rows that were acknowledged.
 func (s *memoryStore) forget() {
 	s.mu.Lock()

@@ -363,7 +363,7 @@ func (l *listener) next() (id string, e map[string]any) {
 
 func TestEvents(t *testing.T) {
 	t.Parallel()
-	a := newAPIWith(t, func(c *Config) { c.Interaction.DrainSeconds = 60 })
+	a := newAPI(t, func(c *Config) { c.Interaction.DrainSeconds = 60 })
 	l := a.listen("")
 	first, e := l.next()
 	if e["state"] != "idle" || e["session"] != nil || e["recent"] != nil || fmt.Sprint(e["checks"]) != "map[database:ok ms2:ok]" {
@@ -468,8 +468,9 @@ func TestASlowListenerIsDisconnected(t *testing.T) {
 
 func TestPage(t *testing.T) {
 	t.Parallel()
-	a := newAPIWith(t, func(c *Config) { c.Interaction.IntervalSeconds, c.Interaction.InFlight = 7, 65 },
-		telemetry.Config{UIURL: `http://jaeger.example/"ui"`, SampleRatio: 1, QueueSpans: 8192})
+	a := newAPI(t, func(c *Config) {
+		c.Interaction.IntervalSeconds, c.Interaction.InFlight, c.Tracing.UIURL = 7, 65, `http://jaeger.example/"ui"`
+	})
 	a.want(a.do("GET", "/", ""), 200, "<!doctype html>", `<meta name="traces" content="http://jaeger.example/&#34;ui&#34;">`, `value="7"`, `value="65"`)
 	a.want(a.do("HEAD", "/", ""), 200)
 	files, err := pageFiles.ReadDir("page")

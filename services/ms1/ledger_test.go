@@ -314,7 +314,7 @@ func TestACommitThatFailsAtTheEndIsALoss(t *testing.T) {
 				b.begin(60, 1)
 				time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
 				m := b.transport.frames()[0]
-				b.store.hold = make(chan struct{})
+				b.store.block()
 				time.AfterFunc(arrives, func() { _, _ = b.back(m) })
 				s := b.stopSession() // closes at 4 s, records by 5 s
 				check(t, s, figures{generated: 1, lost: 1, reason: Stopped})

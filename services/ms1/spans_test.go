@@ -1,19 +1,15 @@
 package ms1
 
 import (
-	"context"
 	"encoding/hex"
 	"fmt"
-	"io"
-	"net/http"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
@@ -21,66 +17,28 @@ import (
 
 // TestSpansOfARound is about MS1's three spans of a message.
 func TestSpansOfARound(t *testing.T) {
+	t.Parallel()
 	collector, spans := telemetrytest.Collector(t)
-	tracing := telemetry.Defaults()
-	tracing.Endpoint = collector
-	tel, err := telemetry.New(t.Context(), tracing, "ms1", "test", zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, store, link := Defaults(), newMemoryStore(), &fakeTransport{}
-	config.Listen = "127.0.0.1:0"
-	s, err := New(config, store, link, zerolog.Nop(), tel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	link.connected = s.engine.connected
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	link.connect(1)
-	servicetest.Eventually(t, 10*time.Second, "ready", func() bool { return s.engine.databaseReady(ctx) == nil })
-
-	store.hold = make(chan struct{})
-	if _, err := s.engine.start(t.Context(), 60, 3, func() {}); err != nil {
-		t.Fatal(err)
-	}
-	servicetest.Eventually(t, 10*time.Second, "three messages were sent", func() bool { return len(link.frames()) == 3 })
+	a := newAPI(t, func(c *Config) { c.Tracing.Endpoint = collector })
+	release := a.store.block()
+	a.want(a.do("GET", "/start?interval=60&in_flight=3", ""), 202)
+	ms := []message.Message{a.sent(1), a.sent(2), a.sent(3)}
 	// The first is in a commit of its own, the other two wait for it and go together.
 	var posts sync.WaitGroup
-	ms := link.frames()
 	for i, m := range ms {
-		m.Service2, m.Service3 = m.Service1+1, m.Service1+2
 		trace, _ := telemetry.IDs(m.Key())
 		posts.Go(func() {
-			req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+s.Address()+"/store", strings.NewReader(string(m.Encode())))
-			req.Header.Set("traceparent", fmt.Sprintf("00-%s-%016x-01", trace, i+1)) // as MS3 has it
-			resp, err := http.DefaultClient.Do(req)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			_, _ = io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
+			a.want(a.do("POST", "/store", back(m), "traceparent", fmt.Sprintf("00-%s-%016x-01", trace, i+1)), 200) // as MS3 has it
 		})
 		servicetest.Eventually(t, 10*time.Second, "it waits", func() bool {
-			s.engine.mu.Lock()
-			defer s.engine.mu.Unlock()
-			return s.engine.current.ledger.account().commits == i+1 && s.engine.committer.waiting() == i
+			return a.engine.ledger().account().commits == i+1 && a.engine.committer.waiting() == i
 		})
 	}
-	s.engine.mu.Lock()
-	s.engine.current.end(Stopped) // so that no more are sent
-	s.engine.mu.Unlock()
-	servicetest.Eventually(t, 10*time.Second, "it drains", func() bool { return s.Status(ctx).State == Draining })
-	close(store.hold)
+	posts.Go(func() { a.want(a.do("GET", "/stop", ""), 200) }) // so that no more are sent
+	servicetest.Eventually(t, 10*time.Second, "it drains", func() bool { return a.engine.status(t.Context()).State == Draining })
+	release()
 	posts.Wait()
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	http.DefaultClient.CloseIdleConnections()
-	if err := tel.Shutdown(t.Context()); err != nil {
+	if err := a.stop(); err != nil {
 		t.Error(err)
 	}
 
