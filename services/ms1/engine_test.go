@@ -345,7 +345,7 @@ func TestLateMessagesMustBePlausible(t *testing.T) {
 	// week later.
 	for _, c := range []struct {
 		name              string
-		lost              int64 // -1: interrupted
+		lost              int64 // when it ended; -1: interrupted
 		first, two, three message.Stamp
 		end               message.Stamp
 		want              Outcome
@@ -362,6 +362,10 @@ func TestLateMessagesMustBePlausible(t *testing.T) {
 		{"interrupted, second long before the first", -1, start, start - day - 1, start + 2, start + 3, OutcomeUnknown},
 		{"interrupted, third in the year 1970", -1, start, start + 1, 1, start + 3, OutcomeUnknown},
 		{"lost one, in order", 1, start, start + 1, start + 2, start + 3, OutcomeStored},
+		{"lost one, at its end", 1, start + 10*second, start + 1, start + 2, start + 3, OutcomeStored},
+		{"lost one, after its end", 1, start + 10*second + 1, start + 1, start + 2, start + 3, OutcomeUnknown},
+		{"lost one, before its start", 1, start - 1, start + 1, start + 2, start + 3, OutcomeUnknown},
+		{"lost none", 0, start, start + 1, start + 2, start + 3, OutcomeUnknown},
 		{"lost one, third in the future", 1, start, start + 1, start + week, start + 3, OutcomeUnknown},
 		{"lost one, second in the year 1970", 1, start, 1, start + 2, start + 3, OutcomeUnknown},
 	} {
