@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -12,10 +13,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
-	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 const never = -1
@@ -676,89 +676,59 @@ func TestACrashedSessionIsClosedByTheNextStart(t *testing.T) {
 	})
 }
 
-func TestCommitsAreOfOneSession(t *testing.T) {
-	store := newMemoryStore()
-	release := store.block()
-	for range 2 {
-		if _, err := store.Begin(t.Context(), Opening{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var settled, refused atomic.Int64
-	c := newCommitter(store, func(batch []insert, err error) {
-		switch {
-		case errors.Is(err, errStopping):
-			refused.Add(int64(len(batch)))
-		case err != nil:
-			t.Errorf("%d messages: %v", len(batch), err)
-		default:
-			settled.Add(int64(len(batch)))
-		}
-	})
-	row := func(session int64, i int) []insert {
-		return []insert{{message: message.Message{SessionID: session, Service1: message.Stamp(i + 1)}, span: trace.SpanFromContext(t.Context())}}
-	}
-	// The first commits its own, the others leave theirs to a goroutine.
-	first := make(chan struct{})
-	go func() { defer close(first); c.add(row(1, 0)) }()
-	servicetest.Eventually(t, time.Minute, "a commit runs", func() bool { return c.waiting() == 0 })
-	for i, session := range []int64{2, 2, 1, 1, 2} {
-		c.add(row(session, i+1))
-	}
-	if got := c.waiting(); got != 5 {
-		t.Errorf("%d wait for the running commit, want 5", got)
-	}
-	release()
-	<-first
-	servicetest.Eventually(t, time.Minute, "all are settled", func() bool { return settled.Load() == 6 })
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
-	go func() { defer close(ended); c.run(ctx) }()
-	cancel()
-	<-ended
-	if want := []int{1, 2, 2, 1}; !slices.Equal(store.batches, want) {
-		t.Errorf("commits of %v messages, want %v", store.batches, want)
-	}
-	// Whatever comes now has an outcome too.
-	for i := range 100 {
-		c.add(row(1, i))
-	}
-	if got := refused.Load(); got != 100 {
-		t.Errorf("%d of 100 messages were refused after the end", got)
-	}
+// rowOf is a request of one message on its way to the store.
+func rowOf(session int64, n int) []insert {
+	return []insert{{message: message.Message{SessionID: session, Service1: message.Stamp(n + 1)}, span: noop.Span{}}}
 }
 
-// waiting returns the number of requests that wait for the next commit, -1 if no
-// commit is running.
-func (c *committer) waiting() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.busy {
-		return -1
-	}
-	return len(c.queue)
+func TestCommitsAreOfOneSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemoryStore()
+		store.sessions = make([]Session, 2)
+		release := store.block()
+		settled := map[error]int{} // messages
+		c := newCommitter(store, func(batch []insert, err error) { settled[err] += len(batch) })
+		go c.add(rowOf(1, 0)) // commits its own, the others leave theirs to a goroutine
+		synctest.Wait()
+		for i, session := range []int64{2, 2, 1, 1, 2} {
+			c.add(rowOf(session, i+1))
+		}
+		release()
+		synctest.Wait()
+		if want := []int{1, 2, 2, 1}; !slices.Equal(store.batches, want) {
+			t.Errorf("commits of %v messages, want %v", store.batches, want)
+		}
+		ended, end := context.WithCancel(t.Context())
+		end()
+		c.run(ended)
+		for i := range 100 { // whatever comes now has an outcome too
+			c.add(rowOf(1, i))
+		}
+		if want := map[error]int{nil: 6, errStopping: 100}; !maps.Equal(settled, want) {
+			t.Errorf("got the outcomes %v, want %v", settled, want)
+		}
+	})
 }
 
 // The end of the program settles what waits, and ends the running commit.
 func TestTheEndRefusesWhatWaitsForACommit(t *testing.T) {
-	store := newMemoryStore()
-	store.block()
-	var failed atomic.Int64
-	c := newCommitter(store, func(batch []insert, err error) {
-		if err != nil {
-			failed.Add(int64(len(batch)))
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemoryStore()
+		store.block()
+		var failed atomic.Int64
+		c := newCommitter(store, func(batch []insert, err error) {
+			if err != nil {
+				failed.Add(int64(len(batch)))
+			}
+		})
+		go c.add(rowOf(1, 0))
+		synctest.Wait()
+		c.add(rowOf(1, 1))
+		ended, end := context.WithCancel(t.Context())
+		end()
+		c.run(ended)
+		if got := failed.Load(); got != 2 {
+			t.Errorf("%d messages failed when run returned, want 2", got)
 		}
 	})
-	ins := []insert{{message: message.Message{SessionID: 1}, span: trace.SpanFromContext(t.Context())}}
-	first := make(chan struct{})
-	go func() { defer close(first); c.add(ins) }()
-	servicetest.Eventually(t, time.Minute, "a commit runs", func() bool { return c.waiting() == 0 })
-	c.add(ins)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	c.run(ctx)
-	if got := failed.Load(); got != 2 {
-		t.Errorf("%d messages failed when run returned, want 2", got)
-	}
-	<-first
 }

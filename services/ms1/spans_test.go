@@ -15,6 +15,17 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 )
 
+// waiting returns the number of requests that wait for the next commit, -1 if no
+// commit is running.
+func (c *committer) waiting() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.busy {
+		return -1
+	}
+	return len(c.queue)
+}
+
 // TestSpansOfARound is about MS1's three spans of a message.
 func TestSpansOfARound(t *testing.T) {
 	t.Parallel()

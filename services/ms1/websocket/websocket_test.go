@@ -472,8 +472,8 @@ func TestSilence(t *testing.T) {
 // flood sends until the link does not take any more, and returns what ends it.
 func flood(t *testing.T, l *Client) (failed chan error) {
 	t.Helper()
-	var mu sync.Mutex
-	sent, failed := 0, make(chan error, 1)
+	var sent atomic.Int64
+	failed = make(chan error, 1)
 	go func() {
 		frame := make([]byte, 64<<10)
 		for {
@@ -481,17 +481,13 @@ func flood(t *testing.T, l *Client) (failed chan error) {
 				failed <- err
 				return
 			}
-			mu.Lock()
-			sent++
-			mu.Unlock()
+			sent.Add(1)
 		}
 	}()
-	last, since := -1, time.Now()
+	last, since := int64(-1), time.Now()
 	servicetest.Eventually(t, time.Minute, "Send to block", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		if sent != last {
-			last, since = sent, time.Now()
+		if n := sent.Load(); n != last {
+			last, since = n, time.Now()
 		}
 		return time.Since(since) > 200*time.Millisecond
 	})
