@@ -132,8 +132,6 @@ func (s *Service) start(w http.ResponseWriter, r *http.Request) {
 		missing := httpserver.States(notReady.missing)
 		httpserver.Problem{Status: http.StatusServiceUnavailable, Detail: "not ready: " + strings.Join(slices.Sorted(maps.Keys(missing)), ", "),
 			Extensions: map[string]any{"missing": missing}}.Write(w)
-	default:
-		httpserver.Problem{Status: http.StatusInternalServerError, Detail: err.Error()}.Write(w)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // BenchmarkLedger is the account of one message: created, sent, returned,
 // stored.
 func BenchmarkLedger(b *testing.B) {
-	l := newBook(b, 64)
+	l := newBook(64)
 	l.newSpan = func(message.Message) trace.Span { return noop.Span{} }
 	b.ReportAllocs()
 	for b.Loop() {

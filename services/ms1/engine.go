@@ -3,6 +3,7 @@ package ms1
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -238,18 +239,10 @@ func (e *engine) start(ctx context.Context, intervalSeconds, inFlight int, accep
 }
 
 func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*runner, error) {
-	missing := map[string]error{}
-	for name, err := range httpserver.Probe(ctx, e.checks()) {
-		if err != nil {
-			missing[name] = err
-		}
-	}
+	missing := httpserver.Probe(ctx, e.checks())
+	maps.DeleteFunc(missing, func(_ string, err error) bool { return err == nil })
 	if len(missing) > 0 {
 		return nil, &notReadyError{missing}
-	}
-	meter, err := newHopMeter()
-	if err != nil {
-		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
 	defer cancel()
@@ -271,7 +264,7 @@ func (e *engine) begin(ctx context.Context, intervalSeconds, inFlight int) (*run
 		stop:     make(chan EndReason, 1),
 		ended:    make(chan struct{}),
 	}
-	s.ledger.hops, s.ledger.meters, s.ledger.filled = meter, e.meters, e.sender.filled
+	s.ledger.meters, s.ledger.filled = e.meters, e.sender.filled
 	s.ledger.newSpan = func(m message.Message) trace.Span {
 		_, span := e.tel.StartRoot(context.Background(), m.Key(), "round", producer...)
 		if span.IsRecording() {

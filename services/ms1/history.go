@@ -171,14 +171,10 @@ func (h *history) distributions(ctx context.Context, row Session) (*Distribution
 	if ok {
 		return found, nil
 	}
-	meter, err := newHopMeter()
-	if err != nil {
-		return nil, err
-	}
+	meter := newHopMeter()
 	ctx, cancel := context.WithTimeout(ctx, distributeTimeout)
 	defer cancel()
-	err = h.each(ctx, row.ID, 0, nil, func(m message.Message) { meter.add(m.Hops()) })
-	if err != nil {
+	if err := h.each(ctx, row.ID, 0, nil, func(m message.Message) { meter.add(m.Hops()) }); err != nil {
 		return nil, err
 	}
 	found = meter.distributions()

@@ -55,16 +55,13 @@ func (h Hop) String() string {
 // hopMeter collects the hops of a session in bounded memory.
 type hopMeter struct{ toMS2, toMS3, toMS1, round, commit timeSketch }
 
-func newHopMeter() (*hopMeter, error) {
+func newHopMeter() *hopMeter {
 	m := &hopMeter{}
 	for _, s := range []*timeSketch{&m.toMS2, &m.toMS3, &m.toMS1, &m.round, &m.commit} {
-		sketch, err := ddsketch.NewDefaultDDSketch(sketchAccuracy)
-		if err != nil {
-			return nil, fmt.Errorf("create sketch of hop times: %w", err)
-		}
-		s.sketch, s.max = sketch, math.Inf(-1)
+		s.sketch, _ = ddsketch.NewDefaultDDSketch(sketchAccuracy) // the only error is an accuracy beyond 0 to 1
+		s.max = math.Inf(-1)
 	}
-	return m, nil
+	return m
 }
 
 func (m *hopMeter) add(h message.Hops) {

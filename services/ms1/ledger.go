@@ -195,6 +195,7 @@ func newLedger(sessionID int64, startedAt message.Stamp, slots int, c Interactio
 		resendAfter: time.Duration(c.ResendAfterSeconds) * time.Second,
 		giveUpAfter: time.Duration(c.GiveUpAfterSeconds) * time.Second,
 		changed:     make(chan struct{}, 1),
+		hops:        newHopMeter(),
 		entries:     make(map[message.Stamp]*entry, slots),
 		recent:      recentKeys{set: map[message.Stamp]struct{}{}},
 	}

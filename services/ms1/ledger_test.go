@@ -36,14 +36,9 @@ type book struct {
 	spans []*countedSpan
 }
 
-func newBook(t testing.TB, slots int) *book {
-	t.Helper()
+func newBook(slots int) *book {
 	b := &book{ledger: newLedger(1, firstStamp, slots, usual()), now: time.Unix(1, 0)}
-	hops, err := newHopMeter()
-	if err != nil {
-		t.Fatal(err)
-	}
-	b.hops, b.meters, b.filled = hops, newMeters(prometheus.NewRegistry(), &engine{}), make(chan struct{}, 1)
+	b.meters, b.filled = newMeters(prometheus.NewRegistry(), &engine{}), make(chan struct{}, 1)
 	b.newSpan = func(message.Message) trace.Span {
 		b.spans = append(b.spans, &countedSpan{})
 		return b.spans[len(b.spans)-1]
@@ -207,7 +202,7 @@ func TestLedgerTransitions(t *testing.T) {
 	}
 	for name, transition := range transitions {
 		for from, want := range transition.want {
-			b := newBook(t, 1)
+			b := newBook(1)
 			e := into[from](t, b)
 			if e.state != from {
 				t.Fatalf("state %d, expected %d", e.state, from)
@@ -235,7 +230,7 @@ func TestLedgerInAnyOrder(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	for end := time.Now().Add(length); time.Now().Before(end); {
-		b := newBook(t, 1+random.IntN(8))
+		b := newBook(1 + random.IntN(8))
 		var pending []*entry // commits
 		var write []*entry
 		connection, using := uint64(1), uint64(1)
@@ -295,7 +290,7 @@ func TestLedgerInAnyOrder(t *testing.T) {
 }
 
 func TestAnEndedSessionGetsNoMessage(t *testing.T) {
-	b := newBook(t, 1)
+	b := newBook(1)
 	b.add1(t)
 	e := b.write(t)
 	b.arrive(e.message.Service1, b.now)
@@ -414,7 +409,7 @@ func (b *bench) slowly(takes func(n int) time.Duration) {
 
 // A broken way that breaks no connection: copies go out, but few at a time.
 func TestFewCopiesAreUnderWay(t *testing.T) {
-	b := newBook(t, MaxInFlight)
+	b := newBook(MaxInFlight)
 	for range MaxInFlight {
 		b.add1(t)
 		b.write(t)
@@ -453,7 +448,7 @@ func TestRepeatsCostNoTransaction(t *testing.T) {
 // Not all lost messages of a long session are remembered, and stored all the
 // same if it comes back.
 func TestLostMessagesAreBounded(t *testing.T) {
-	b := newBook(t, 64)
+	b := newBook(64)
 	for range 4 * maxLost / 64 {
 		for range 64 {
 			b.add1(t)
@@ -483,7 +478,7 @@ func TestLostMessagesAreBounded(t *testing.T) {
 // in the outbox.
 func TestEveryMessageLeavesTheOutbox(t *testing.T) {
 	const rounds = 20_000
-	b := newBook(t, 2*rounds)
+	b := newBook(2 * rounds)
 	e := &engine{transport: &fakeTransport{number: 1}, current: &runner{ledger: b.ledger}}
 	e.sender.engine = e
 	send := func() {
