@@ -132,7 +132,7 @@ func insert(t *testing.T, ctx context.Context, s ms1.Store, id int64, batch ...m
 }
 
 // Message returns message n of a session: n µs after the session's start.
-func Message[N int | int64](id int64, n N) message.Message {
+func Message(id int64, n int) message.Message {
 	s := t0 + message.Stamp(n)
 	return message.Message{SessionID: id, Service1: s, Service2: s + 1_000, Service3: s + 2_000, End: s + 3_000}
 }
@@ -478,7 +478,7 @@ func late(t *testing.T, d Database) {
 	for _, c := range []struct {
 		name    string
 		closing *ms1.Closing // nil: the session runs
-		message int64
+		message int
 		want    ms1.Outcome
 		figures string
 	}{
