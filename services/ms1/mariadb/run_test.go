@@ -92,13 +92,16 @@ func expectSchema(mock sqlmock.Sqlmock) {
 
 // Numbers of connections start again with the server, so the number alone
 // does not make a connection ours.
-func TestAnothersConnectionIsNotKilled(t *testing.T) {
-	for name, host := range map[string]any{"other address": "there:1", "hidden address": nil} {
+func TestOnlyOurDeadConnectionIsKilled(t *testing.T) {
+	for name, host := range map[string]any{"ours": "here:1", "other address": "there:1", "hidden address": nil} {
 		t.Run(name, func(t *testing.T) {
 			db, mock := mocked(t, false)
 			expectConnection(mock, 9, "here:2")
 			expectGetLock(mock, 0, 0)
 			expectHolder(mock, 5, host, nil)
+			if host == "here:1" {
+				mock.ExpectExec("^KILL CONNECTION").WithArgs(5).WillReturnResult(sqlmock.NewResult(0, 0))
+			}
 			expectGetLock(mock, 5, 1)
 			expectSchema(mock)
 			s, _ := scripted(db)
