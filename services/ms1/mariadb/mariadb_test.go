@@ -168,7 +168,7 @@ func TestSilentLinkIsNoticed(t *testing.T) {
 	server := mariadbtest.New(t)
 	r := relaytest.New(t, "127.0.0.1:0", server.Address)
 	server.Address = r.Address
-	s, _, ctx, id := setUp(t, server)
+	s, log, ctx, id := setUp(t, server)
 	started := time.Now()
 	r.Silence() // new ones work
 	if err := insert(ctx, s, id, 0); err != nil {
@@ -177,6 +177,7 @@ func TestSilentLinkIsNoticed(t *testing.T) {
 	if err := insert(ctx, s, id, 1); err != nil {
 		t.Errorf("Insert: %v", err)
 	}
+	servicetest.Eventually(t, 20*time.Second, "the silence of the lock's connection is noticed", func() bool { return log.Has("no answer in time") })
 	if took := time.Since(started); took > 12*time.Second {
 		t.Errorf("took %v, expected less than 12 s", took)
 	}
