@@ -75,6 +75,8 @@ func (t TLS) apply(m *mysql.Config, host string) error {
 func (c Config) explain(err error) error {
 	var refused *mysql.MySQLError
 	switch {
+	case errors.Is(err, mysql.ErrUnknownPlugin), errors.Is(err, mysql.ErrOldPassword):
+		return fmt.Errorf("database.user %q: must be identified via mysql_native_password or ed25519: %w", c.User, err)
 	case errors.Is(err, mysql.ErrNoTLS):
 		return fmt.Errorf("database.tls.mode: must be off or preferred for a server without TLS, got %q", c.TLS.Mode)
 	case errors.As(err, &refused) && strings.Contains(refused.Message, "require_secure_transport"):

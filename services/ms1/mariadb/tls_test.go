@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
@@ -141,4 +142,13 @@ func TestServerWithoutTLS(t *testing.T) {
 	d := servertest.MariaDB(t, "--skip-ssl")
 	connected(t, d, TLS{Mode: tlsPreferred}, "")
 	connected(t, d, TLS{Mode: tlsRequired}, `database.tls.mode: must be off or preferred for a server without TLS, got "required"`)
+	const want = `database.user "older": must be identified via mysql_native_password or ed25519: this `
+	d.SQL("SET GLOBAL secure_auth=0; CREATE USER older IDENTIFIED VIA mysql_old_password USING '0123456789abcdef'")
+	older := *d
+	older.User = "older"
+	connected(t, &older, TLS{Mode: tlsOff}, want+"user requires old password authentication")
+	// PARSEC of MariaDB 11.8 is such a plugin.
+	if err := (Config{User: "older"}).explain(mysql.ErrUnknownPlugin); !strings.HasPrefix(err.Error(), want) {
+		t.Errorf("got error %v, want %s", err, want)
+	}
 }
