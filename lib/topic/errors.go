@@ -16,7 +16,7 @@ import (
 // not yet known to every broker.
 func hasNoLeader(err error) bool {
 	return slices.ContainsFunc([]error{
-		kafka.NotLeaderForPartition, kafka.LeaderNotAvailable, kafka.UnknownTopicOrPartition,
+		kafka.NotLeaderForPartition, kafka.LeaderNotAvailable, kafka.UnknownTopicOrPartition, kafka.OffsetNotAvailable, // of a new leader
 		protocol.ErrNoLeader, protocol.ErrNoPartition, protocol.ErrNoTopic,
 	}, func(e error) bool { return errors.Is(err, e) })
 }

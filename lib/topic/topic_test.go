@@ -242,7 +242,7 @@ func TestSettingsOfTheTopic(t *testing.T) {
 
 // refuseOne makes the broker refuse requests for offsets of one partition as
 // long as on is true.
-func refuseOne(cluster *kfake.Cluster, partition int32, on *atomic.Bool) {
+func refuseOne(cluster *kfake.Cluster, partition int32, err *kerr.Error, on *atomic.Bool) {
 	cluster.ControlKey(int16(kmsg.ListOffsets), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
 		request := r.(*kmsg.ListOffsetsRequest)
@@ -253,7 +253,7 @@ func refuseOne(cluster *kfake.Cluster, partition int32, on *atomic.Bool) {
 		topic := kmsg.NewListOffsetsResponseTopic()
 		topic.Topic = request.Topics[0].Topic
 		p := kmsg.NewListOffsetsResponseTopicPartition()
-		p.Partition, p.ErrorCode = partition, kerr.NotLeaderForPartition.Code
+		p.Partition, p.ErrorCode = partition, err.Code
 		topic.Partitions = append(topic.Partitions, p)
 		resp.Topics = append(resp.Topics, topic)
 		return resp, nil, true
@@ -264,7 +264,7 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	var on atomic.Bool
-	refuseOne(cluster, 1, &on)
+	refuseOne(cluster, 1, kerr.NotLeaderForPartition, &on)
 	var log servicetest.Console
 	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 	l.Hasten(8*time.Second, time.Second)
@@ -287,19 +287,24 @@ func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 
 func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	var on atomic.Bool
-	on.Store(true)
-	refuseOne(cluster, 1, &on)
-	var log servicetest.Console
-	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
-	stop := topictest.Start(t, l)
-	servicetest.Eventually(t, time.Minute, "it waits for a leader", func() bool { return errors.Is(l.Ready(t.Context()), kafka.NotLeaderForPartition) })
-	on.Store(false)
-	topictest.Ready(t, l)
-	stop()
-	if strings.Contains(log.String(), `"level":"warn"`) {
-		t.Errorf("got a warning:\n%s", &log)
+	for _, refusal := range []*kerr.Error{kerr.NotLeaderForPartition, kerr.OffsetNotAvailable} {
+		t.Run(refusal.Message, func(t *testing.T) {
+			t.Parallel()
+			cluster, address := topictest.Cluster(t)
+			var on atomic.Bool
+			on.Store(true)
+			refuseOne(cluster, 1, refusal, &on)
+			var log servicetest.Console
+			l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
+			stop := topictest.Start(t, l)
+			servicetest.Eventually(t, time.Minute, "it waits for a leader", func() bool { return errors.Is(l.Ready(t.Context()), kafka.Error(refusal.Code)) })
+			on.Store(false)
+			topictest.Ready(t, l)
+			stop()
+			if strings.Contains(log.String(), `"level":"warn"`) {
+				t.Errorf("got a warning:\n%s", &log)
+			}
+		})
 	}
 }
 
