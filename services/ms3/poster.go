@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/segmentio/kafka-go"
@@ -15,7 +16,8 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
-// eager requests may be in flight before messages wait for each other.
+// eager requests may be in flight, or wait to be repeated, before messages wait for
+// each other: more requests would feed an overload.
 const eager = 4
 
 // delivery is a record of the topic whose message is not yet stored.
@@ -38,7 +40,8 @@ type poster struct {
 	ctx      context.Context // no message is posted again after it
 	work     context.Context // of the requests
 
-	wake chan struct{} // takes a token for each goroutine that need no longer wait
+	pausing atomic.Int32  // refused requests that wait to be repeated
+	wake    chan struct{} // takes a token for each goroutine that need no longer wait
 
 	mu       sync.Mutex
 	queue    []*delivery
@@ -60,7 +63,7 @@ func (p *poster) add(rs ...*delivery) {
 		p.abandon()
 		return
 	}
-	for rest := len(p.queue); rest > 0 && p.requests < workers && (p.requests < eager || rest >= batch); rest -= batch {
+	for rest := len(p.queue); rest > 0 && p.requests < workers && (p.requests+int(p.pausing.Load()) < eager || rest >= batch); rest -= batch {
 		p.requests++
 		if p.waiting == 0 {
 			go p.run()
@@ -149,8 +152,15 @@ func (p *poster) post(batch []*delivery) {
 	if len(again) == 0 {
 		return
 	}
+	held := int32(1)
+	if again[0].alone { // a refusal of another server delays no other message
+		held = 0
+	}
+	p.pausing.Add(held)
 	go func() {
-		if !retry.Pause(p.ctx, pause) {
+		over := retry.Pause(p.ctx, pause)
+		p.pausing.Add(-held)
+		if !over {
 			c.abandon(again)
 			return
 		}

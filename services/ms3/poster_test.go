@@ -1,17 +1,25 @@
 package ms3
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace/noop"
+
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -155,4 +163,49 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	start(t, k, old.URL)
 	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 400 })
 	source.commits(400)
+}
+
+// While MS1 or a limit before it refuses requests, messages share the next ones.
+func TestMessagesWaitForRefusedOnes(t *testing.T) {
+	t.Parallel()
+	for status, waits := range map[int]bool{429: true, 503: true, 403: false} {
+		t.Run(strconv.Itoa(status), func(t *testing.T) {
+			t.Parallel()
+			var posted atomic.Int32
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				posted.Add(1)
+				w.WriteHeader(status)
+			}))
+			defer server.Close()
+			tel, err := telemetry.New(t.Context(), telemetry.Config{}, "ms3", "", zerolog.Nop())
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := newConsumer(Defaults(), nil, client(t, server.URL), tel, zerolog.Nop())
+			ctx, cancel := context.WithCancel(t.Context())
+			defer c.work.Wait()
+			defer cancel()
+			p := newPoster(ctx, ctx, c)
+			p.pausing.Store(eager - 1)
+			add := func(offset int64) {
+				f, err := c.offsets.fetch(ctx, 0, offset, 1, time.Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.work.Add(1)
+				p.add(&delivery{fetched: f, ctx: ctx, span: noop.Span{}, pause: retry.Backoff{First: time.Minute, Most: time.Minute}})
+			}
+			idle := func() bool {
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return p.requests == 0
+			}
+			add(0)
+			servicetest.Eventually(t, time.Minute, "a refusal", func() bool { return posted.Load() == 1 && idle() })
+			add(1)
+			if idle() != waits {
+				t.Errorf("the next message waits: %t, want %t", !waits, waits)
+			}
+		})
+	}
 }
