@@ -13,6 +13,7 @@ import (
 
 	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
+	"github.com/segmentio/kafka-go/protocol"
 
 	"github.com/tricycle-relay/tricycle/lib/dial"
 	"github.com/tricycle-relay/tricycle/lib/retry"
@@ -191,6 +192,9 @@ func (c *Cluster) Produce(ctx context.Context, topic string, partition int, mess
 		if resp.Throttle > 0 { // the broker reads no further request on this connection for so long
 			c.slowed.Warn().Str("client_id", c.client).Stringer("throttle", resp.Throttle).Msg("kafka throttles this client")
 		}
+	}
+	if away := c.Ready(ctx); away != nil && errors.Is(err, protocol.ErrNoTopic) {
+		err = errors.New(away.Error()) // kafka-go knows no topic before a broker has answered
 	}
 	if errors.Is(err, kafka.InvalidTimestamp) {
 		err = fmt.Errorf("%s: must be %s, or the clocks of producer and broker must agree: %w", timestampType, appendTime, err)

@@ -329,6 +329,17 @@ func TestErrorType(t *testing.T) {
 	}
 }
 
+func TestProduceNamesWhyKafkaIsUnavailable(t *testing.T) {
+	t.Parallel()
+	c := topictest.For(t, "127.0.0.1:1")
+	l := topic.NewCluster(c, "test", zerolog.Nop())
+	topictest.Start(t, l)
+	topictest.Unready(t, l, "connection refused")
+	if _, err := l.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("v")}); err == nil || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestClusterSurvivesItsBroker(t *testing.T) {
 	t.Parallel()
 	dir := kfake.DataDir(t.TempDir())
