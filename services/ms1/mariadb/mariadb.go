@@ -189,14 +189,18 @@ func (s *Store) retry(ctx context.Context, operation string, try func(ctx contex
 	backoff := retry.Backoff{First: 20 * time.Millisecond, Most: 500 * time.Millisecond}
 	timeout := answerTimeout
 	var last error
+	away := false // as last reports
 	for {
 		p, closed, cause := s.current()
 		switch {
 		case closed:
 			return fmt.Errorf("%s: %w", operation, cause)
 		case p == nil:
-			last = cause
+			last, away = cause, true
 		case ctx.Err() == nil:
+			if away { // it is back
+				last, away = nil, false
+			}
 			err := p.try(ctx, timeout, try)
 			switch {
 			case err == nil:

@@ -165,6 +165,20 @@ func TestLastErrorWhenTheContextEnds(t *testing.T) {
 	}
 }
 
+// The reason why the database was unavailable is over with that.
+func TestLastErrorOfADatabaseThatIsBack(t *testing.T) {
+	s, mock, ctx := linked(t)
+	back, _, _ := s.current()
+	s.set(nil, false, syscall.ECONNREFUSED)
+	expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
+	time.AfterFunc(50*time.Millisecond, func() { s.set(back, false, nil) })
+	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); !errors.Is(err, errNoAnswer) {
+		t.Errorf("got error %v, want %v", err, errNoAnswer)
+	}
+}
+
 func TestStatementsUnderWayEndWithTheLink(t *testing.T) {
 	db, mock := mocked(t, false)
 	s := newStore(Defaults(), zerolog.Nop(), nil)
