@@ -70,14 +70,9 @@ func (l *letters) run(ctx context.Context) {
 func (l *letters) next() []letter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	n, size := 0, 0
+	n, bytes := 0, 0
 	for n < min(len(l.queue), maxLetters) {
-		m := l.queue[n].message
-		size += len(m.Key) + len(m.Value)
-		for _, h := range m.Headers {
-			size += len(h.Key) + len(h.Value)
-		}
-		if n > 0 && size > maxLetterBytes {
+		if bytes += size(l.queue[n].message); n > 0 && bytes > maxLetterBytes {
 			break
 		}
 		n++
