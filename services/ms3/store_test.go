@@ -188,39 +188,20 @@ func TestRefusedForGood(t *testing.T) {
 	}
 }
 
+// Other producers may write keys and headers of any size.
 func TestMemoryIsBoundedWhileMS1IsDown(t *testing.T) {
 	t.Parallel()
-	k, store, source := neighbours(t, topictest.Config(t))
-	var takes atomic.Bool
-	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
-		if !takes.Load() {
-			w.WriteHeader(503)
-		}
-	})
-	r := start(t, k, store.URL)
-	ms, records := messages(4 * maxOpen)
-	source.spread(records)
-	fetched := func() float64 { return r.Metric("tricycle_ms3_records_fetched_total") }
-	servicetest.Eventually(t, time.Minute, "full", func() bool { return fetched() == maxOpen })
-	begin := time.Now()
-	servicetest.Eventually(t, time.Minute, "time passes", func() bool {
-		if fetched() != maxOpen || r.Metric("tricycle_ms3_uncommitted_weight") > maxOpen {
-			t.Fatal("more is fetched than the bound")
-		}
-		return time.Since(begin) > time.Second
-	})
-	takes.Store(true)
-	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
-	source.commits(int64(len(ms)))
-}
-
-// Other producers may write keys and headers of any size.
-func TestKeysAndHeadersTakeRoom(t *testing.T) {
-	t.Parallel()
-	for name, large := range map[string]kafka.Message{
-		"key":          {Key: make([]byte, 512<<10)},
-		"header":       {Headers: []kafka.Header{{Key: "k", Value: make([]byte, 512<<10)}}},
-		"many headers": {Headers: make([]kafka.Header, (512<<10)/40)},
+	const large = 8 << 10 // as much as two messages, and the record is one itself
+	for name, c := range map[string]struct {
+		records int
+		most    float64 // of them are fetched
+		key     []byte
+		headers []kafka.Header
+	}{
+		"messages":     {4 * maxOpen, maxOpen, nil, nil},
+		"large key":    {500, maxOpen / 3, make([]byte, large), nil},
+		"large header": {500, maxOpen / 3, nil, []kafka.Header{{Key: "k", Value: make([]byte, large)}}},
+		"many headers": {500, maxOpen / 3, nil, make([]kafka.Header, large/40)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -231,19 +212,24 @@ func TestKeysAndHeadersTakeRoom(t *testing.T) {
 					w.WriteHeader(503)
 				}
 			})
-			ms, records := messages(40)
+			ms, records := messages(c.records)
 			for i := range records {
-				large.Value = records[i].Value
-				source.produce(0, large)
+				records[i].Key, records[i].Headers = c.key, c.headers
 			}
+			source.produce(0, records...)
 			r := start(t, k, store.URL)
-			fetched := func() float64 { return r.Metric("tricycle_ms3_records_fetched_total") }
-			servicetest.Eventually(t, time.Minute, "no room", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == maxOpen })
-			if n := fetched(); n > 8 {
-				t.Errorf("%v records of half a megabyte are fetched, want at most 8", n)
-			}
+			full := func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == maxOpen }
+			servicetest.Eventually(t, time.Minute, "no room", full)
+			begin := time.Now()
+			servicetest.Eventually(t, time.Minute, "time passes", func() bool {
+				if n := r.Metric("tricycle_ms3_records_fetched_total"); n > c.most || !full() {
+					t.Fatalf("%v records are fetched, want at most %v", n, c.most)
+				}
+				return time.Since(begin) > time.Second
+			})
 			takes.Store(true)
 			servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == len(ms) })
+			source.commits(int64(len(ms)))
 		})
 	}
 }
