@@ -104,8 +104,7 @@ func New(ctx context.Context, c Config, service, version string, log zerolog.Log
 	t := &Telemetry{Metrics: registry, sampler: sdk.TraceIDRatioBased(c.SampleRatio)}
 	all := sdk.ParentBased(t.sampler)
 	if c.Endpoint == "" {
-		// Nothing is sampled, whatever the header of a caller requests.
-		t.sampler, all = sdk.NeverSample(), sdk.NeverSample()
+		all = sdk.NeverSample() // whatever the header of a caller requests
 	}
 	options := []sdk.TracerProviderOption{sdk.WithResource(res), sdk.WithIDGenerator(derivedIDs{}), sdk.WithSampler(all)}
 	if c.Endpoint != "" {

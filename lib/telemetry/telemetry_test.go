@@ -491,19 +491,6 @@ func TestEverySpanIsCounted(t *testing.T) {
 	}
 }
 
-func TestSpansThatAreNotSampledAreNotCounted(t *testing.T) {
-	clean(t)
-	r := newReceiver(t, nil)
-	tel := start(t, telemetry.Config{Endpoint: r.URL, QueueSpans: 512}, zerolog.Nop())
-	end(tel, 100)
-	if _, err := shutdown(t, tel, 5*time.Second); err != nil {
-		t.Error(err)
-	}
-	if got := counts(t, tel); sum(got) != 0 || r.got() != 0 {
-		t.Errorf("got %v and %d spans at the collector, want none", got, r.got())
-	}
-}
-
 func TestTheCollectorComesBack(t *testing.T) {
 	clean(t)
 	var mu sync.Mutex
