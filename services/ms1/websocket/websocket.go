@@ -51,6 +51,7 @@ type Client struct {
 	access  credentials.Access
 	log     zerolog.Logger
 	silence time.Duration // a connection without a frame for so long is dead
+	quiet   bool          // no trouble was logged since the last connection was
 	dialer  dial.Dialer
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -149,7 +150,7 @@ func (l *Client) Run(ctx context.Context, connected func(connection uint64)) err
 		}
 		if text := err.Error(); text != logged {
 			l.log.Warn().Err(err).Str("url", l.url).Msg("not connected to ms2")
-			logged = text
+			logged, l.quiet = text, false
 		}
 		if pause.Wait(ctx) != nil {
 			return nil
@@ -238,7 +239,10 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 	number := l.connection
 	l.conn, l.wire, l.trouble = conn, wire, nil
 	l.mu.Unlock()
-	l.log.Info().Str("url", l.url).Uint64("connection", number).Msg("connected to ms2")
+	if !l.quiet {
+		l.log.Info().Str("url", l.url).Uint64("connection", number).Msg("connected to ms2")
+		l.quiet = true
+	}
 	connected(number)
 
 	for {

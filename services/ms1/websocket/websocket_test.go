@@ -302,6 +302,19 @@ func TestDialsAgain(t *testing.T) {
 			}
 		})
 	}
+	t.Run("after ends that are alike", func(t *testing.T) {
+		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
+			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(4001, "no such tenant"))
+		}))
+		var log servicetest.Console
+		_, connected, _ := run(t, m.url(), 0, func(l *Client) { l.log = zerolog.New(&log) })
+		for range 3 {
+			next(t, connected)
+		}
+		if ends, begins := log.Count("no such tenant"), log.Count(`"connected to ms2"`); ends != 1 || begins != 2 { // one before the end, one after it
+			t.Errorf("got %d ends and %d connections in the log, want 1 and 2:\n%s", ends, begins, &log)
+		}
+	})
 	t.Run("once somebody listens", func(t *testing.T) {
 		l := listenAt(t, "127.0.0.1:0")
 		address := l.Addr().String()
