@@ -218,7 +218,7 @@ type storeAnswer struct {
 // judge stores the encoded messages of one request and returns the answer to
 // each, in their order.
 func (s *Service) judge(ctx context.Context, bodies ...[]byte) []storeAnswer {
-	answers, end := make([]storeAnswer, len(bodies)), message.StampOf(s.now())
+	answers, end := make([]storeAnswer, len(bodies)), message.StampOf(s.engine.now())
 	arrivals := make([]*arrival, 0, len(bodies))
 	span := trace.SpanFromContext(ctx)
 	for i, body := range bodies {

@@ -63,7 +63,6 @@ type sent struct {
 type events struct {
 	engine *engine
 	checks []httpserver.Check
-	now    func() time.Time
 	wake   chan struct{}
 
 	mu        sync.Mutex
@@ -75,8 +74,8 @@ type events struct {
 	last sample // of run alone
 }
 
-func newEvents(e *engine, now func() time.Time, checks []httpserver.Check) *events {
-	return &events{engine: e, checks: checks, now: now, wake: make(chan struct{}, 1), listeners: map[chan sent]struct{}{}}
+func newEvents(e *engine, checks []httpserver.Check) *events {
+	return &events{engine: e, checks: checks, wake: make(chan struct{}, 1), listeners: map[chan sent]struct{}{}}
 }
 
 // run sends events until ctx is cancelled. Without a listener it goes on for as
@@ -136,7 +135,7 @@ func (e *events) publish(v Event) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	id := e.now().Unix()
+	id := time.Now().Unix()
 	if n := len(e.kept); n > 0 {
 		id = max(id, e.kept[n-1].id+1)
 	}
@@ -156,7 +155,7 @@ func (e *events) publish(v Event) {
 // event returns the status, and what has happened since the event before.
 func (e *events) event(ctx context.Context) Event {
 	now := sample{ledger: e.engine.ledger()}
-	v := Event{At: message.StampOf(e.now()), Status: e.engine.status(ctx), Checks: httpserver.States(httpserver.Probe(ctx, e.checks))}
+	v := Event{At: message.StampOf(time.Now()), Status: e.engine.status(ctx), Checks: httpserver.States(httpserver.Probe(ctx, e.checks))}
 	if now.ledger != nil {
 		now.at, now.account, now.hops = time.Now(), now.ledger.account(), now.ledger.hopsUntilNow()
 		if now.ledger == e.last.ledger {

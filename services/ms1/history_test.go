@@ -431,7 +431,7 @@ func TestTooManyListeners(t *testing.T) {
 
 // A listener that does not read is disconnected, and the others are not delayed.
 func TestASlowListenerIsDisconnected(t *testing.T) {
-	e := newEvents(nil, time.Now, nil)
+	e := newEvents(nil, nil)
 	_, slow, _ := e.listen(-1)
 	_, quick, _ := e.listen(-1)
 	for i := range maxBehind + 1 {

@@ -39,7 +39,6 @@ type Service struct {
 	rejected  zerolog.Logger // messages that cannot be stored
 	unstarted zerolog.Logger // why a session was not started
 	telemetry *telemetry.Telemetry
-	now       func() time.Time
 	engine    *engine
 	history   *history
 	events    *events
@@ -74,10 +73,10 @@ func New(c Config, store Store, t transport, log zerolog.Logger, tel *telemetry.
 	if err := errors.Join(err, c.MS2.CheckFiles("ms2")); err != nil {
 		return nil, err
 	}
-	s := &Service{config: c, log: log, refused: logging.Limit(log), rejected: logging.Limit(log), unstarted: logging.Limit(log), telemetry: tel, now: time.Now}
-	s.engine = newEngine(c.Interaction, store, t, s.now, log, tel)
+	s := &Service{config: c, log: log, refused: logging.Limit(log), rejected: logging.Limit(log), unstarted: logging.Limit(log), telemetry: tel}
+	s.engine = newEngine(c.Interaction, store, t, time.Now, log, tel)
 	checks = append(s.engine.checks(), checks...)
-	s.history, s.events = newHistory(s.engine), newEvents(s.engine, s.now, checks)
+	s.history, s.events = newHistory(s.engine), newEvents(s.engine, checks)
 	server, err := httpserver.Listen(c.Listen, c.TLS, s.handler(token, checks), log)
 	if err != nil {
 		return nil, err
