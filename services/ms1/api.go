@@ -281,9 +281,8 @@ func (s *Service) refuse(ctx context.Context, p *httpserver.Problem) {
 // readBody reads a body of at most limit bytes.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, *httpserver.Problem) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	var beyond *http.MaxBytesError
 	switch {
-	case errors.As(err, &beyond):
+	case errors.As(err, new(*http.MaxBytesError)):
 		// A client that is still sending when the connection is closed may
 		// never see the answer; the body's deadline bounds this.
 		_, _ = io.Copy(io.Discard, r.Body)
@@ -306,8 +305,7 @@ func decode(body []byte) (message.Message, *httpserver.Problem) {
 		return message.Message{}, tooLarge(message.MaxBytes)
 	}
 	m, err := message.Decode(body, message.AtStore)
-	var wrong *message.Error
-	if errors.As(err, &wrong) {
+	if wrong, ok := errors.AsType[*message.Error](err); ok {
 		return message.Message{}, &httpserver.Problem{Type: httpserver.MalformedMessage, Status: http.StatusBadRequest, Detail: err.Error(), Extensions: map[string]any{"field": wrong.Field}}
 	}
 	return m, nil

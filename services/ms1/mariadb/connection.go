@@ -236,8 +236,7 @@ const (
 
 // refusal returns the number of a server's error, 0 if it is none.
 func refusal(err error) uint16 {
-	var refused *mysql.MySQLError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		return refused.Number
 	}
 	return 0

@@ -252,8 +252,7 @@ func (p *pool) try(ctx context.Context, timeout time.Duration, f func(context.Co
 // errors may pass: a deadlock, a full disk, a server that shuts down, too many
 // connections, a missing privilege.
 func permanent(err error) bool {
-	var refused *mysql.MySQLError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		class := string(refused.SQLState[:2])
 		return class == "22" || class == "23" // data exception, integrity constraint violation
 	}
@@ -263,8 +262,7 @@ func permanent(err error) bool {
 // plain removes the addresses from a network error. The local port differs in
 // each attempt, so the same error would look new in the log.
 func plain(err error) error {
-	var op *net.OpError
-	if errors.As(err, &op) {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		return fmt.Errorf("%s: %w", op.Op, op.Err)
 	}
 	return err

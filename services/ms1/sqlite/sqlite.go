@@ -339,8 +339,7 @@ func permanent(err error) bool {
 
 // code returns SQLite's primary result code, 0 if there is none.
 func code(err error) int {
-	var e *sqlite.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		return e.Code() & 0xff
 	}
 	return 0
