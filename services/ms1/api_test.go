@@ -108,13 +108,13 @@ func (a *api) do(method, path, body string, header ...string) answer {
 	if err != nil {
 		a.t.Fatal(err)
 	}
+	got := answer{resp, string(text)}
 	if resp.StatusCode >= 400 && method != http.MethodHead && path != "/readyz" {
-		got := answer{resp, string(text)}
 		if resp.Header.Get("Content-Type") != httpserver.ProblemType || got.member("detail") == "" || got.member("status") != float64(resp.StatusCode) {
 			a.t.Errorf("%s %s: the error is no problem details: %s %s", method, path, resp.Header.Get("Content-Type"), text)
 		}
 	}
-	return answer{resp, string(text)}
+	return got
 }
 
 func (a *api) want(got answer, status int, texts ...string) {

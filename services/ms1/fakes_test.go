@@ -38,7 +38,7 @@ type memoryStore struct {
 }
 
 func newMemoryStore() *memoryStore {
-	return &memoryStore{rows: map[message.Key]message.Message{}}
+	return &memoryStore{rows: map[message.Key]message.Message{}, named: map[int64][]LostMessage{}}
 }
 
 func (s *memoryStore) System() string { return "memory" }
@@ -152,9 +152,6 @@ func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, erro
 	if row.EndReason == nil {
 		row.Finish(c, s.count(id))
 	}
-	if s.named == nil {
-		s.named = map[int64][]LostMessage{}
-	}
 	if _, ok := s.named[id]; !ok {
 		s.named[id] = c.Lost
 	}
@@ -163,14 +160,12 @@ func (s *memoryStore) End(_ context.Context, id int64, c Closing) (Session, erro
 
 // LostMessages waits for its context if the store fails, as a real one retries.
 func (s *memoryStore) LostMessages(ctx context.Context, id int64, limit int) ([]LostMessage, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if fault := s.fault; fault != nil {
-		s.mu.Unlock()
+	if fault := s.Ready(ctx); fault != nil {
 		<-ctx.Done()
-		s.mu.Lock()
 		return nil, fault
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.named[id][:min(limit, len(s.named[id]))], nil
 }
 
