@@ -114,26 +114,6 @@ func TestErrorsAreJoinedUnderNames(t *testing.T) {
 	})
 }
 
-func TestAllStartAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		// Each waits for the other: one after the other would never end.
-		a, b := make(chan struct{}), make(chan struct{})
-		meet := func(mine, other chan struct{}) func(context.Context) error {
-			return func(ctx context.Context) error {
-				close(mine)
-				<-other
-				<-ctx.Done()
-				return nil
-			}
-		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if err := lifecycle.Run(ctx, lifecycle.Part{Name: "a", Run: meet(a, b)}, lifecycle.Part{Name: "b", Run: meet(b, a)}); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 func TestTheContextOfAPart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type key struct{}
