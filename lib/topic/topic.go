@@ -128,10 +128,8 @@ func (s SASL) validate() error {
 	if s.PasswordFile == "" {
 		file = errors.New("kafka.sasl.password_file: must name a file with the password, got nothing")
 	}
-	if _, err := mechanism(s.Mechanism, "", ""); err != nil {
-		return errors.Join(err, user, file)
-	}
-	return errors.Join(user, file)
+	_, err := mechanism(s.Mechanism, "", "")
+	return errors.Join(err, user, file)
 }
 
 // CheckFiles reads the files of certificates and passwords, and returns an error
