@@ -57,7 +57,8 @@ func TestReadyUnderAnyName(t *testing.T) {
 		"MS1": {func(w http.ResponseWriter, _ *http.Request) {
 			httpserver.Problem{Status: http.StatusMisdirectedRequest}.Write(w)
 		}, true},
-		"a stranger": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMisdirectedRequest) }, false},
+		"a stranger":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusMisdirectedRequest) }, false},
+		"another server": {http.NotFound, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			server := httptest.NewServer(c.answer)
