@@ -191,7 +191,7 @@ func TestASlowLinkShowsInItsHop(t *testing.T) {
 		t.Run(hop, func(t *testing.T) {
 			t.Parallel()
 			slower(t, measure(t, environment{
-				parts: "real", brokers: []string{topictest.Broker(t)}, database: database,
+				parts: "real", brokers: []string{topictest.Config(t).Brokers[0]}, database: database,
 				link: func(name, address string) string {
 					if name != hop {
 						return address

@@ -34,12 +34,6 @@ func Config(t testing.TB) topic.Config {
 	return For(t, address)
 }
 
-// Broker returns the address of the broker of [Config], without topics.
-func Broker(t testing.TB) string {
-	t.Helper()
-	return Config(t).Brokers[0]
-}
-
 // For returns the configuration for topics of the test's own on the broker.
 func For(t testing.TB, address string) topic.Config {
 	t.Helper()
