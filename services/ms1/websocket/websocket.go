@@ -137,7 +137,7 @@ func (g *gathering) Write(p []byte) (int, error) {
 // number of each new one.
 func (l *Client) Run(ctx context.Context, connected func(connection uint64)) error {
 	pause := retry.Backoff{First: firstRetry, Most: longestRetry}
-	logged := ""
+	logged, last := "", time.Time{}
 	for {
 		began := time.Now()
 		err := l.connect(ctx, connected)
@@ -148,9 +148,9 @@ func (l *Client) Run(ctx context.Context, connected func(connection uint64)) err
 			pause.Reset() // it was a good connection
 			logged = ""
 		}
-		if text := err.Error(); text != logged {
+		if text := err.Error(); text != logged || l.quiet && time.Since(last) > l.silence {
 			l.log.Warn().Err(err).Str("url", l.url).Msg("not connected to ms2")
-			logged, l.quiet = text, false
+			logged, last, l.quiet = text, time.Now(), false
 		}
 		if pause.Wait(ctx) != nil {
 			return nil

@@ -306,13 +306,17 @@ func TestDialsAgain(t *testing.T) {
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) {
 			_ = c.WriteMessage(gorilla.CloseMessage, gorilla.FormatCloseMessage(4001, "no such tenant"))
 		}))
-		var log servicetest.Console
-		_, connected, _ := run(t, m.url(), 0, func(l *Client) { l.log = zerolog.New(&log) })
-		for range 3 {
-			next(t, connected)
-		}
-		if ends, begins := log.Count("no such tenant"), log.Count(`"connected to ms2"`); ends != 1 || begins != 2 { // one before the end, one after it
-			t.Errorf("got %d ends and %d connections in the log, want 1 and 2:\n%s", ends, begins, &log)
+		for silence, again := range map[time.Duration]bool{time.Minute: false, 70 * time.Millisecond: true} {
+			var log servicetest.Console
+			_, connected, stop := run(t, m.url(), silence, func(l *Client) { l.log = zerolog.New(&log) })
+			for range 3 {
+				next(t, connected)
+			}
+			stop()
+			ends, begins := log.Count(`"not connected to ms2"`), log.Count(`"connected to ms2"`)
+			if ends > 1 != again || !again && begins != 2 {
+				t.Errorf("got %d ends and %d connections in the log, want another end after %s: %t\n%s", ends, begins, silence, again, &log)
+			}
 		}
 	})
 	t.Run("once somebody listens", func(t *testing.T) {
