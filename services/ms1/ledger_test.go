@@ -407,20 +407,6 @@ func (b *bench) slowly(takes func(n int) time.Duration) {
 	}()
 }
 
-// A broken way that breaks no connection: copies go out, but few at a time.
-func TestFewCopiesAreUnderWay(t *testing.T) {
-	b := newBook(MaxInFlight)
-	for range MaxInFlight {
-		b.add1(t)
-		b.write(t)
-	}
-	b.sweep(b.now.Add(6*time.Second), false)
-	if got := len(b.outbox); got != maxCopies {
-		t.Errorf("%d copies queued, want %d", got, maxCopies)
-	}
-	b.consistent(t)
-}
-
 func TestRepeatsCostNoTransaction(t *testing.T) {
 	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
 		id := b.begin(2, 1)
