@@ -74,11 +74,12 @@ type Service struct {
 
 	// open is the context of the connections. It is cancelled to close them,
 	// with a closure as its cause, and replaced unless the service stops.
-	mu    sync.Mutex
-	open  context.Context
-	close context.CancelCauseFunc
-	peers sync.WaitGroup
-	seats []*seat // of the connections, oldest first
+	mu       sync.Mutex
+	open     context.Context
+	close    context.CancelCauseFunc
+	stopping bool
+	peers    sync.WaitGroup
+	seats    []*seat // of the connections, oldest first
 }
 
 // seat is the place of a connection within the limit.
@@ -164,6 +165,7 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) runPeers(ctx context.Context) error {
 	<-ctx.Done()
 	s.mu.Lock()
+	s.stopping = true
 	s.close(closure{websocket.CloseGoingAway, "MS2 is stopping"})
 	s.mu.Unlock()
 	s.peers.Wait()
@@ -174,9 +176,6 @@ func (s *Service) runPeers(ctx context.Context) error {
 func (s *Service) tryAgainLater() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open.Err() != nil {
-		return // the service stops
-	}
 	s.close(closure{websocket.CloseTryAgainLater, "kafka accepts no messages; resend everything later"})
 	s.open, s.close = context.WithCancelCause(context.Background())
 }
@@ -220,7 +219,7 @@ func unavailable(w http.ResponseWriter, detail string) {
 func (s *Service) sit() (*seat, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open.Err() != nil {
+	if s.stopping {
 		return nil, errors.New("MS2 is stopping")
 	}
 	taken := slices.DeleteFunc(slices.Clone(s.seats), func(p *seat) bool { return p.ctx.Err() != nil })
