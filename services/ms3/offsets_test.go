@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -150,5 +152,104 @@ func TestOffsetsBoundWhatIsOpen(t *testing.T) {
 	k.done(c)
 	if full(10) || len(k.room) != 0 {
 		t.Errorf("got %d taken at the end, want none", len(k.room))
+	}
+}
+
+// Whatever the order in which records are done, and wherever a rebalance
+// strikes: what is committed was done, before any commit everything below it
+// was, and in the end everything is committed. (A record of a pass before a
+// rebalance may set the commit back; then it is fetched again.)
+func TestOffsetsProperty(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 500 {
+		k := newOffsets(64)
+		partitions := 1 + random.IntN(3)
+		logs := make([][]int64, partitions) // the offsets there are, with gaps
+		for p := range logs {
+			offset := int64(random.IntN(3))
+			for range random.IntN(60) {
+				logs[p] = append(logs[p], offset)
+				offset += 1 + int64(random.IntN(3))
+			}
+		}
+		type open struct {
+			f      *fetched
+			number int
+			offset int64
+		}
+		var running []open
+		done := make([]map[int64]bool, partitions)
+		next := make([]int, partitions)        // index of the log to fetch next
+		committed := make([]int64, partitions) // as the broker has it
+		for p := range done {
+			done[p], committed[p] = map[int64]bool{}, -1
+		}
+		commit := func() {
+			_ = k.commit(func(offsets map[int]int64) error {
+				for p, offset := range offsets {
+					for _, o := range logs[p] {
+						if o <= offset && !done[p][o] {
+							t.Fatalf("committed %d of partition %d, but %d is not done", offset, p, o)
+						}
+					}
+					committed[p] = offset
+				}
+				return nil
+			})
+		}
+		for step := 0; ; step++ {
+			p := random.IntN(partitions)
+			switch what := random.IntN(10); {
+			case what < 4 && next[p] < len(logs[p]) && len(k.room) < cap(k.room):
+				offset := logs[p][next[p]]
+				next[p]++
+				f, err := k.fetch(t.Context(), p, offset, 1, time.Time{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				running = append(running, open{f, p, offset})
+			case what < 8 && len(running) > 0:
+				i := random.IntN(len(running))
+				r := running[i]
+				running = slices.Delete(running, i, i+1)
+				done[r.number][r.offset] = true
+				k.done(r.f)
+			case what == 8:
+				commit()
+			case what == 9 && step < 300 && random.IntN(4) == 0: // a rebalance: from what was committed
+				next[p] = 0
+				for next[p] < len(logs[p]) && logs[p][next[p]] <= committed[p] {
+					next[p]++
+				}
+			}
+			finished := len(running) == 0
+			for p := range logs {
+				finished = finished && next[p] == len(logs[p])
+			}
+			if finished && step > 300 {
+				break
+			}
+		}
+		commit()
+		for p := range logs {
+			for _, offset := range logs[p] {
+				if !done[p][offset] {
+					t.Fatalf("partition %d: %d was never done", p, offset)
+				}
+				if offset > committed[p] {
+					f, _ := k.fetch(t.Context(), p, offset, 1, time.Time{})
+					k.done(f)
+				}
+			}
+			commit()
+			if n := len(logs[p]); n > 0 && committed[p] != logs[p][n-1] {
+				t.Fatalf("partition %d: committed %d, expected %d", p, committed[p], logs[p][n-1])
+			}
+		}
+		if len(k.room) != 0 {
+			t.Fatalf("found %d places taken at the end", len(k.room))
+		}
 	}
 }
