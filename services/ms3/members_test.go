@@ -10,6 +10,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
@@ -136,15 +137,31 @@ func TestAReplicasMemberIsNotRemoved(t *testing.T) {
 // Another program consumes as a member of the group, for instance a console of Kafka.
 func TestAStrangerInTheGroupIsNotReady(t *testing.T) {
 	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	r := start(t, k, store.URL)
-	r.joined(t)
-	stranger := kafka.NewReader(kafka.ReaderConfig{
-		Brokers: k.Brokers, Topic: k.Topic, GroupID: r.consumer.config.GroupID, Dialer: &kafka.Dialer{ClientID: "somebody"}, MaxWait: 500 * time.Millisecond,
-	})
-	defer stranger.Close()
-	const want = "must have members of MS3 only, got client \"somebody\""
-	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
-	stranger.Close()
-	r.joined(t)
+	for want, join := range map[string]func(t *testing.T, broker, topic, group string) (leave func()){
+		"must have members of MS3 only, got client \"somebody\"": func(_ *testing.T, broker, topic, group string) func() {
+			r := kafka.NewReader(kafka.ReaderConfig{
+				Brokers: []string{broker}, Topic: topic, GroupID: group, Dialer: &kafka.Dialer{ClientID: "somebody"}, MaxWait: 500 * time.Millisecond,
+			})
+			return func() { _ = r.Close() }
+		},
+		"must have members of MS3 only, got another client": func(t *testing.T, broker, topic, group string) func() {
+			c, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group), kgo.Balancers(kgo.RangeBalancer()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return c.Close
+		},
+	} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			k, store := topictest.Config(t), newMS1(t)
+			r := start(t, k, store.URL)
+			r.joined(t)
+			leave := join(t, k.Brokers[0], k.Topic, r.consumer.config.GroupID)
+			defer leave()
+			servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
+			leave()
+			r.joined(t)
+		})
+	}
 }

@@ -100,6 +100,9 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 	if err == nil && len(described.Groups) == 1 {
 		err = described.Groups[0].Error
 	}
+	if err != nil && strings.Contains(err.Error(), "decode member") { // kafka-go knows the metadata of its own members, and of other old clients
+		err = fmt.Errorf("must have members of MS3 only, got another client: %w", err)
+	}
 	if err != nil || len(described.Groups) != 1 {
 		return nil, fmt.Errorf("describe group %s: %w", c.config.GroupID, err)
 	}
