@@ -122,8 +122,8 @@ func (d *Dialer) try(ctx context.Context, network string, to candidate) (net.Con
 	return secure, c, nil
 }
 
-// join returns the errors that are not nil as one on one line. Their order is not that
-// of the attempts, in which a repeated error would look new in the log.
+// join returns the errors that are not nil as one on one line. It sorts them: the order
+// of the attempts changes, so that a repeated error would look new in the log.
 func join(errs ...error) (joined error) {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })

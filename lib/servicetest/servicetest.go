@@ -38,9 +38,9 @@ func Eventually(t testing.TB, d time.Duration, what string, condition func() boo
 	}
 }
 
-// Fails calls f, which repeats until its context ends, for d at a time until its
-// error contains want. On a busy machine the first call may end before it has
-// tried anything.
+// Fails calls f until its error contains want, and fails the test if it does not
+// within a minute. Each call has a context that ends after d: on a busy machine, a
+// call may end before it has tried anything.
 func Fails(t testing.TB, d time.Duration, want string, f func(context.Context) error) {
 	t.Helper()
 	Eventually(t, time.Minute, want, func() bool {

@@ -255,8 +255,8 @@ func (c *Cluster) check(ctx context.Context) (id string, partitions int, bad map
 func (c *Cluster) open() {
 	ctx, cancel := context.WithCancel(context.Background())
 	transport := &kafka.Transport{
-		// The TTL is also the limit of kafka-go's own requests for metadata: that of one
-		// round trip where four fit into the limit of ours.
+		// kafka-go also gives up its own requests for metadata after the TTL. A new
+		// connection takes four round trips, which have the time of one request of ours.
 		MetadataTTL: c.request / 4,
 		Dial:        c.Dial(ctx), DialTimeout: c.request, ClientID: c.client, Context: ctx, SASL: c.Login(),
 		MetadataTopics: []string{c.config.Topic, c.config.DeadLetterTopic},

@@ -60,7 +60,7 @@ func Cluster(t testing.TB, options ...kfake.Opt) (*kfake.Cluster, string) {
 			t.Cleanup(cluster.Close)
 			return cluster, cluster.ListenAddrs()[0]
 		}
-		time.Sleep(200 * time.Millisecond) // another test has the port for a while
+		time.Sleep(200 * time.Millisecond) // another test may have the port for a while
 	}
 	t.Fatalf("starting a broker: %v", err)
 	return nil, ""
