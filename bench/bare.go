@@ -108,8 +108,8 @@ func bareOn(brokers []string, topicName string) *bare {
 	return b
 }
 
-// spawn starts the calls of a service in a process of its own, with one processor
-// as the services have in their containers. It returns the first line of its
+// spawn starts the calls of a service in a process of its own, with the settings
+// that the services have in their containers. It returns the first line of its
 // output.
 func (b *bare) spawn(ctx context.Context, name string, brokers []string) (line string, err error) {
 	program, err := os.Executable()
@@ -117,7 +117,7 @@ func (b *bare) spawn(ctx context.Context, name string, brokers []string) (line s
 		return "", err
 	}
 	cmd := exec.CommandContext(ctx, program, append([]string{"bare", name, b.topic, b.url}, brokers...)...)
-	cmd.Env, cmd.Stderr = append(os.Environ(), "GOMAXPROCS=1", "GOGC=400"), os.Stderr
+	cmd.Env, cmd.Stderr = append(os.Environ(), "GOMAXPROCS=1", "GOGC=400", "GODEBUG=schedtrace=2147483647"), os.Stderr
 	stdin, err := cmd.StdinPipe() // its end ends the process
 	if err != nil {
 		return "", err

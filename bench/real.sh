@@ -22,8 +22,8 @@ begin 'build'
 build now
 go build -o "$work/bench" ./bench
 # The runtime's settings of the containers. They have one processor each; other revisions run as theirs did, without.
-settings=$(sed -nE 's/^    (GOMAXPROCS|GOGC|GOMEMLIMIT): "?([^"]*)"?$/,\1=\2/p' compose/compose.yaml | tr -d '\n')
-unset GOMAXPROCS GOGC GOMEMLIMIT # the caller's
+settings=$(sed -nE 's/^    (GOMAXPROCS|GOGC|GOMEMLIMIT|GODEBUG): "?([^"]*)"?$/,\1=\2/p' compose/compose.yaml | tr -d '\n')
+unset GOMAXPROCS GOGC GOMEMLIMIT GODEBUG # the caller's
 flags=(-programs "now=$work/programs/now$settings")
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
   if [[ $1 = now,ms3=* ]]; then
