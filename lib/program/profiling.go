@@ -17,9 +17,6 @@ type Profiling struct {
 	Listen  string `yaml:"listen"`  // host:port of /debug/pprof, apart from everything else that the program serves
 }
 
-// ProfilingDefaults returns the default configuration.
-func ProfilingDefaults() Profiling { return Profiling{Listen: "127.0.0.1:6060"} }
-
 // Validate returns an error that names each key out of range.
 func (c Profiling) Validate() error { return config.HostPort("profiling.listen", c.Listen, 0) }
 

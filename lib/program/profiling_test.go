@@ -60,7 +60,7 @@ func TestProfiling(t *testing.T) {
 	if err := taken.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if program.ProfilingDefaults().Enabled {
+	if program.ObservabilityDefaults().Profiling.Enabled {
 		t.Error("profiles are served by default")
 	}
 	if statuses, _ := profile(t, program.Profiling{Listen: address}, "", "/debug/pprof/heap"); len(statuses) != 1 || statuses[0] != 0 {

@@ -16,6 +16,23 @@ import (
 // flushTimeout bounds the wait for the last spans when a program ends.
 const flushTimeout = 1500 * time.Millisecond
 
+// Observability is the sections with which each configuration ends.
+type Observability struct {
+	Tracing   telemetry.Config `yaml:"tracing"`
+	Logging   logging.Config   `yaml:"logging"`
+	Profiling Profiling        `yaml:"profiling"`
+}
+
+// ObservabilityDefaults returns the default configuration.
+func ObservabilityDefaults() Observability {
+	return Observability{telemetry.Defaults(), logging.Defaults(), Profiling{Listen: "127.0.0.1:6060"}}
+}
+
+// Validate returns an error for each key that is out of range.
+func (c Observability) Validate() error {
+	return errors.Join(c.Tracing.Validate(), c.Logging.Validate(), c.Profiling.Validate())
+}
+
 // Service is a service that listens and does not serve yet.
 type Service interface {
 	// Address returns the address that it listens on, with the real port.

@@ -141,7 +141,7 @@ func (t *trio) runMS2(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	c := ms2.Config{Listen: anyPort, TokenFile: t.config.TokenFile, Kafka: kafka, Tracing: t.config.Tracing, Logging: t.config.log("ms2")}
+	c := ms2.Config{Listen: anyPort, TokenFile: t.config.TokenFile, Kafka: kafka, Observability: t.config.observability("ms2")}
 	return ms2.Run(ctx, c, t.console, func(s *ms2.Service) { t.ms2.set(s.Address()) })
 }
 
@@ -153,7 +153,7 @@ func (t *trio) runMS3(ctx context.Context) error {
 	kafka, _ := t.kafka.wait(ctx) // known, or MS1 would not be
 	c := ms3.Config{
 		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store", Access: t.config.access(), BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
-		Workers: t.config.Workers, GroupID: t.config.GroupID, Tracing: t.config.Tracing, Logging: t.config.log("ms3"),
+		Workers: t.config.Workers, GroupID: t.config.GroupID, Observability: t.config.observability("ms3"),
 	}
 	return ms3.Run(ctx, c, t.console, func(s *ms3.Service) { t.ms3.set(s.Address()) })
 }

@@ -8,9 +8,7 @@ import (
 	"strconv"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
-	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb"
@@ -30,9 +28,8 @@ type Config struct {
 	GroupID      string                `yaml:"group_id"` // MS3's consumer group
 	Kafka        topic.Config          `yaml:"kafka"`    // without brokers: the embedded one
 	Database     mariadb.Config        `yaml:"database"` // without address: the embedded one
-	Tracing      telemetry.Config      `yaml:"tracing"`
-	Logging      logging.Config        `yaml:"logging"`
-	Profiling    program.Profiling     `yaml:"profiling"`
+
+	program.Observability `yaml:",inline"`
 }
 
 // Program returns the command.
@@ -77,17 +74,15 @@ func (w *whole) Set(text string) error {
 func Defaults() Config {
 	one, three := ms1.Defaults(), ms3.Defaults()
 	c := Config{
-		Listen:       one.Listen,
-		AllowedHosts: one.AllowedHosts,
-		Data:         "./tricycle-data",
-		Interaction:  one.Interaction,
-		Workers:      three.Workers,
-		GroupID:      three.GroupID,
-		Kafka:        topic.Defaults(),
-		Database:     mariadb.Defaults(),
-		Tracing:      one.Tracing,
-		Logging:      one.Logging,
-		Profiling:    one.Profiling,
+		Listen:        one.Listen,
+		AllowedHosts:  one.AllowedHosts,
+		Data:          "./tricycle-data",
+		Interaction:   one.Interaction,
+		Workers:       three.Workers,
+		GroupID:       three.GroupID,
+		Kafka:         topic.Defaults(),
+		Database:      mariadb.Defaults(),
+		Observability: one.Observability,
 	}
 	c.Kafka.Brokers, c.Database.Address = nil, ""
 	// The broker reads its whole log at start. MS1 has at most about 2 MB in
@@ -121,16 +116,16 @@ func (c *Config) Validate() error {
 func (c *Config) ms1(ms2 string) ms1.Config {
 	return ms1.Config{
 		Listen: c.Listen, AllowedHosts: c.AllowedHosts, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws", Access: c.access()},
-		TokenFile: c.TokenFile, Tracing: c.Tracing, Logging: c.log("ms1"), Profiling: c.Profiling,
+		TokenFile: c.TokenFile, Observability: c.observability("ms1"),
 	}
 }
 
 // access returns how the services reach each other.
 func (c *Config) access() credentials.Access { return credentials.Access{TokenFile: c.TokenFile} }
 
-// log returns the section 'logging' of a service.
-func (c *Config) log(service string) logging.Config {
-	l := c.Logging
-	l.File = filepath.Join(c.Data, service+".log")
-	return l
+// observability returns the sections of a service, which has a log file of its own.
+func (c *Config) observability(service string) program.Observability {
+	o := c.Observability
+	o.Logging.File = filepath.Join(c.Data, service+".log")
+	return o
 }

@@ -6,9 +6,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/credentials"
-	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
 // Config is the configuration of MS1 without its database, which belongs to the
@@ -20,9 +18,8 @@ type Config struct {
 	TokenFile    string            `yaml:"token_file"` // holds the bearer token that /start, /stop and /store require, on one line; read again when it changes; empty: none
 	Interaction  InteractionConfig `yaml:"interaction"`
 	MS2          MS2Config         `yaml:"ms2"`
-	Tracing      telemetry.Config  `yaml:"tracing"`
-	Logging      logging.Config    `yaml:"logging"`
-	Profiling    program.Profiling `yaml:"profiling"`
+
+	program.Observability `yaml:",inline"`
 }
 
 // InteractionConfig is the section 'interaction'.
@@ -62,10 +59,8 @@ func Defaults() Config {
 			GiveUpAfterSeconds: 60,
 			DrainSeconds:       4,
 		},
-		MS2:       MS2Config{URL: "ws://127.0.0.1:8081/ws"},
-		Tracing:   telemetry.Defaults(),
-		Logging:   logging.Defaults(),
-		Profiling: program.ProfilingDefaults(),
+		MS2:           MS2Config{URL: "ws://127.0.0.1:8081/ws"},
+		Observability: program.ObservabilityDefaults(),
 	}
 }
 
@@ -74,10 +69,7 @@ func (c Config) Validate() error {
 	return errors.Join(
 		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
 		c.TLS.Validate("tls"), c.Interaction.Validate(),
-		config.URL("ms2.url", c.MS2.URL, "ws://host:port/ws"),
-		c.Tracing.Validate(),
-		c.Logging.Validate(),
-		c.Profiling.Validate(),
+		config.URL("ms2.url", c.MS2.URL, "ws://host:port/ws"), c.Observability.Validate(),
 	)
 }
 

@@ -5,9 +5,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/credentials"
-	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
-	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
@@ -16,16 +14,15 @@ const maxBatch = 64
 
 // Config is the configuration of MS3.
 type Config struct {
-	Listen       string            `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
-	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
-	TLS          credentials.Pair  `yaml:"tls"`
-	MS1          MS1               `yaml:"ms1"`
-	Workers      int               `yaml:"workers"`  // requests to MS1 in flight at once
-	GroupID      string            `yaml:"group_id"` // of the consumer group, whose members share the partitions
-	Kafka        topic.Config      `yaml:"kafka"`
-	Tracing      telemetry.Config  `yaml:"tracing"`
-	Logging      logging.Config    `yaml:"logging"`
-	Profiling    program.Profiling `yaml:"profiling"`
+	Listen       string           `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
+	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	TLS          credentials.Pair `yaml:"tls"`
+	MS1          MS1              `yaml:"ms1"`
+	Workers      int              `yaml:"workers"`  // requests to MS1 in flight at once
+	GroupID      string           `yaml:"group_id"` // of the consumer group, whose members share the partitions
+	Kafka        topic.Config     `yaml:"kafka"`
+
+	program.Observability `yaml:",inline"`
 }
 
 // MS1 configures the requests to MS1.
@@ -38,15 +35,13 @@ type MS1 struct {
 // Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{
-		Listen:       "127.0.0.1:8082",
-		AllowedHosts: []string{},
-		MS1:          MS1{URL: "http://127.0.0.1:8080/store", BatchMessages: maxBatch},
-		Workers:      64,
-		GroupID:      "tricycle-ms3",
-		Kafka:        topic.Defaults(),
-		Tracing:      telemetry.Defaults(),
-		Logging:      logging.Defaults(),
-		Profiling:    program.ProfilingDefaults(),
+		Listen:        "127.0.0.1:8082",
+		AllowedHosts:  []string{},
+		MS1:           MS1{URL: "http://127.0.0.1:8080/store", BatchMessages: maxBatch},
+		Workers:       64,
+		GroupID:       "tricycle-ms3",
+		Kafka:         topic.Defaults(),
+		Observability: program.ObservabilityDefaults(),
 	}
 }
 
@@ -61,5 +56,5 @@ func (c *Config) Validate() error {
 		config.URL("ms1.url", c.MS1.URL, "http://host:port/store"),
 		config.InRange("ms1.batch_messages", c.MS1.BatchMessages, 1, maxBatch),
 		config.InRange("workers", c.Workers, 1, 1024),
-		group, c.Kafka.Validate(), c.Tracing.Validate(), c.Logging.Validate(), c.Profiling.Validate())
+		group, c.Kafka.Validate(), c.Observability.Validate())
 }
