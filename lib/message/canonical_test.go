@@ -29,6 +29,7 @@ func FuzzCanonical(f *testing.F) {
 		f.Add(m.Encode(), 3)
 		f.Add(m.Encode(), 4)
 		f.Add(bytes.ReplaceAll(m.Encode(), []byte("-0"), []byte("-3")), 3)
+		f.Add(bytes.ReplaceAll(m.Encode(), []byte(".123456Z"), []byte(".1+01:00")), 3)
 		f.Add(bytes.ReplaceAll(m.Encode(), []byte("7,"), []byte("9223372036854775808,")), 3)
 		f.Add(bytes.ReplaceAll(m.Encode(), []byte("7,"), []byte("07,")), 3)
 	}
