@@ -2,6 +2,7 @@ package ms3
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -148,7 +149,9 @@ func parse(status int, contentType string, text []byte, n int) []answer {
 	lines := bytes.Split(bytes.TrimSuffix(text, newline), newline)
 	if media, _, _ := mime.ParseMediaType(contentType); status == http.StatusOK && media == httpserver.LinesType && len(lines) == n {
 		for i, line := range lines {
-			answers[i] = parseLine(line)
+			if answers[i] = (answer{status: http.StatusOK, stored: true}); string(line) != storedLine {
+				answers[i] = parseAnswer(0, contentType, line)
+			}
 		}
 		return answers
 	}
@@ -162,31 +165,21 @@ func parse(status int, contentType string, text []byte, n int) []answer {
 // storedLine is nearly every line: as MS1 writes it.
 const storedLine = `{"status":200,"outcome":"stored"}`
 
-// parseLine returns the answer in a line: a status and an outcome, or a problem.
-func parseLine(line []byte) answer {
-	if string(line) == storedLine {
-		return answer{status: http.StatusOK, stored: true}
-	}
+// parseAnswer returns the answer in an object with an outcome or a problem. That of
+// a line has status 0 and states its own.
+func parseAnswer(status int, contentType string, text []byte) answer {
+	media, _, _ := mime.ParseMediaType(contentType)
 	var body struct {
 		Status                int
 		Outcome, Type, Detail string
 	}
-	if err := json.Unmarshal(line, &body); err != nil {
-		return answer{detail: fmt.Sprintf("expected a line of MS1, found %.100q", line)}
-	}
-	stored := body.Status == http.StatusOK && (body.Outcome == "stored" || body.Outcome == "repeat")
-	return answer{status: body.Status, stored: stored, problem: body.Type, detail: body.Detail}
-}
-
-func parseAnswer(status int, contentType string, text []byte) answer {
-	a := answer{status: status}
-	media, _, _ := mime.ParseMediaType(contentType)
-	var body struct{ Outcome, Type, Detail string }
 	err := json.Unmarshal(text, &body)
+	a := answer{status: cmp.Or(status, body.Status)}
 	switch {
-	case err == nil && status == http.StatusOK && media == "application/json":
+	case err != nil:
+	case a.status == http.StatusOK && (status == 0 || media == "application/json"):
 		a.stored = body.Outcome == "stored" || body.Outcome == "repeat"
-	case err == nil && status != http.StatusOK && media == httpserver.ProblemType:
+	case a.status != http.StatusOK && (status == 0 || media == httpserver.ProblemType):
 		a.problem, a.detail = body.Type, body.Detail
 	}
 	if a.detail == "" && a.wrong() {
