@@ -103,14 +103,7 @@ func (m Message) Append(b []byte) []byte {
 	b = append(b, separators[0]...)
 	b = strconv.AppendInt(b, m.SessionID, 10)
 	for i, s := range [...]Stamp{m.Service1, m.Service2, m.Service3, m.End} {
-		b = append(b, separators[i+1]...)
-		if s == 0 {
-			b = append(b, null...)
-			continue
-		}
-		b = append(b, '"')
-		b = s.append(b)
-		b = append(b, '"')
+		b = s.encode(append(b, separators[i+1]...))
 	}
 	return append(b, '}')
 }
@@ -133,9 +126,12 @@ func (m Message) Hops() Hops {
 }
 
 // MarshalJSON encodes a set stamp as a string and one not set as null.
-func (s Stamp) MarshalJSON() ([]byte, error) {
+func (s Stamp) MarshalJSON() ([]byte, error) { return s.encode(nil), nil }
+
+// encode appends what [Stamp.MarshalJSON] returns.
+func (s Stamp) encode(b []byte) []byte {
 	if s == 0 {
-		return []byte("null"), nil
+		return append(b, null...)
 	}
-	return []byte(`"` + s.String() + `"`), nil
+	return append(s.append(append(b, '"')), '"')
 }
