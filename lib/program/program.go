@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -154,16 +155,12 @@ func (p Program[C]) status(err error, stderr io.Writer) int {
 
 // override sets the key of a flag in c to its value in flagged, if it has a key.
 func override[C any](c, flagged *C, f *flag.Flag, s config.Sources) {
+	fields := maps.Collect(config.Keys(c))
 	for key, value := range config.Keys(flagged) {
 		// A value of the package flag is a pointer to the variable.
-		if value.Addr().Pointer() != reflect.ValueOf(f.Value).Pointer() {
-			continue
-		}
-		for k, field := range config.Keys(c) {
-			if k == key {
-				field.Set(value)
-				s[key] = "flag -" + f.Name
-			}
+		if value.Addr().Pointer() == reflect.ValueOf(f.Value).Pointer() {
+			fields[key].Set(value)
+			s[key] = "flag -" + f.Name
 		}
 	}
 }
