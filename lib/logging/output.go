@@ -110,11 +110,9 @@ func (o *Output) Write(p []byte) (int, error) {
 	if !wait {
 		return len(p), nil
 	}
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
 	select {
 	case <-l.out:
-	case <-timer.C:
+	case <-time.After(patience):
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		select {
@@ -187,11 +185,9 @@ func (o *Output) Close() error {
 	o.closed = true
 	o.changed.Signal()
 	o.mu.Unlock()
-	timer := time.NewTimer(closeTimeout)
-	defer timer.Stop()
 	select {
 	case <-o.done:
-	case <-timer.C:
+	case <-time.After(closeTimeout):
 	}
 	return nil
 }

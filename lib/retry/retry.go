@@ -50,10 +50,8 @@ func (b *Backoff) Reset() { b.failed, b.pause = 0, 0 }
 // Pause waits for d, plus or minus a fifth, so that programs which wait for the
 // same thing do not act in step. It reports whether ctx outlasted the pause.
 func Pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d*4/5 + rand.N(d*2/5+1))
-	defer t.Stop()
 	select {
-	case <-t.C:
+	case <-time.After(d*4/5 + rand.N(d*2/5+1)):
 		return ctx.Err() == nil
 	case <-ctx.Done():
 		return false
