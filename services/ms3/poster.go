@@ -135,12 +135,9 @@ func (p *poster) post(batch []*delivery) {
 			c.settle(p, r, answers[i])
 			continue
 		}
-		var kind string
+		kind := errorType(err)
 		if err == nil {
-			r.alone = answers[i].wrong()
-			kind = strconv.Itoa(answers[i].status)
-		} else {
-			kind = errorType(err)
+			r.alone, kind = answers[i].wrong(), strconv.Itoa(answers[i].status)
 		}
 		if len(again) == 0 {
 			p.log(err, answers, i)
@@ -158,14 +155,11 @@ func (p *poster) post(batch []*delivery) {
 	}
 	p.pausing.Add(held)
 	go func() {
-		over := retry.Pause(p.ctx, pause)
-		p.pausing.Add(-held)
-		if !over {
-			c.abandon(again)
-			return
+		if retry.Pause(p.ctx, pause) {
+			c.metrics.retries.Add(float64(len(again)))
 		}
-		c.metrics.retries.Add(float64(len(again)))
-		p.add(again...)
+		p.pausing.Add(-held)
+		p.add(again...) // which abandons them after the end of ctx
 	}()
 }
 
