@@ -161,12 +161,7 @@ func (d *Dialer) groups(address string) (groups [][]host, err error) {
 			known = append(known, host{name, port})
 		}
 	}
-	for _, group := range [][]host{known, unknown} {
-		if len(group) > 0 {
-			groups = append(groups, group)
-		}
-	}
-	return groups, err
+	return slices.DeleteFunc([][]host{known, unknown}, func(group []host) bool { return len(group) == 0 }), err
 }
 
 // candidates returns the addresses of a group in the order of attempts, and the
