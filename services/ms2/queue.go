@@ -81,7 +81,7 @@ type lane struct {
 
 func newQueue(cluster *topic.Cluster, name string, m *metrics, log zerolog.Logger, stalled func()) *queue {
 	q := &queue{
-		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime,
+		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime, progress: time.Now(),
 		errors: logging.Limit(log),
 		slots:  make(chan struct{}, queueLength),
 	}
@@ -120,7 +120,6 @@ func (q *queue) put(ctx context.Context, e entry) error {
 // run checks that Kafka accepts the messages. When ctx ends, it waits until all
 // are written or drain ends, drops the rest and stops the lanes.
 func (q *queue) run(ctx, drain context.Context) {
-	q.progressed()
 	tick := time.NewTicker(q.stall / 20)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -143,18 +142,11 @@ func (q *queue) run(ctx, drain context.Context) {
 	q.dropAll()
 }
 
-func (q *queue) progressed() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.progress = time.Now()
-}
-
 func (q *queue) watch() {
-	if len(q.slots) == 0 {
-		q.progressed()
-		return
-	}
 	q.mu.Lock()
+	if len(q.slots) == 0 {
+		q.progress = time.Now()
+	}
 	stalled := time.Since(q.progress) > q.stall
 	q.mu.Unlock()
 	if !stalled {
@@ -163,7 +155,6 @@ func (q *queue) watch() {
 	q.log.Warn().Int("messages", len(q.slots)).Stringer("without_progress", q.stall).Msg("kafka accepts nothing, queue dropped")
 	q.stalled()
 	q.dropAll()
-	q.progressed()
 }
 
 // dropAll empties the lanes and cancels their requests.
@@ -172,6 +163,7 @@ func (q *queue) dropAll() {
 	defer q.mu.Unlock()
 	q.drop()
 	q.round, q.drop = context.WithCancel(q.open)
+	q.progress = time.Now()
 	for _, l := range q.lanes {
 		for _, e := range l.waiting {
 			q.dropped(e)
