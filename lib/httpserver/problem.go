@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"net/http"
@@ -33,23 +34,10 @@ type Problem struct {
 
 // MarshalJSON implements [json.Marshaler].
 func (p Problem) MarshalJSON() ([]byte, error) {
-	body := map[string]any{"type": "about:blank", "title": http.StatusText(p.Status), "status": p.Status, "detail": p.Detail}
-	if p.Type != "" {
-		body["type"] = p.Type
-	}
+	body := map[string]any{"type": cmp.Or(p.Type, "about:blank"), "title": http.StatusText(p.Status), "status": p.Status, "detail": p.Detail}
 	maps.Copy(body, p.Extensions)
 	return json.Marshal(body)
 }
 
 // Write answers a request with the problem.
-func (p Problem) Write(w http.ResponseWriter) {
-	data, err := p.MarshalJSON()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
-	}
-	w.Header().Set("Content-Type", ProblemType)
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(p.Status)
-	_, _ = w.Write(append(data, '\n')) // the client may have left
-}
+func (p Problem) Write(w http.ResponseWriter) { answer(w, p.Status, ProblemType, p) }

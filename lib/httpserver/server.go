@@ -99,13 +99,15 @@ func ReadOnly(h http.HandlerFunc) map[string]http.HandlerFunc {
 }
 
 // JSON answers a request with v, which no cache may store.
-func JSON(w http.ResponseWriter, status int, v any) {
+func JSON(w http.ResponseWriter, status int, v any) { answer(w, status, "application/json", v) }
+
+func answer(w http.ResponseWriter, status int, media string, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
 		Problem{Status: http.StatusInternalServerError, Detail: err.Error()}.Write(w)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Type", media)
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
 	_, _ = w.Write(append(body, '\n')) // the client may have left
