@@ -55,14 +55,12 @@ func Serve[S Service](ctx context.Context, name string, l logging.Config, t tele
 	if err != nil {
 		return err
 	}
-	dropped := func(output string, count func() int) prometheus.Collector {
-		return prometheus.NewCounterFunc(prometheus.CounterOpts{
+	for name, out := range map[string]*logging.Output{"console": output.Console, "file": output.File} {
+		tel.Metrics.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "tricycle_log_lines_dropped_total", Help: "Log lines that an output did not accept, by output: console or file.",
-			ConstLabels: prometheus.Labels{"output": output},
-		}, func() float64 { return float64(count()) })
+			ConstLabels: prometheus.Labels{"output": name},
+		}, func() float64 { return float64(out.Dropped()) }))
 	}
-	tel.Metrics.MustRegister(
-		dropped("console", output.Console.Dropped), dropped("file", output.File.Dropped))
 	defer func() {
 		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), flushTimeout)
 		defer cancel()
