@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -16,6 +17,8 @@ import (
 // prefetch, from a form. Of the headers that it checks, other programs send only
 // Host and Content-Type.
 type guard struct{ hosts []string }
+
+var early = regexp.MustCompile("(?i)prefetch|prerender|preview")
 
 // check returns nil if the route may serve the request. acting reports whether
 // the route does more than read.
@@ -29,13 +32,9 @@ func (g guard) check(r *http.Request, acting bool) *Problem {
 	}
 	site := r.Header.Values("Sec-Fetch-Site")
 	for _, s := range site {
-		switch strings.ToLower(s) {
-		case "", "none", "same-origin":
-		default:
-			// A link on another site may lead to a page that only reads.
-			if acting || !strings.EqualFold(r.Header.Get("Sec-Fetch-Mode"), "navigate") {
-				return forbidden("Sec-Fetch-Site", site)
-			}
+		// A link on another site may lead to a page that only reads.
+		if !slices.Contains([]string{"", "none", "same-origin"}, strings.ToLower(s)) && (acting || !strings.EqualFold(r.Header.Get("Sec-Fetch-Mode"), "navigate")) {
+			return forbidden("Sec-Fetch-Site", site)
 		}
 	}
 	if !acting {
@@ -46,12 +45,8 @@ func (g guard) check(r *http.Request, acting bool) *Problem {
 		return forbidden("Referer", referer)
 	}
 	for _, name := range []string{"Sec-Purpose", "Purpose", "X-Purpose", "X-Moz"} {
-		for _, purpose := range r.Header.Values(name) {
-			for _, word := range []string{"prefetch", "prerender", "preview"} {
-				if strings.Contains(strings.ToLower(purpose), word) {
-					return forbidden(name, []string{purpose})
-				}
-			}
+		if purpose := r.Header.Values(name); early.MatchString(strings.Join(purpose, ", ")) {
+			return forbidden(name, purpose)
 		}
 	}
 	if r.Method != http.MethodPost {
