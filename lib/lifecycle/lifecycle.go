@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -39,34 +40,29 @@ func Grace(ctx context.Context, d time.Duration) (work context.Context, cancel c
 // reverse order. It returns when all have ended, with the joined errors of the
 // parts after their names.
 func Run(ctx context.Context, parts ...Part) error {
-	type running struct {
-		stop context.CancelFunc
-		done chan struct{}
-		err  error
-	}
-	all := make([]*running, len(parts))
-	ended := make(chan struct{}, len(parts))
+	running, end := context.WithCancel(ctx) // all parts
+	defer end()
+	stops := make([]func() error, len(parts))
 	for i, p := range parts {
-		partCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
-		r := &running{stop: stop, done: make(chan struct{})}
-		all[i] = r
+		own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		done := make(chan error, 1)
 		go func() {
-			defer close(r.done)
-			if err := p.Run(partCtx); err != nil {
-				r.err = fmt.Errorf("%s: %w", p.Name, err)
+			defer end()
+			err := p.Run(own)
+			if err != nil {
+				err = fmt.Errorf("%s: %w", p.Name, err)
 			}
-			ended <- struct{}{}
+			done <- err
 		}()
+		stops[i] = func() error {
+			cancel()
+			return <-done
+		}
 	}
-	select {
-	case <-ctx.Done():
-	case <-ended:
-	}
+	<-running.Done()
 	var errs []error
-	for i := len(all) - 1; i >= 0; i-- {
-		all[i].stop()
-		<-all[i].done
-		errs = append(errs, all[i].err)
+	for _, stop := range slices.Backward(stops) {
+		errs = append(errs, stop())
 	}
 	return errors.Join(errs...)
 }
