@@ -34,11 +34,7 @@ func (m *members) rejoin() {
 // that are not former, and the former ones that may be removed: not before
 // their successor has joined, because an empty group delays the next member.
 func (m *members) observe(g kafka.DescribeGroupsResponseGroup) (own []kafka.DescribeGroupsResponseMember, remove []string) {
-	for _, member := range g.Members {
-		if member.ClientID == m.clientID {
-			own = append(own, member)
-		}
-	}
+	own = slices.DeleteFunc(slices.Clone(g.Members), func(o kafka.DescribeGroupsResponseMember) bool { return o.ClientID != m.clientID })
 	if slices.ContainsFunc(own, func(o kafka.DescribeGroupsResponseMember) bool {
 		return o.MemberID != m.current && !slices.Contains(m.former, o.MemberID)
 	}) {
