@@ -129,8 +129,7 @@ func (t *trio) breakOff(ctx context.Context, service *ms1.Service, url string, i
 	drain := time.Duration(t.config.Interaction.DrainSeconds) * time.Second
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain+t.limits.stop)
 	defer cancel()
-	var answer struct{}
-	if _, err := t.get(ctx, url+"/stop", &answer); err != nil {
+	if _, err := t.get(ctx, url+"/stop", &struct{}{}); err != nil {
 		return fmt.Errorf("stop the session: %w", err)
 	}
 	now, err := service.Session(ctx, id)
