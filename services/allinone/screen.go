@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -97,16 +98,13 @@ func (s *screen) draw(line string) {
 // error with which a service has stopped is that of the program.
 type troubles struct{ screen *screen }
 
+var grave = []string{"WRN", "ERR", "FTL", "PNC", "[WRN]", "[ERR]"} // levels; the last two are kfake's
+
 func (t troubles) Write(line []byte) (int, error) {
 	words := bytes.Fields(line) // time, level, service and message, as lib/logging writes them
-	if len(words) > 3 && string(words[3]) == "stopped" {
-		return len(line), nil
-	}
-	if len(words) > 1 {
-		switch string(words[1]) {
-		case "WRN", "ERR", "FTL", "PNC", "[WRN]", "[ERR]": // the last two are kfake's
-			return t.screen.Write(line)
-		}
+	stopped := len(words) > 3 && string(words[3]) == "stopped"
+	if len(words) > 1 && !stopped && slices.Contains(grave, string(words[1])) {
+		return t.screen.Write(line)
 	}
 	return len(line), nil
 }
