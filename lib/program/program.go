@@ -175,13 +175,20 @@ func (p Program[C]) run(ctx context.Context, c C, console io.Writer) error {
 	return p.Run(ctx, c, console)
 }
 
-func (s Served) askReady(ctx context.Context) error {
-	host, port, err := net.SplitHostPort(s.Address)
-	if err != nil {
-		return err
-	}
+// Reach returns the address by which a URL reaches a listening address of this
+// machine, which may be unspecified, such as 0.0.0.0.
+func Reach(address string) (string, error) {
+	host, port, err := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
+	}
+	return net.JoinHostPort(strings.ReplaceAll(host, "%", "%25"), port), err // of a zone; RFC 6874
+}
+
+func (s Served) askReady(ctx context.Context) error {
+	address, err := Reach(s.Address)
+	if err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
@@ -189,8 +196,7 @@ func (s Served) askReady(ctx context.Context) error {
 	if s.TLS {
 		scheme = "https"
 	}
-	host = strings.ReplaceAll(host, "%", "%25") // of a zone; RFC 6874
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+net.JoinHostPort(host, port)+s.Ready, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+s.Ready, nil)
 	if err != nil {
 		return err
 	}

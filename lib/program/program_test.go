@@ -370,6 +370,17 @@ func TestHealthcheckOfOddAddresses(t *testing.T) {
 	}
 }
 
+func TestAddressesAreReachable(t *testing.T) {
+	for address, want := range map[string]string{
+		"[::]:80": "127.0.0.1:80", "0.0.0.0:80": "127.0.0.1:80", "127.0.0.2:80": "127.0.0.2:80", "[::1]:80": "[::1]:80",
+		"[fe80::1%eth0]:80": "[fe80::1%25eth0]:80",
+	} {
+		if got, err := program.Reach(address); got != want || err != nil {
+			t.Errorf("%s is reached at %s, %v, want %s", address, got, err, want)
+		}
+	}
+}
+
 // service is a service whose Run is a function.
 type service struct{ run func() error }
 

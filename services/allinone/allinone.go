@@ -20,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -32,6 +31,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/private"
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
@@ -151,8 +151,9 @@ func (t *trio) runMS3(ctx context.Context) error {
 		return nil
 	}
 	kafka, _ := t.kafka.wait(ctx) // known, or MS1 would not be
+	address, _ := program.Reach(one.Address())
 	c := ms3.Config{
-		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + reach(one.Address()) + "/store", Access: t.config.access(), BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
+		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + address + "/store", Access: t.config.access(), BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
 		Workers: t.config.Workers, GroupID: t.config.GroupID, Observability: t.config.observability("ms3"),
 	}
 	return ms3.Run(ctx, c, t.console, func(s *ms3.Service) { t.ms3.set(s.Address()) })
@@ -180,16 +181,6 @@ func (t *trio) openStore(log zerolog.Logger) (ms1.Store, error) {
 }
 
 func (t *trio) databaseFile() string { return filepath.Join(t.config.Data, "tricycle.db") }
-
-// reach returns the address by which a URL reaches a listening address of this
-// machine, which may be unspecified, such as 0.0.0.0.
-func reach(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if ip := net.ParseIP(host); err == nil && ip != nil && ip.IsUnspecified() {
-		return net.JoinHostPort("127.0.0.1", port)
-	}
-	return strings.ReplaceAll(address, "%", "%25") // of a zone; RFC 6874
-}
 
 // probeMS3 is MS1's check that MS3 holds its partitions.
 func (t *trio) probeMS3(ctx context.Context) error {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/retry"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
@@ -33,7 +34,7 @@ func (t *trio) attend(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	address := reach(service.Address())
+	address, _ := program.Reach(service.Address())
 	url := "http://" + address
 	waiting := ctx
 	if t.config.Once {

@@ -172,14 +172,3 @@ func TestValidateNamesTheKey(t *testing.T) {
 		}
 	}
 }
-
-func TestAddressesAreReachable(t *testing.T) {
-	for address, want := range map[string]string{
-		"[::]:80": "127.0.0.1:80", "0.0.0.0:80": "127.0.0.1:80", "127.0.0.2:80": "127.0.0.2:80", "[::1]:80": "[::1]:80",
-		"[fe80::1%eth0]:80": "[fe80::1%25eth0]:80",
-	} {
-		if got := reach(address); got != want {
-			t.Errorf("%s is reached at %s, want %s", address, got, want)
-		}
-	}
-}
