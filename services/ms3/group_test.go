@@ -75,6 +75,19 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	t.Logf("%d messages, %v fetched by the one that stayed", sent.Load(), first.Metric("tricycle_ms3_records_fetched_total"))
 }
 
+// The members of a group share the requests that may be in flight.
+func TestEachPartitionHasARequest(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	first := start(t, k, store.URL)
+	servicetest.Eventually(t, time.Minute, "four requests", func() bool { return first.consumer.eager() == 4 })
+	second := start(t, k, store.URL)
+	second.joined(t)
+	servicetest.Eventually(t, time.Minute, "two requests each", func() bool {
+		return first.consumer.eager() == 2 && second.consumer.eager() == 2
+	})
+}
+
 func TestStalledReaderIsReopened(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(c *kfake.Cluster, k topic.Config, on *atomic.Bool){

@@ -16,10 +16,6 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/retry"
 )
 
-// eager requests may be in flight, or wait to be repeated, before messages wait for
-// each other: more requests would feed an overload.
-const eager = 4
-
 // delivery is a record of the topic whose message is not yet stored.
 type delivery struct {
 	kafka.Message
@@ -53,6 +49,11 @@ func newPoster(ctx, work context.Context, c *consumer) *poster {
 	return &poster{consumer: c, ctx: ctx, work: work, wake: make(chan struct{}, c.config.Workers)}
 }
 
+// eager returns how many requests may be in flight, or wait to be repeated, before
+// messages wait for each other: more of them would feed an overload. There is one
+// for each partition, so that those of several consumers are not small.
+func (c *consumer) eager() int32 { return min(max(c.assigned.Load(), 2), 4) }
+
 // add queues records and starts as many requests as they are worth.
 func (p *poster) add(rs ...*delivery) {
 	batch, workers := p.consumer.config.MS1.BatchMessages, p.consumer.config.Workers
@@ -63,7 +64,7 @@ func (p *poster) add(rs ...*delivery) {
 		p.abandon()
 		return
 	}
-	for rest := len(p.queue); rest > 0 && p.requests < workers && (p.requests+int(p.pausing.Load()) < eager || rest >= batch); rest -= batch {
+	for rest := len(p.queue); rest > 0 && p.requests < workers && (int32(p.requests)+p.pausing.Load() < p.consumer.eager() || rest >= batch); rest -= batch {
 		p.requests++
 		if p.waiting == 0 {
 			go p.run()
