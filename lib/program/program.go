@@ -59,8 +59,8 @@ type Served struct {
 	Profiling Profiling
 }
 
-// validator is the constraint on *C.
-type validator[C any] interface {
+// Validator is the constraint on *C.
+type Validator[C any] interface {
 	*C
 	config.Validator
 }
@@ -68,7 +68,7 @@ type validator[C any] interface {
 // Main runs the command with its arguments, without the program's name. It
 // returns the exit status: 0, 1 after an error, which is one line on stderr, or
 // 2 for wrong usage.
-func Main[C any, PC validator[C]](ctx context.Context, p Program[C], args []string, stdout, stderr io.Writer) int {
+func Main[C any, PC Validator[C]](ctx context.Context, p Program[C], args []string, stdout, stderr io.Writer) int {
 	signals := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) { // as nohup does
 		signals = append(signals, syscall.SIGHUP)

@@ -20,12 +20,6 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-// validator is what the pointer to a configuration is.
-type validator[C any] interface {
-	*C
-	config.Validator
-}
-
 // Command is a command that runs in the test's process.
 type Command struct {
 	Out, Err servicetest.Console
@@ -35,7 +29,7 @@ type Command struct {
 }
 
 // Run runs a command until the test ends or stops it.
-func Run[C any, PC validator[C]](t testing.TB, p program.Program[C], args ...string) *Command {
+func Run[C any, PC program.Validator[C]](t testing.TB, p program.Program[C], args ...string) *Command {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	c := &Command{t: t, cancel: cancel}
@@ -64,7 +58,7 @@ func (c *Command) Address() string {
 // Variables sets every key of a program by its environment variable, to another
 // value than the default if the key has one. The test fails unless the program
 // runs with these values and -print-config names the variables.
-func Variables[C any, PC validator[C]](t *testing.T, p program.Program[C]) {
+func Variables[C any, PC program.Validator[C]](t *testing.T, p program.Program[C]) {
 	t.Helper()
 	want, variables := p.Config, []string{}
 	for key, field := range config.Keys(&want) {
@@ -137,7 +131,7 @@ func another(c config.Validator, key string, field reflect.Value) {
 // Shipped returns the configuration that a program reads from the file of its
 // name in directory, with that for loopback over it. The first must name every
 // key.
-func Shipped[C any, PC validator[C]](t testing.TB, directory string, p program.Program[C]) C {
+func Shipped[C any, PC program.Validator[C]](t testing.TB, directory string, p program.Program[C]) C {
 	t.Helper()
 	file, c := filepath.Join(directory, p.Name+".yaml"), p.Config
 	sources, err := config.Read(&c, nil, file)
@@ -158,7 +152,7 @@ func Shipped[C any, PC validator[C]](t testing.TB, directory string, p program.P
 // Life runs a service's command from its start until it is ready, and stops it.
 // The log must have the text; the error of a second one at the same address
 // must have the refusal.
-func Life[C any, PC validator[C]](t testing.TB, p program.Program[C], text, refusal string) {
+func Life[C any, PC program.Validator[C]](t testing.TB, p program.Program[C], text, refusal string) {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "log", p.Name+".log")
