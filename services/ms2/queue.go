@@ -252,7 +252,9 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 
 // produced records that Kafka has acknowledged entries.
 func (q *queue) produced(entries []entry, partition int, offset int64) {
-	q.accepted()
+	q.mu.Lock()
+	q.progress, q.failing, q.refusal = time.Now(), time.Time{}, nil
+	q.mu.Unlock()
 	q.metrics.produced.Add(float64(len(entries)))
 	for i, e := range entries {
 		if e.span.IsRecording() {
@@ -267,13 +269,6 @@ func (q *queue) produced(entries []entry, partition int, offset int64) {
 		}
 		<-q.slots
 	}
-}
-
-// accepted notes that Kafka accepts messages.
-func (q *queue) accepted() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.progress, q.failing, q.refusal = time.Now(), time.Time{}, nil
 }
 
 // refused notes an error of Kafka. If it is not known to concern every message,
