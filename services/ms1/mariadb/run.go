@@ -7,6 +7,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/pressly/goose/v3"
@@ -84,15 +85,10 @@ func (s *Store) hold(ctx context.Context, up func()) error {
 	}
 
 	alive, end := context.WithCancelCause(ctx)
-	watching := make(chan struct{})
-	go func() {
-		defer close(watching)
-		end(s.watch(alive, db, conn))
-	}()
-	defer func() {
-		end(nil)
-		<-watching
-	}()
+	var watching sync.WaitGroup
+	watching.Go(func() { end(s.watch(alive, db, conn)) })
+	defer watching.Wait()
+	defer end(nil)
 	if err := migrate(alive, db); err != nil {
 		return s.failed("migrate", cmp.Or(context.Cause(alive), err))
 	}
