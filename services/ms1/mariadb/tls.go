@@ -50,10 +50,7 @@ func (t TLS) apply(m *mysql.Config, host string) error {
 	if err != nil {
 		return err
 	}
-	c.ServerName = host
-	if t.Mode != tlsVerifyIdentity {
-		c.InsecureSkipVerify = true
-	}
+	c.ServerName, c.InsecureSkipVerify = host, t.Mode != tlsVerifyIdentity
 	if t.Mode == tlsVerifyCA {
 		c.VerifyConnection = func(s tls.ConnectionState) error {
 			options := x509.VerifyOptions{Roots: c.RootCAs, Intermediates: x509.NewCertPool()}
