@@ -127,18 +127,14 @@ func (n *connector) prepare(ctx context.Context, conn driver.Conn) error {
 		}
 		set = append(set, s.name+" = "+value)
 	}
-	for _, statement := range []string{
-		"SET " + strings.Join(set, ", "),
-		"SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE",
-	} {
-		if _, err := conn.(driver.ExecerContext).ExecContext(ctx, statement, nil); err != nil {
-			return fmt.Errorf("set session variables: %w", err)
-		}
-	}
 	// A node of a Galera cluster may not have applied yet what this program has
 	// committed on another one. A server may be built without this variable.
-	if _, err := conn.(driver.ExecerContext).ExecContext(ctx, "SET SESSION wsrep_sync_wait = 1", nil); err != nil && refusal(err) != unknownVariable {
-		return fmt.Errorf("set session variables: %w", err)
+	const galera = "SET SESSION wsrep_sync_wait = 1"
+	for _, statement := range []string{"SET " + strings.Join(set, ", "), "SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ WRITE", galera} {
+		_, err := conn.(driver.ExecerContext).ExecContext(ctx, statement, nil)
+		if err != nil && (statement != galera || refusal(err) != unknownVariable) {
+			return fmt.Errorf("set session variables: %w", err)
+		}
 	}
 	return n.check(ctx, conn, slices.Concat(settings, transactions, writable))
 }
@@ -191,23 +187,14 @@ func variables(ctx context.Context, conn driver.Conn, names []string) (map[strin
 	if err != nil {
 		return nil, err
 	}
-	found := map[string]string{}
-	for row := make([]driver.Value, 2); err == nil; {
-		if err = rows.Next(row); err == nil {
-			found[text(row[0])] = text(row[1])
-		}
+	found, row := map[string]string{}, make([]driver.Value, 2)
+	for err = rows.Next(row); err == nil; err = rows.Next(row) {
+		found[fmt.Sprintf("%s", row[0])] = fmt.Sprintf("%s", row[1]) // bytes
 	}
 	if !errors.Is(err, io.EOF) {
 		return nil, errors.Join(err, rows.Close())
 	}
 	return found, rows.Close()
-}
-
-func text(v driver.Value) string {
-	if b, ok := v.([]byte); ok {
-		return string(b)
-	}
-	return fmt.Sprint(v)
 }
 
 // endsPool reports whether the server can commit nothing now and another one
