@@ -61,10 +61,7 @@ func openBroker(directory string, c topic.Config, console io.Writer) (*kfake.Clu
 // broker.
 func serveBroker(ctx context.Context, b *kfake.Cluster) {
 	defer b.Close()
-	for {
+	for ok := true; ok; ok = retry.Pause(ctx, retainEvery) {
 		b.ApplyRetention()
-		if !retry.Pause(ctx, retainEvery) {
-			return
-		}
 	}
 }
