@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"fmt"
 	"strings"
+
+	"github.com/tricycle-relay/tricycle/services/ms1/sqlstore"
 )
 
 // explained is what a commit needs: both tables, the privilege to insert, and no
@@ -35,29 +37,21 @@ var schema = []setting{
 // one, or why no row could be committed.
 func verify(ctx context.Context, db *sql.DB) error {
 	const ours = " WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME IN ('sessions', 'messages', 'lost_messages')"
-	rows, err := db.QueryContext(ctx, "SELECT CONCAT('engine of ', TABLE_NAME), COALESCE(ENGINE, TABLE_TYPE) FROM information_schema.TABLES"+ours+
+	found := map[string]string{}
+	if _, err := sqlstore.ReadAll(ctx, db, func(rows *sql.Rows, s *setting) error {
+		err := rows.Scan(&s.name, &s.value)
+		found[s.name] = s.value
+		return err
+	}, "SELECT CONCAT('engine of ', TABLE_NAME), COALESCE(ENGINE, TABLE_TYPE) FROM information_schema.TABLES"+ours+
 		" UNION ALL SELECT CONCAT('unique keys of ', TABLE_NAME), GROUP_CONCAT(COLUMN_NAME ORDER BY INDEX_NAME, SEQ_IN_INDEX) FROM information_schema.STATISTICS"+ours+
 		" AND NON_UNIQUE = 0 GROUP BY TABLE_NAME"+
-		" UNION ALL SELECT CONCAT('type of ', TABLE_NAME, '.', COLUMN_NAME), TRIM(CONCAT(COLUMN_TYPE, ' ', EXTRA)) FROM information_schema.COLUMNS"+ours)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	found := map[string]string{}
-	for rows.Next() {
-		var s setting
-		if err := rows.Scan(&s.name, &s.value); err != nil {
-			return err
-		}
-		found[s.name] = s.value
-	}
-	if err := rows.Err(); err != nil {
+		" UNION ALL SELECT CONCAT('type of ', TABLE_NAME, '.', COLUMN_NAME), TRIM(CONCAT(COLUMN_TYPE, ' ', EXTRA)) FROM information_schema.COLUMNS"+ours); err != nil {
 		return err
 	}
 	if err := compare(found, schema); err != nil {
 		return err
 	}
-	_, err = db.ExecContext(ctx, explained)
+	_, err := db.ExecContext(ctx, explained)
 	return err
 }
 

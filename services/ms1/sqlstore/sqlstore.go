@@ -158,8 +158,8 @@ func (s *Statements) writeSession(ctx context.Context, tx Conn, row ms1.Session)
 	return err
 }
 
-// readAll returns all rows of a query.
-func readAll[T any](ctx context.Context, c Conn, scan func(rows *sql.Rows, row *T) error, query string, args ...any) (all []T, err error) {
+// ReadAll returns all rows of a query.
+func ReadAll[T any](ctx context.Context, c Conn, scan func(rows *sql.Rows, row *T) error, query string, args ...any) (all []T, err error) {
 	rows, err := c.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
@@ -190,7 +190,7 @@ func (s *Statements) Sessions(ctx context.Context, before int64, limit int) (pag
 		before = math.MaxInt64
 	}
 	err = s.Retry(ctx, "read sessions", func(ctx context.Context, db *sql.DB) (err error) {
-		page, err = readAll(ctx, s.Readers(db), func(rows *sql.Rows, row *ms1.Session) error { return scanSession(rows, row) },
+		page, err = ReadAll(ctx, s.Readers(db), func(rows *sql.Rows, row *ms1.Session) error { return scanSession(rows, row) },
 			selectSession+"WHERE id < ? ORDER BY id DESC LIMIT ?", before, limit)
 		return err
 	})
@@ -207,7 +207,7 @@ func (s *Statements) Messages(ctx context.Context, id int64, which ms1.Selection
 		query, args = "WHERE session_id = ? ORDER BY "+s.Round+" DESC, service1_timestamp LIMIT ?", []any{id, which.Limit}
 	}
 	err = s.Retry(ctx, fmt.Sprintf("read messages of session %d", id), func(ctx context.Context, db *sql.DB) (err error) {
-		page, err = readAll(ctx, s.Readers(db), func(rows *sql.Rows, m *message.Message) error {
+		page, err = ReadAll(ctx, s.Readers(db), func(rows *sql.Rows, m *message.Message) error {
 			m.SessionID = id
 			return rows.Scan(stamp{&m.Service1}, stamp{&m.Service2}, stamp{&m.Service3}, stamp{&m.End})
 		}, "SELECT service1_timestamp, service2_timestamp, service3_timestamp, end_timestamp FROM messages "+query, args...)
@@ -219,7 +219,7 @@ func (s *Statements) Messages(ctx context.Context, id int64, which ms1.Selection
 // LostMessages implements [ms1.Store].
 func (s *Statements) LostMessages(ctx context.Context, id int64, limit int) (lost []ms1.LostMessage, err error) {
 	err = s.Retry(ctx, fmt.Sprintf("read lost messages of session %d", id), func(ctx context.Context, db *sql.DB) (err error) {
-		lost, err = readAll(ctx, db, func(rows *sql.Rows, m *ms1.LostMessage) error { return rows.Scan(stamp{&m.Service1}, &m.Reason) },
+		lost, err = ReadAll(ctx, db, func(rows *sql.Rows, m *ms1.LostMessage) error { return rows.Scan(stamp{&m.Service1}, &m.Reason) },
 			"SELECT service1_timestamp, reason FROM lost_messages WHERE session_id = ? ORDER BY service1_timestamp LIMIT ?", id, limit)
 		return err
 	})
@@ -346,7 +346,7 @@ func (s *Statements) insertLost(ctx context.Context, tx Conn, sessionID int64, l
 func (s *Statements) CloseInterrupted(ctx context.Context, at message.Stamp) (closed []ms1.Session, err error) {
 	var open []int64
 	err = s.Retry(ctx, "find interrupted sessions", func(ctx context.Context, db *sql.DB) (err error) {
-		open, err = readAll(ctx, db, func(rows *sql.Rows, id *int64) error { return rows.Scan(id) },
+		open, err = ReadAll(ctx, db, func(rows *sql.Rows, id *int64) error { return rows.Scan(id) },
 			"SELECT id FROM sessions WHERE ended_at IS NULL ORDER BY id")
 		return err
 	})
