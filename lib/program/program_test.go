@@ -391,7 +391,7 @@ func (s service) Run(context.Context) error { return s.run() }
 func observed(t *testing.T, l logging.Config, c telemetry.Config, do func(zerolog.Logger, *telemetry.Telemetry) error) (events []map[string]any, err error) {
 	t.Helper()
 	l.File = filepath.Join(t.TempDir(), "ms9.log")
-	err = program.Serve(t.Context(), "ms9", l, c, io.Discard, func(log zerolog.Logger, tel *telemetry.Telemetry) (service, error) {
+	err = program.Serve(t.Context(), "ms9", nil, program.Observability{Logging: l, Tracing: c}, io.Discard, func(_ any, log zerolog.Logger, tel *telemetry.Telemetry) (service, error) {
 		return service{func() error { return do(log, tel) }}, nil
 	}, nil)
 	text, readErr := os.ReadFile(l.File)
@@ -469,7 +469,7 @@ func TestServe(t *testing.T) {
 		}
 	})
 	t.Run("a log that cannot be written", func(t *testing.T) {
-		err := program.Serve[service](t.Context(), "ms9", logging.Config{Level: "info", File: t.TempDir()}, telemetry.Defaults(), io.Discard, nil, nil)
+		err := program.Serve[any, service](t.Context(), "ms9", nil, program.Observability{Logging: logging.Config{Level: "info", File: t.TempDir()}}, io.Discard, nil, nil)
 		if err == nil || !strings.HasPrefix(err.Error(), "logging.file: ") {
 			t.Errorf("got %v, want one about logging.file", err)
 		}

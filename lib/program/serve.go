@@ -41,17 +41,18 @@ type Service interface {
 	Run(ctx context.Context) error
 }
 
-// Serve creates a service with its log and telemetry, calls listening, unless
-// that is nil, and runs the service. It logs start and end, and closes log and
-// telemetry when the service has ended; the last spans are exported before.
-func Serve[S Service](ctx context.Context, name string, l logging.Config, t telemetry.Config, console io.Writer,
-	create func(log zerolog.Logger, tel *telemetry.Telemetry) (S, error), listening func(S)) (err error) {
-	log, output, err := logging.New(l, name, console)
+// Serve creates a service with its configuration, log and telemetry, calls
+// listening, unless that is nil, and runs the service. It logs start and end, and
+// closes log and telemetry when the service has ended; the last spans are exported
+// before.
+func Serve[C any, S Service](ctx context.Context, name string, c C, o Observability, console io.Writer,
+	create func(c C, log zerolog.Logger, tel *telemetry.Telemetry) (S, error), listening func(S)) (err error) {
+	log, output, err := logging.New(o.Logging, name, console)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, output.Close()) }()
-	tel, err := telemetry.New(ctx, t, name, Version, log)
+	tel, err := telemetry.New(ctx, o.Tracing, name, Version, log)
 	if err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func Serve[S Service](ctx context.Context, name string, l logging.Config, t tele
 		}
 	}()
 	log.Info().Str("version", Version).Msg("starting")
-	service, err := create(log, tel)
+	service, err := create(c, log, tel)
 	if err == nil {
 		log.Info().Str("address", service.Address()).Msg("started")
 		if listening != nil {

@@ -49,7 +49,7 @@ type Service struct {
 // with the store that open returns. It calls listening, unless that is nil,
 // when the service listens. The checks are as in [New].
 func Run(ctx context.Context, c Config, console io.Writer, open func(zerolog.Logger) (Store, error), listening func(*Service), checks ...httpserver.Check) error {
-	return program.Serve(ctx, "ms1", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
+	return program.Serve(ctx, "ms1", c, c.Observability, console, func(c Config, log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
 		store, err := open(log)
 		if err != nil {
 			return nil, err

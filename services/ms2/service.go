@@ -105,9 +105,7 @@ func Program() program.Program[Config] {
 // Run runs MS2 until ctx is cancelled, with its log also on the console. It
 // calls listening, unless nil, when the service listens.
 func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {
-	return program.Serve(ctx, "ms2", c.Logging, c.Tracing, console, func(log zerolog.Logger, tel *telemetry.Telemetry) (*Service, error) {
-		return New(c, log, tel)
-	}, listening)
+	return program.Serve(ctx, "ms2", c, c.Observability, console, New, listening)
 }
 
 // New returns the service. It listens, and serves in [Service.Run]. It fails if
