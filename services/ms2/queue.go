@@ -120,22 +120,14 @@ func (q *queue) put(ctx context.Context, e entry) error {
 // run checks that Kafka accepts the messages. When ctx ends, it waits until all
 // are written or drain ends, drops the rest and stops the lanes.
 func (q *queue) run(ctx, drain context.Context) {
-	tick := time.NewTicker(q.stall / 20)
-	defer tick.Stop()
-	for ctx.Err() == nil {
-		select {
-		case <-tick.C:
-			q.watch()
-		case <-ctx.Done():
-		}
+	for retry.Pause(ctx, q.stall/20) {
+		q.watch()
 	}
 	for range cap(q.slots) { // the queue is empty when all can be taken
 		select {
 		case q.slots <- struct{}{}:
-			continue
 		case <-drain.Done():
 		}
-		break
 	}
 	q.stop()
 	q.running.Wait()
