@@ -80,11 +80,12 @@ func TestEachPartitionHasARequest(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
 	first := start(t, k, store.URL)
-	servicetest.Eventually(t, time.Minute, "four requests", func() bool { return first.consumer.eager() == 4 })
+	may := func(r *running) int32 { return (&poster{consumer: r.consumer}).eager() }
+	servicetest.Eventually(t, time.Minute, "four requests", func() bool { return may(first) == 4 })
 	second := start(t, k, store.URL)
 	second.joined(t)
 	servicetest.Eventually(t, time.Minute, "two requests each", func() bool {
-		return first.consumer.eager() == 2 && second.consumer.eager() == 2
+		return may(first) == 2 && may(second) == 2
 	})
 }
 

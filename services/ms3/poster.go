@@ -52,7 +52,7 @@ func newPoster(ctx, work context.Context, c *consumer) *poster {
 // eager returns how many requests may be in flight, or wait to be repeated, before
 // messages wait for each other: more of them would feed an overload. There is one
 // for each partition, so that those of several consumers are not small.
-func (c *consumer) eager() int32 { return min(max(c.assigned.Load(), 2), 4) }
+func (p *poster) eager() int32 { return min(max(p.consumer.assigned.Load(), 2), 4) }
 
 // add queues records and starts as many requests as they are worth.
 func (p *poster) add(rs ...*delivery) {
@@ -64,7 +64,7 @@ func (p *poster) add(rs ...*delivery) {
 		p.abandon()
 		return
 	}
-	for rest := len(p.queue); rest > 0 && p.requests < workers && (int32(p.requests)+p.pausing.Load() < p.consumer.eager() || rest >= batch); rest -= batch {
+	for rest := len(p.queue); rest > 0 && p.requests < workers && (int32(p.requests)+p.pausing.Load() < p.eager() || rest >= batch); rest -= batch {
 		p.requests++
 		if p.waiting == 0 {
 			go p.run()

@@ -186,7 +186,7 @@ func TestMessagesWaitForRefusedOnes(t *testing.T) {
 			defer c.work.Wait()
 			defer cancel()
 			p := newPoster(ctx, ctx, c)
-			p.pausing.Store(c.eager() - 1)
+			p.pausing.Store(p.eager() - 1)
 			add := func(offset int64) {
 				f, err := c.offsets.fetch(ctx, 0, offset, 1, time.Now())
 				if err != nil {
