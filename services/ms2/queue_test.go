@@ -7,9 +7,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gorilla/websocket"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -154,6 +157,34 @@ func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
 		t.Errorf("the new connection has ended: %v", err)
 	default:
 	}
+}
+
+func TestProgressStartsTheClockOfAStallAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		stalls := 0
+		q := newQueue(nil, "", newMetrics(prometheus.NewRegistry()), zerolog.Nop(), func() { stalls++ })
+		q.slots <- struct{}{} // it never becomes empty
+		for i, step := range []struct {
+			after time.Duration
+			do    func()
+			want  int
+		}{
+			{stallTime - time.Second, func() { q.produced(nil, 0, 0) }, 0},
+			{stallTime - time.Second, func() {}, 0},
+			{2 * time.Second, func() {}, 1},
+			{stallTime - time.Second, func() {}, 1}, // a dropped queue starts it too
+			{2 * time.Second, func() {}, 2},
+		} {
+			time.Sleep(step.after)
+			q.watch()
+			step.do()
+			if stalls != step.want {
+				t.Errorf("step %d: got %d stalls, want %d", i, stalls, step.want)
+			}
+		}
+		q.stop()
+	})
 }
 
 func TestAnIdleQueueIsNoStall(t *testing.T) {
