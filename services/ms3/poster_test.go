@@ -165,6 +165,18 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	source.commits(400)
 }
 
+// One partition is not held up by one refused request, and many do not feed an overload.
+func TestRequestsInFlightAreTwoToFour(t *testing.T) {
+	t.Parallel()
+	for assigned, want := range map[int32]int32{0: 2, 1: 2, 3: 3, 12: 4} {
+		p := poster{consumer: new(consumer)}
+		p.consumer.assigned.Store(assigned)
+		if got := p.eager(); got != want {
+			t.Errorf("%d partitions: got %d requests, want %d", assigned, got, want)
+		}
+	}
+}
+
 // While MS1 or a limit before it refuses requests, messages share the next ones.
 func TestMessagesWaitForRefusedOnes(t *testing.T) {
 	t.Parallel()
