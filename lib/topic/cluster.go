@@ -154,18 +154,11 @@ func (c *Cluster) Partitions() int {
 	return c.partitions
 }
 
-// Route returns number modulo the number of partitions, or the next partition
-// that could be reached at the last check.
-func (c *Cluster) Route(number int) int {
+// Reachable reports whether the partition answered at the last check.
+func (c *Cluster) Reachable(partition int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	n := max(1, c.partitions)
-	for i := range n {
-		if p := (number + i) % n; c.bad[p] == nil {
-			return p
-		}
-	}
-	return number % n
+	return c.bad[partition] == nil
 }
 
 // Client returns the kafka-go client for the next request. The one of an earlier

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
-	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -240,49 +238,34 @@ func TestSettingsOfTheTopic(t *testing.T) {
 	})
 }
 
-// refuseOne makes the broker refuse requests for offsets of one partition as
-// long as on is true.
-func refuseOne(cluster *kfake.Cluster, partition int32, err *kerr.Error, on *atomic.Bool) {
-	cluster.ControlKey(int16(kmsg.ListOffsets), func(r kmsg.Request) (kmsg.Response, error, bool) {
-		cluster.KeepControl()
-		request := r.(*kmsg.ListOffsetsRequest)
-		if p := request.Topics[0].Partitions[0].Partition; !on.Load() || p != partition {
-			return nil, nil, false
-		}
-		resp := request.ResponseKind().(*kmsg.ListOffsetsResponse)
-		topic := kmsg.NewListOffsetsResponseTopic()
-		topic.Topic = request.Topics[0].Topic
-		p := kmsg.NewListOffsetsResponseTopicPartition()
-		p.Partition, p.ErrorCode = partition, err.Code
-		topic.Partitions = append(topic.Partitions, p)
-		resp.Topics = append(resp.Topics, topic)
-		return resp, nil, true
-	})
+// refuseOne makes the broker refuse requests for offsets of partition 1.
+func refuseOne(cluster *kfake.Cluster, err *kerr.Error) *kfake.FaultHandle {
+	return cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.ListOffsets}, Partitions: []int32{1}, Err: err, Count: -1})
 }
 
 func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
-	var on atomic.Bool
-	refuseOne(cluster, 1, kerr.NotLeaderForPartition, &on)
 	var log servicetest.Console
 	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 	l.Hasten(8*time.Second, time.Second)
 	topictest.Run(t, l)
 	client := l.Client()
-	on.Store(true)
-	servicetest.Eventually(t, time.Minute, "the partition is passed over", func() bool { return l.Route(1) == 2 })
+	refusal := refuseOne(cluster, kerr.NotLeaderForPartition)
+	servicetest.Eventually(t, time.Minute, "the partition is unreachable", func() bool { return !l.Reachable(1) })
 	servicetest.Eventually(t, time.Minute, "it is logged", func() bool {
 		return strings.Contains(log.String(), `"partition":1,"message":"partition unavailable"`)
 	})
 	if err := l.Ready(t.Context()); err != nil || l.Client() != client {
 		t.Errorf("got %v, want it ready with the same connections", err)
 	}
-	if got := []int{l.Route(0), l.Route(2), l.Route(3), l.Route(5)}; !slices.Equal(got, []int{0, 2, 3, 2}) {
-		t.Errorf("got routes %v", got)
+	for _, other := range []int{0, 2, 3} {
+		if !l.Reachable(other) {
+			t.Errorf("partition %d is unreachable too", other)
+		}
 	}
-	on.Store(false)
-	servicetest.Eventually(t, time.Minute, "the partition is used", func() bool { return l.Route(1) == 1 })
+	refusal.Remove()
+	servicetest.Eventually(t, time.Minute, "the partition is reachable", func() bool { return l.Reachable(1) })
 }
 
 func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
@@ -291,14 +274,12 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 		t.Run(refusal.Message, func(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
-			var on atomic.Bool
-			on.Store(true)
-			refuseOne(cluster, 1, refusal, &on)
+			refusing := refuseOne(cluster, refusal)
 			var log servicetest.Console
 			l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 			stop := topictest.Start(t, l)
 			servicetest.Eventually(t, time.Minute, "it waits for a leader", func() bool { return errors.Is(l.Ready(t.Context()), kafka.Error(refusal.Code)) })
-			on.Store(false)
+			refusing.Remove()
 			topictest.Ready(t, l)
 			stop()
 			if strings.Contains(log.String(), `"level":"warn"`) {

@@ -108,46 +108,25 @@ func TestRefusedProduceIsRepeated(t *testing.T) {
 	}
 }
 
-// onProduce makes f answer requests to produce. It is given the bytes of the
-// records and their partition, and may return the error of the answer.
-func onProduce(cluster *kfake.Cluster, f func(size int, partition int32) *kerr.Error) {
-	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
-		cluster.KeepControl()
-		request := r.(*kmsg.ProduceRequest)
-		asked := request.Topics[0].Partitions[0]
-		fault := f(len(asked.Records), asked.Partition)
-		switch fault {
-		case nil:
-			return nil, nil, false
-		case kerr.UnknownServerError: // closes the connection
-			return nil, errors.New("refused by the test"), true
-		}
-		resp := request.ResponseKind().(*kmsg.ProduceResponse)
-		t := kmsg.NewProduceResponseTopic()
-		t.Topic = request.Topics[0].Topic
-		p := kmsg.NewProduceResponseTopicPartition()
-		p.Partition, p.ErrorCode = asked.Partition, fault.Code
-		t.Partitions = append(t.Partitions, p)
-		resp.Topics = append(resp.Topics, t)
-		return resp, nil, true
-	})
-}
-
-// refuse makes every request to produce fail until the switch is false.
-func refuse(cluster *kfake.Cluster, fault *kerr.Error) *atomic.Bool {
-	on := &atomic.Bool{}
-	on.Store(true)
-	onProduce(cluster, func(int, int32) *kerr.Error {
-		if on.Load() {
-			return fault
-		}
+// refuse makes requests to produce fail that when selects, or all if it is nil.
+// Without an error, it closes their connections.
+func refuse(cluster *kfake.Cluster, err *kerr.Error, when func(kmsg.ProduceRequestTopicPartition) bool) *kfake.FaultHandle {
+	selected := func(r kmsg.Request) bool {
+		return when == nil || when(r.(*kmsg.ProduceRequest).Topics[0].Partitions[0])
+	}
+	if err == nil {
+		cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
+			cluster.KeepControl()
+			return nil, errors.New("refused by the test"), selected(r)
+		})
 		return nil
-	})
-	return on
+	}
+	return cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: err, Count: -1, When: selected})
 }
 
 func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 	t.Parallel()
+	large := func(asked kmsg.ProduceRequestTopicPartition) bool { return len(asked.Records) > 2048 }
 	for name, limit := range map[string]func(*testing.T) topic.Config{
 		"for the topic": func(t *testing.T) topic.Config { // the real broker's answer, if there is one
 			k := topictest.Config(t)
@@ -156,22 +135,12 @@ func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 		},
 		"for the broker": func(t *testing.T) topic.Config {
 			cluster, address := topictest.Cluster(t)
-			onProduce(cluster, func(size int, _ int32) *kerr.Error {
-				if size > 2048 {
-					return kerr.UnknownServerError
-				}
-				return nil
-			})
+			refuse(cluster, nil, large)
 			return topictest.For(t, address)
 		},
 		"for the broker's list": func(t *testing.T) topic.Config {
 			cluster, address := topictest.Cluster(t)
-			onProduce(cluster, func(size int, _ int32) *kerr.Error {
-				if size > 2048 {
-					return kerr.RecordListTooLarge
-				}
-				return nil
-			})
+			refuse(cluster, kerr.RecordListTooLarge, large)
 			return topictest.For(t, address)
 		},
 	} {
@@ -184,9 +153,9 @@ func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 			distinct(t, k, ms)
 			r.produced(t, 2000)
 			r.kept(t)
-			// The size is remembered: each lane finds it once.
+			// The size is remembered. Up to four requests find it at once.
 			if got := r.Metric("tricycle_ms2_produce_retries_total"); got == 0 || got > 40 {
-				t.Errorf("got %v retries, want some for each of four lanes", got)
+				t.Errorf("got %v retries, want some for each of four requests", got)
 			}
 			if err := r.Service.ready(t.Context()); err != nil {
 				t.Errorf("not ready: %v", err)
@@ -200,14 +169,14 @@ func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
 	t.Parallel()
 	cluster, address := topictest.Cluster(t)
 	k := topictest.For(t, address)
-	limited := refuse(cluster, kerr.MessageTooLarge)
+	limited := refuse(cluster, kerr.MessageTooLarge, nil)
 	r := start(t, k, func(s *Service) { s.queue.stall = 2 * time.Second }).ready()
 	r.dial(t).send(t, messages(10)...)
 	servicetest.Eventually(t, time.Minute, "not ready", func() bool {
 		err := r.Service.ready(t.Context())
 		return err != nil && strings.Contains(err.Error(), k.Topic+": max.message.bytes: must be at least 512")
 	})
-	limited.Store(false)
+	limited.Remove()
 	servicetest.Eventually(t, time.Minute, "ready", func() bool { return r.Service.ready(t.Context()) == nil })
 	ms := messages(10)
 	r.dial(t).send(t, ms...)
@@ -222,7 +191,7 @@ func TestATopicThatTakesNoMessagesIsNotReady(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
 			k := topictest.For(t, address)
-			refusing := refuse(cluster, fault)
+			refusing := refuse(cluster, fault, nil)
 			r := start(t, k).ready()
 			ms := messages(10)
 			r.dial(t).send(t, ms...)
@@ -230,7 +199,7 @@ func TestATopicThatTakesNoMessagesIsNotReady(t *testing.T) {
 				err := r.Service.ready(t.Context())
 				return err != nil && strings.Contains(err.Error(), fmt.Sprintf("[%d]", fault.Code))
 			})
-			refusing.Store(false)
+			refusing.Remove()
 			distinct(t, k, ms)
 			if err := r.Service.ready(t.Context()); err != nil {
 				t.Errorf("not ready: %v", err)
@@ -243,17 +212,18 @@ func TestATopicThatTakesNoMessagesIsNotReady(t *testing.T) {
 func TestOnePartitionWithoutALeader(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]*kerr.Error{
-		"no leader": kerr.NotLeaderForPartition, "too few replicas": kerr.NotEnoughReplicas, "closes the connection": kerr.UnknownServerError,
+		"no leader": kerr.NotLeaderForPartition, "too few replicas": kerr.NotEnoughReplicas, "closes the connection": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
 			k := topictest.For(t, address)
-			onProduce(cluster, func(_ int, partition int32) *kerr.Error {
-				if partition == 1 {
-					return fault
+			var refused atomic.Int32
+			refuse(cluster, fault, func(asked kmsg.ProduceRequestTopicPartition) bool {
+				if asked.Partition == 1 {
+					refused.Add(1)
 				}
-				return nil
+				return asked.Partition == 1
 			})
 			r := start(t, k).ready()
 			ms := messages(4000)
@@ -262,6 +232,9 @@ func TestOnePartitionWithoutALeader(t *testing.T) {
 				if record.Partition == 1 {
 					t.Errorf("%s: in the partition that refuses", key)
 				}
+			}
+			if n := refused.Load(); n == 0 || n > 4 {
+				t.Errorf("the partition has refused %d requests, want it passed over", n)
 			}
 			if r.Metric("tricycle_ms2_messages_dropped_total") != 0 || r.Metric("tricycle_ms2_connections") != 1 || r.Service.ready(t.Context()) != nil {
 				t.Error("messages, the connection or the readiness were dropped")

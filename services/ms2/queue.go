@@ -3,6 +3,7 @@ package ms2
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"sync"
 	"time"
@@ -23,8 +24,9 @@ const (
 	queueLength = 4096 // messages; the largest in_flight of MS1
 	batchLength = 100  // messages in a request
 	stallTime   = 10 * time.Second
-	refusedTime = 2 * time.Second  // of failing requests until MS2 is not ready, and without any until it is ready
-	adaptTime   = 30 * time.Second // until a lane returns to its partition, or tries larger requests
+	refusedTime = 2 * time.Second        // of failing requests until MS2 is not ready, and without any until it is ready
+	adaptTime   = 30 * time.Second       // until a failed partition has its turn again, or requests become larger
+	lateTime    = 500 * time.Millisecond // of a request, after which no message waits for it
 )
 
 // entry is a message to be written to Kafka. Its span ends when Kafka has
@@ -36,10 +38,10 @@ type entry struct {
 }
 
 // queue holds the messages that were read and are not yet acknowledged by
-// Kafka. Each partition has its own lane. As soon as its last request is
-// answered, a lane sends everything it holds, up to a hundred messages: no
-// message waits for a full batch. If its partition fails, it sends to the next
-// one; the order of messages does not matter.
+// Kafka. A message that finds no request in flight is sent at once. Those that
+// arrive meanwhile form the next request, to the next partition: a few large
+// requests cost Kafka and MS3 least. They do not wait for a request that fails or
+// is late, nor when they fill one. The order of messages does not matter.
 type queue struct {
 	cluster *topic.Cluster
 	topic   string
@@ -48,17 +50,27 @@ type queue struct {
 	errors  zerolog.Logger // at most one event a second
 	stalled func()         // called before the queue is dropped for lack of progress
 	stall   time.Duration  // time without progress after which it is dropped
+	late    time.Duration  // lateTime
 
 	slots   chan struct{}   // holds a token for each message in the queue
-	open    context.Context // of the lanes
+	open    context.Context // of the senders
 	stop    context.CancelFunc
 	running sync.WaitGroup
 
-	mu       sync.Mutex
-	lanes    []*lane // by partition
-	numbers  []int   // 0, 1, 2, …: the partitions, for the balancer
+	mu      sync.Mutex
+	waiting []entry
+	senders int               // one for each partition
+	idle    []*sender         // without a request
+	awaited *sender           // whose request the waiting messages wait for, or nil
+	began   time.Time         // when that request did
+	turn    int               // partition of the next request, if it works and has none
+	busy    map[int]int       // requests in flight by partition
+	failed  map[int]time.Time // the last failure by partition
+	most    int               // messages in a request
+	shrunk  time.Time         // when most was changed
+
 	round    context.Context
-	drop     context.CancelFunc // makes the lanes drop what they hold
+	drop     context.CancelFunc // makes the senders drop what they hold
 	progress time.Time          // when Kafka last accepted a request, or the queue was empty
 
 	failing   time.Time // since when every request fails, although the cluster is ready; zero if one succeeded
@@ -66,24 +78,15 @@ type queue struct {
 	refusedAt time.Time
 }
 
-// lane is the messages of one partition.
-type lane struct {
-	number  int
-	waiting []entry       // guarded by the queue's mutex
-	wake    chan struct{} // holds a token while entries may be waiting
-
-	// Used by its goroutine only.
-	most      int       // messages in a request
-	shift     int       // offset from the lane's own partition to the one it writes to
-	shrunk    time.Time // when most was changed
-	shiftedAt time.Time
-}
+// sender is a goroutine that makes one request after another.
+type sender struct{ wake chan struct{} }
 
 func newQueue(cluster *topic.Cluster, name string, m *metrics, log zerolog.Logger, stalled func()) *queue {
 	q := &queue{
-		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime, progress: time.Now(),
+		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime, late: lateTime, progress: time.Now(),
 		errors: logging.Limit(log),
 		slots:  make(chan struct{}, queueLength),
+		busy:   map[int]int{}, failed: map[int]time.Time{}, most: batchLength,
 	}
 	q.open, q.stop = context.WithCancel(context.Background())
 	q.round, q.drop = context.WithCancel(q.open)
@@ -101,28 +104,34 @@ func (q *queue) put(ctx context.Context, e entry) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i := len(q.lanes); i < max(1, q.cluster.Partitions()); i++ {
-		l := &lane{number: i, wake: make(chan struct{}, 1), most: batchLength}
-		q.lanes, q.numbers = append(q.lanes, l), append(q.numbers, i)
-		q.running.Go(func() { q.runLane(l) })
-	}
-	// The partitioner of Kafka's own clients: tools look for a key where it
-	// puts the record.
-	l := q.lanes[kafka.Murmur2Balancer{}.Balance(e.record, q.numbers...)]
-	l.waiting = append(l.waiting, e)
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	q.waiting = append(q.waiting, e)
+	q.start()
 	return nil
 }
 
+// start wakes a sender if the waiting messages wait for no request, and one for
+// each request that they fill.
+func (q *queue) start() {
+	for ; q.senders < max(1, q.cluster.Partitions()); q.senders++ {
+		s := &sender{make(chan struct{}, 1)}
+		q.idle = append(q.idle, s)
+		q.running.Go(func() { q.serve(s) })
+	}
+	for n := len(q.waiting); n > 0 && len(q.idle) > 0 && (q.awaited == nil || n >= q.most); n -= q.most {
+		last := len(q.idle) - 1
+		q.awaited, q.began = q.idle[last], time.Now()
+		q.idle = q.idle[:last]
+		q.awaited.wake <- struct{}{}
+	}
+}
+
 // run checks that Kafka accepts the messages. When ctx ends, it waits until all
-// are written or drain ends, drops the rest and stops the lanes.
+// are written or drain ends, drops the rest and stops the senders.
 func (q *queue) run(ctx, drain context.Context) {
 	for retry.Pause(ctx, q.stall/20) {
 		q.watch()
 	}
+	q.hurry()                // no more messages arrive
 	for range cap(q.slots) { // the queue is empty when all can be taken
 		select {
 		case q.slots <- struct{}{}:
@@ -140,7 +149,11 @@ func (q *queue) watch() {
 		q.progress = time.Now()
 	}
 	stalled := time.Since(q.progress) > q.stall
+	late := q.awaited != nil && time.Since(q.began) > q.late
 	q.mu.Unlock()
+	if late {
+		q.hurry()
+	}
 	if !stalled {
 		return
 	}
@@ -149,19 +162,25 @@ func (q *queue) watch() {
 	q.dropAll()
 }
 
-// dropAll empties the lanes and cancels their requests.
+// hurry sends the messages that wait for a request.
+func (q *queue) hurry() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.awaited = nil
+	q.start()
+}
+
+// dropAll drops all messages and cancels the requests.
 func (q *queue) dropAll() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.drop()
 	q.round, q.drop = context.WithCancel(q.open)
 	q.progress = time.Now()
-	for _, l := range q.lanes {
-		for _, e := range l.waiting {
-			q.dropped(e)
-		}
-		l.waiting = nil
+	for _, e := range q.waiting {
+		q.dropped(e)
 	}
+	q.waiting = nil
 }
 
 func (q *queue) dropped(e entry) {
@@ -170,42 +189,62 @@ func (q *queue) dropped(e entry) {
 	<-q.slots
 }
 
-// runLane sends the entries of the lane.
-func (q *queue) runLane(l *lane) {
+// serve makes the requests of a sender.
+func (q *queue) serve(s *sender) {
 	var batch []entry
 	for {
 		select {
-		case <-l.wake:
+		case <-s.wake:
 		case <-q.open.Done():
 			return
 		}
-		if time.Since(l.shiftedAt) > adaptTime {
-			l.shift = 0
+		var round context.Context
+		for round, batch = q.next(s, batch); len(batch) > 0; round, batch = q.next(s, batch) {
+			q.send(round, s, batch)
+			clear(batch)
 		}
-		if l.most < batchLength && time.Since(l.shrunk) > adaptTime {
-			l.most, l.shrunk = min(2*l.most, batchLength), time.Now()
-		}
-		q.mu.Lock()
-		round := q.round
-		batch, l.waiting = l.waiting, batch[:0]
-		q.mu.Unlock()
-		q.send(round, l, batch)
-		clear(batch)
 	}
+}
+
+// next returns the messages of the sender's next request, in the array of batch,
+// and a context that ends when they are dropped. If there are none, or those that
+// wait do so for another request, the sender is idle.
+func (q *queue) next(s *sender, batch []entry) (context.Context, []entry) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.most < batchLength && time.Since(q.shrunk) > adaptTime {
+		q.most, q.shrunk = min(2*q.most, batchLength), time.Now()
+	}
+	if q.awaited == s {
+		q.awaited = nil
+	}
+	n := min(len(q.waiting), q.most)
+	if n == 0 || n < q.most && q.awaited != nil {
+		q.idle = append(q.idle, s)
+		return nil, batch[:0]
+	}
+	q.awaited, q.began = s, time.Now()
+	if n == len(q.waiting) {
+		batch, q.waiting = q.waiting, batch[:0]
+	} else {
+		batch, q.waiting = append(batch[:0], q.waiting[:n]...), q.waiting[n:]
+	}
+	return q.round, batch
 }
 
 // send writes the batch to Kafka. It splits batches that are too large and
 // retries until ctx ends, when it drops the rest.
-func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
+func (q *queue) send(ctx context.Context, s *sender, batch []entry) {
 	pause := retry.Backoff{First: 50 * time.Millisecond, Most: 500 * time.Millisecond}
 	for len(batch) > 0 {
-		part := batch[:min(len(batch), l.most)]
+		partition, most := q.begin()
+		part := batch[:min(len(batch), most)]
 		records := make([]kafka.Message, len(part))
 		for i, e := range part {
 			records[i] = e.record
 		}
-		partition := q.cluster.Route(l.number + l.shift)
 		offset, err := q.cluster.Produce(ctx, q.topic, partition, records...)
+		q.end(s, partition, err)
 		if err == nil {
 			q.produced(part, partition, offset)
 			batch = batch[len(part):]
@@ -219,18 +258,18 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 			}
 			tooLarge := topic.TooLarge(err)
 			if len(part) > 1 && (tooLarge || topic.Torn(err)) {
-				l.most, l.shrunk = (len(part)+1)/2, time.Now()
+				q.mu.Lock()
+				q.most, q.shrunk = (len(part)+1)/2, time.Now()
+				q.mu.Unlock()
 				if tooLarge {
 					q.log.Debug().Err(err).Int("messages", len(part)).Msg("batch split")
 					continue
 				}
 			}
 			if tooLarge {
-				q.refused(fmt.Errorf("topic %s: max.message.bytes: must be at least %d: %w", q.topic, topic.MessageBytes, err), true)
-			} else {
-				l.shift, l.shiftedAt = l.shift+1, time.Now()
-				q.refused(err, false)
+				err = fmt.Errorf("topic %s: max.message.bytes: must be at least %d: %w", q.topic, topic.MessageBytes, err)
 			}
+			q.refused(err, tooLarge)
 			q.errors.Warn().Err(err).Int("messages", len(part)).Int("partition", partition).Msg("produce request failed, retrying")
 		}
 		if pause.Wait(ctx) != nil {
@@ -239,6 +278,45 @@ func (q *queue) send(ctx context.Context, l *lane, batch []entry) {
 			}
 			return
 		}
+	}
+}
+
+// begin returns the partition of a request and how many messages it may have. The
+// partitions have turns, but those that failed lately, or have another request,
+// only if all do.
+func (q *queue) begin() (number, most int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := max(1, q.cluster.Partitions())
+	least := math.MaxInt
+	for i := 0; i < n && least > 0; i++ {
+		p := (q.turn + i) % n
+		trouble := q.busy[p]
+		if time.Since(q.failed[p]) < adaptTime || !q.cluster.Reachable(p) {
+			trouble += queueLength
+		}
+		if trouble < least {
+			number, least = p, trouble
+		}
+	}
+	q.busy[number]++
+	q.turn = number + 1
+	return number, q.most
+}
+
+// end notes that a request to a partition is answered. After an error, no message
+// waits for the sender.
+func (q *queue) end(s *sender, number int, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.busy[number]--
+	if err == nil {
+		return
+	}
+	q.failed[number] = time.Now()
+	if q.awaited == s {
+		q.awaited = nil
+		q.start()
 	}
 }
 

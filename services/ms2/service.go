@@ -1,7 +1,7 @@
 // Package ms2 implements the second service of the cycle: it receives messages
 // from MS1 over a WebSocket, sets service2_timestamp and writes them to Kafka.
 //
-//	GET /ws ─▶ peer, one per connection ─▶ queue, 4,096 messages ─▶ a lane per partition ─▶ Kafka
+//	GET /ws ─▶ peer, one per connection ─▶ queue, 4,096 messages ─▶ few large requests ─▶ Kafka
 //
 // MS2 sends no acknowledgements: only the commit of MS1's own /store acknowledges
 // a message. MS2 may therefore lose everything it holds, and MS1 resends it. It
