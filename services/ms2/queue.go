@@ -313,7 +313,9 @@ func (q *queue) end(s *sender, number int, err error) {
 	if err == nil {
 		return
 	}
-	q.failed[number] = time.Now()
+	if !topic.TooLarge(err) { // every partition refuses such a batch
+		q.failed[number] = time.Now()
+	}
 	if q.awaited == s {
 		q.awaited = nil
 		q.start()
