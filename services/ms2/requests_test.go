@@ -90,7 +90,7 @@ func TestMessagesThatArriveDuringARequestFormTheNext(t *testing.T) {
 
 func TestNoMessageWaitsForALateRequest(t *testing.T) {
 	t.Parallel()
-	ms := messages(40)
+	ms := messages(10)
 	h := hold(t, ms[0].Key().String())
 	r := start(t, h.k).ready()
 	ws := r.dial(t)
