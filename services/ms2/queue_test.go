@@ -147,7 +147,8 @@ func TestWithoutProgressTheQueueIsDropped(t *testing.T) {
 	if got := r.Metric("tricycle_ms2_messages_dropped_total"); got < 100 {
 		t.Errorf("got %v dropped", got)
 	}
-	if got := r.Log.Count("kafka accepts nothing, queue dropped"); got != 1 {
+	// The first peer may have put one more message into the empty queue.
+	if got := r.Log.Count("kafka accepts nothing, queue dropped"); got == 0 || got > 2 {
 		t.Errorf("got it dropped %d times, want all at once", got)
 	}
 	heal()
