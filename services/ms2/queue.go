@@ -52,16 +52,14 @@ type queue struct {
 	stall   time.Duration  // time without progress after which it is dropped
 	late    time.Duration  // lateTime
 
-	slots   chan struct{}   // holds a token for each message in the queue
-	open    context.Context // of the senders
-	stop    context.CancelFunc
-	running sync.WaitGroup
+	slots   chan struct{}  // holds a token for each message in the queue
+	running sync.WaitGroup // the senders
 
 	mu      sync.Mutex
 	waiting []entry
-	senders int               // one for each partition
-	idle    []*sender         // without a request
-	awaited *sender           // whose request the waiting messages wait for, or nil
+	senders int               // that have requests in flight; at most one for each partition
+	started int               // senders so far; the number of the last
+	awaited int               // sender whose request the waiting messages wait for, or 0
 	began   time.Time         // when that request did
 	turn    int               // partition of the next request, if it works and has none
 	busy    map[int]int       // requests in flight by partition
@@ -78,9 +76,6 @@ type queue struct {
 	refusedAt time.Time
 }
 
-// sender is a goroutine that makes one request after another.
-type sender struct{ wake chan struct{} }
-
 func newQueue(cluster *topic.Cluster, name string, m *metrics, log zerolog.Logger, stalled func()) *queue {
 	q := &queue{
 		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime, late: lateTime, progress: time.Now(),
@@ -88,8 +83,7 @@ func newQueue(cluster *topic.Cluster, name string, m *metrics, log zerolog.Logge
 		slots:  make(chan struct{}, queueLength),
 		busy:   map[int]int{}, failed: map[int]time.Time{}, most: batchLength,
 	}
-	q.open, q.stop = context.WithCancel(context.Background())
-	q.round, q.drop = context.WithCancel(q.open)
+	q.round, q.drop = context.WithCancel(context.Background())
 	return q
 }
 
@@ -109,19 +103,15 @@ func (q *queue) put(ctx context.Context, e entry) error {
 	return nil
 }
 
-// start wakes a sender if the waiting messages wait for no request, and one for
+// start starts a sender if the waiting messages wait for no request, and one for
 // each request that they fill.
 func (q *queue) start() {
-	for ; q.senders < max(1, q.cluster.Partitions()); q.senders++ {
-		s := &sender{make(chan struct{}, 1)}
-		q.idle = append(q.idle, s)
-		q.running.Go(func() { q.serve(s) })
-	}
-	for n := len(q.waiting); n > 0 && len(q.idle) > 0 && (q.awaited == nil || n >= q.most); n -= q.most {
-		last := len(q.idle) - 1
-		q.awaited, q.began = q.idle[last], time.Now()
-		q.idle = q.idle[:last]
-		q.awaited.wake <- struct{}{}
+	for n := len(q.waiting); n > 0 && q.senders < max(1, q.cluster.Partitions()) && (q.awaited == 0 || n >= q.most); n -= q.most {
+		q.senders++
+		q.started++
+		number := q.started
+		q.awaited, q.began = number, time.Now()
+		q.running.Go(func() { q.serve(number) })
 	}
 }
 
@@ -138,9 +128,8 @@ func (q *queue) run(ctx, drain context.Context) {
 		case <-drain.Done():
 		}
 	}
-	q.stop()
-	q.running.Wait()
 	q.dropAll()
+	q.running.Wait()
 }
 
 func (q *queue) watch() {
@@ -149,7 +138,7 @@ func (q *queue) watch() {
 		q.progress = time.Now()
 	}
 	stalled := time.Since(q.progress) > q.stall
-	late := q.awaited != nil && time.Since(q.began) > q.late
+	late := q.awaited != 0 && time.Since(q.began) > q.late
 	q.mu.Unlock()
 	if late {
 		q.hurry()
@@ -166,7 +155,7 @@ func (q *queue) watch() {
 func (q *queue) hurry() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.awaited = nil
+	q.awaited = 0
 	q.start()
 }
 
@@ -175,7 +164,7 @@ func (q *queue) dropAll() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.drop()
-	q.round, q.drop = context.WithCancel(q.open)
+	q.round, q.drop = context.WithCancel(context.Background())
 	q.progress = time.Now()
 	for _, e := range q.waiting {
 		q.dropped(e)
@@ -189,52 +178,40 @@ func (q *queue) dropped(e entry) {
 	<-q.slots
 }
 
-// serve makes the requests of a sender.
-func (q *queue) serve(s *sender) {
-	var batch []entry
-	for {
-		select {
-		case <-s.wake:
-		case <-q.open.Done():
-			return
-		}
-		var round context.Context
-		for round, batch = q.next(s, batch); len(batch) > 0; round, batch = q.next(s, batch) {
-			q.send(round, s, batch)
-			clear(batch)
-		}
+// serve makes one request after another while messages wait.
+func (q *queue) serve(sender int) {
+	for round, batch := q.next(sender); len(batch) > 0; round, batch = q.next(sender) {
+		q.send(round, sender, batch)
+		clear(batch)
 	}
 }
 
-// next returns the messages of the sender's next request, in the array of batch,
-// and a context that ends when they are dropped. If there are none, or those that
-// wait do so for another request, the sender is idle.
-func (q *queue) next(s *sender, batch []entry) (context.Context, []entry) {
+// next returns the messages of the sender's next request and a context that ends
+// when they are dropped. If there are none, or those that wait do so for another
+// request, the sender ends.
+func (q *queue) next(sender int) (context.Context, []entry) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.most < batchLength && time.Since(q.shrunk) > adaptTime {
 		q.most, q.shrunk = min(2*q.most, batchLength), time.Now()
 	}
-	if q.awaited == s {
-		q.awaited = nil
+	if q.awaited == sender {
+		q.awaited = 0
 	}
 	n := min(len(q.waiting), q.most)
-	if n == 0 || n < q.most && q.awaited != nil {
-		q.idle = append(q.idle, s)
-		return nil, batch[:0]
+	if n == 0 || n < q.most && q.awaited != 0 {
+		q.senders--
+		return nil, nil
 	}
-	q.awaited, q.began = s, time.Now()
-	if n == len(q.waiting) {
-		batch, q.waiting = q.waiting, batch[:0]
-	} else {
-		batch, q.waiting = append(batch[:0], q.waiting[:n]...), q.waiting[n:]
-	}
+	q.awaited, q.began = sender, time.Now()
+	batch := q.waiting[:n:n]
+	q.waiting = q.waiting[n:]
 	return q.round, batch
 }
 
 // send writes the batch to Kafka. It splits batches that are too large and
 // retries until ctx ends, when it drops the rest.
-func (q *queue) send(ctx context.Context, s *sender, batch []entry) {
+func (q *queue) send(ctx context.Context, sender int, batch []entry) {
 	pause := retry.Backoff{First: 50 * time.Millisecond, Most: 500 * time.Millisecond}
 	for len(batch) > 0 {
 		partition, most := q.begin()
@@ -244,7 +221,7 @@ func (q *queue) send(ctx context.Context, s *sender, batch []entry) {
 			records[i] = e.record
 		}
 		offset, err := q.cluster.Produce(ctx, q.topic, partition, records...)
-		q.end(s, partition, err)
+		q.end(sender, partition, err)
 		if err == nil {
 			q.produced(part, partition, offset)
 			batch = batch[len(part):]
@@ -306,7 +283,7 @@ func (q *queue) begin() (number, most int) {
 
 // end notes that a request to a partition is answered. After an error, no message
 // waits for the sender.
-func (q *queue) end(s *sender, number int, err error) {
+func (q *queue) end(sender int, number int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.busy[number]--
@@ -316,8 +293,8 @@ func (q *queue) end(s *sender, number int, err error) {
 	if !topic.TooLarge(err) { // every partition refuses such a batch
 		q.failed[number] = time.Now()
 	}
-	if q.awaited == s {
-		q.awaited = nil
+	if q.awaited == sender {
+		q.awaited = 0
 		q.start()
 	}
 }

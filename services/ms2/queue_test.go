@@ -189,7 +189,7 @@ func TestProgressStartsTheClockOfAStallAgain(t *testing.T) {
 				t.Errorf("step %d: got %d stalls, want %d", i, stalls, step.want)
 			}
 		}
-		q.stop()
+		q.drop()
 	})
 }
 

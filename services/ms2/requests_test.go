@@ -127,10 +127,10 @@ func TestAtShutdownNoMessageWaitsForARequest(t *testing.T) {
 
 func TestNextRequest(t *testing.T) {
 	t.Parallel()
-	own, other := &sender{}, &sender{}
+	const own, other = 1, 2
 	for name, c := range map[string]struct {
 		waiting, most  int
-		awaited        *sender
+		awaited        int
 		want, wantMost int
 	}{
 		"nothing waits":                      {0, 100, own, 0, 100},
@@ -138,21 +138,21 @@ func TestNextRequest(t *testing.T) {
 		"no more than a request may have":    {250, 100, own, 100, 100},
 		"few wait for another request":       {99, 100, other, 0, 100},
 		"many do not":                        {100, 100, other, 100, 100},
-		"a late request is not waited for":   {1, 100, nil, 1, 100},
+		"a late request is not waited for":   {1, 100, 0, 1, 100},
 		"requests become larger":             {100, 30, own, 60, 60},
 		"up to the usual number of messages": {100, 60, own, 100, 100},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			q := newQueue(nil, "", newMetrics(prometheus.NewRegistry()), zerolog.Nop(), func() {})
-			defer q.stop()
-			q.waiting, q.most, q.awaited = make([]entry, c.waiting), c.most, c.awaited
-			_, batch := q.next(own, nil)
+			defer q.drop()
+			q.waiting, q.most, q.senders, q.awaited = make([]entry, c.waiting), c.most, 1, c.awaited
+			_, batch := q.next(own)
 			if len(batch) != c.want || len(batch)+len(q.waiting) != c.waiting || q.most != c.wantMost {
 				t.Errorf("got %d messages, %d wait, at most %d; want %d, at most %d", len(batch), len(q.waiting), q.most, c.want, c.wantMost)
 			}
-			if idle := len(q.idle) == 1; idle != (c.want == 0) || idle && q.awaited == own || !idle && q.awaited != own {
-				t.Errorf("got it idle %t, awaited %t", idle, q.awaited == own)
+			if ended := q.senders == 0; ended != (c.want == 0) || ended == (q.awaited == own) {
+				t.Errorf("got it ended %t, awaited %t", ended, q.awaited == own)
 			}
 		})
 	}
@@ -162,7 +162,7 @@ func TestTurnsOfThePartitions(t *testing.T) {
 	t.Parallel()
 	r := start(t, topictest.Config(t)).ready()
 	q := newQueue(r.cluster, "", newMetrics(prometheus.NewRegistry()), zerolog.Nop(), func() {})
-	defer q.stop()
+	defer q.drop()
 	turns := func(n int) (numbers []int) {
 		for range n {
 			number, _ := q.begin()
@@ -170,8 +170,8 @@ func TestTurnsOfThePartitions(t *testing.T) {
 		}
 		return numbers
 	}
-	q.end(&sender{}, 1, kafka.NotLeaderForPartition)
-	q.end(&sender{}, 2, kafka.MessageSizeTooLarge) // a smaller batch may be accepted
+	q.end(1, 1, kafka.NotLeaderForPartition)
+	q.end(1, 2, kafka.MessageSizeTooLarge) // a smaller batch may be accepted
 	clear(q.busy)
 	q.failed[3] = time.Now().Add(-adaptTime)
 	if got := turns(6); !slices.Equal(got, []int{0, 2, 3, 0, 2, 3}) {
