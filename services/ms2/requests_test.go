@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -35,9 +36,12 @@ func hold(t *testing.T, keys ...string) *stuckBroker {
 	released := make(chan struct{})
 	cluster, address := topictest.Cluster(t, kfake.SleepOutOfOrder())
 	h := &stuckBroker{k: topictest.For(t, address), release: sync.OnceFunc(func() { close(released) }), waiting: map[int]bool{}}
-	wakeAtTheEnd(t, h.release)
+	var controlled atomic.Int32
+	wakeAtTheEnd(t, h.release, &controlled)
 	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
+		controlled.Add(1)
+		defer controlled.Add(-1)
 		asked := r.(*kmsg.ProduceRequest).Topics[0].Partitions[0]
 		number := int(asked.Partition)
 		h.mu.Lock()
