@@ -121,12 +121,9 @@ func (q *queue) run(ctx, drain context.Context) {
 	for retry.Pause(ctx, q.stall/20) {
 		q.watch()
 	}
-	q.hurry()                // no more messages arrive
-	for range cap(q.slots) { // the queue is empty when all can be taken
-		select {
-		case q.slots <- struct{}{}:
-		case <-drain.Done():
-		}
+	// No more messages arrive.
+	for more := true; more && len(q.slots) > 0; more = retry.Pause(drain, 50*time.Millisecond) {
+		q.hurry()
 	}
 	q.dropAll()
 	q.running.Wait()

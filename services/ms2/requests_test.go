@@ -24,6 +24,7 @@ import (
 // stuckBroker is a broker that does not answer requests to produce that contain a
 // record with one of the keys, or are for the same partition as an unanswered one.
 type stuckBroker struct {
+	cluster *kfake.Cluster
 	k       topic.Config
 	release func()
 
@@ -35,7 +36,7 @@ type stuckBroker struct {
 func hold(t *testing.T, keys ...string) *stuckBroker {
 	released := make(chan struct{})
 	cluster, address := topictest.Cluster(t, kfake.SleepOutOfOrder())
-	h := &stuckBroker{k: topictest.For(t, address), release: sync.OnceFunc(func() { close(released) }), waiting: map[int]bool{}}
+	h := &stuckBroker{cluster: cluster, k: topictest.For(t, address), release: sync.OnceFunc(func() { close(released) }), waiting: map[int]bool{}}
 	var controlled atomic.Int32
 	wakeAtTheEnd(t, h.release, &controlled)
 	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
@@ -127,6 +128,33 @@ func TestAtShutdownNoMessageWaitsForARequest(t *testing.T) {
 	if got := r.Metric("tricycle_ms2_messages_dropped_total"); got != 1 {
 		t.Errorf("got %v dropped, want 1", got)
 	}
+}
+
+// Nor does a message wait for a request that began during the shutdown.
+func TestAtShutdownNoMessageWaitsForALaterRequest(t *testing.T) {
+	t.Parallel()
+	ms := messages(4 + batchLength + 20)
+	h := hold(t, ms[4].Key().String())
+	refusing := refuse(h.cluster, kerr.NotEnoughReplicas, nil)
+	r := start(t, h.k, func(s *Service) { s.drain = 6 * time.Second }).ready() // less than a request may take
+	ws := r.dial(t)
+	for i := range 4 {
+		ws.send(t, ms[i])
+		servicetest.Eventually(t, time.Minute, "its sender has failed", func() bool {
+			r.queue.mu.Lock()
+			defer r.queue.mu.Unlock()
+			return r.queue.senders == i+1 && r.queue.awaited == 0
+		})
+	}
+	ws.send(t, ms[4:]...)
+	servicetest.Eventually(t, time.Minute, "all are read", func() bool { return r.Metric("tricycle_ms2_messages_received_total") == float64(len(ms)) })
+	stopped := make(chan time.Duration, 1)
+	go func() { stopped <- r.Stop() }()
+	ws.closed(t)
+	refusing.Remove()
+	r.produced(t, len(ms)-batchLength)
+	h.release()
+	<-stopped
 }
 
 func TestNextRequest(t *testing.T) {
