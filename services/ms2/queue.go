@@ -25,7 +25,8 @@ const (
 	batchLength = 100  // messages in a request
 	stallTime   = 10 * time.Second
 	refusedTime = 2 * time.Second        // of failing requests until MS2 is not ready, and without any until it is ready
-	adaptTime   = 30 * time.Second       // until a failed partition has its turn again, or requests become larger
+	failedTime  = 30 * time.Second       // until a failed partition has its turn again
+	shrunkTime  = 10 * time.Second       // of smaller requests, after one that was too large
 	lateTime    = 500 * time.Millisecond // of a request, after which no message waits for it
 )
 
@@ -65,7 +66,7 @@ type queue struct {
 	busy    map[int]int       // requests in flight by partition
 	failed  map[int]time.Time // the last failure by partition
 	most    int               // messages in a request
-	shrunk  time.Time         // when most was changed
+	shrunk  time.Time         // when most was reduced
 
 	round    context.Context
 	drop     context.CancelFunc // makes the senders drop what they hold
@@ -189,8 +190,8 @@ func (q *queue) serve(sender int) {
 func (q *queue) next(sender int) (context.Context, []entry) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.most < batchLength && time.Since(q.shrunk) > adaptTime {
-		q.most, q.shrunk = min(2*q.most, batchLength), time.Now()
+	if time.Since(q.shrunk) > shrunkTime {
+		q.most = batchLength
 	}
 	if q.awaited == sender {
 		q.awaited = 0
@@ -266,7 +267,7 @@ func (q *queue) begin() (number, most int) {
 	for i := 0; i < n && least > 0; i++ {
 		p := (q.turn + i) % n
 		trouble := q.busy[p]
-		if time.Since(q.failed[p]) < adaptTime || !q.cluster.Reachable(p) {
+		if time.Since(q.failed[p]) < failedTime || !q.cluster.Reachable(p) {
 			trouble += queueLength
 		}
 		if trouble < least {

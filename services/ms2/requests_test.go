@@ -162,23 +162,25 @@ func TestNextRequest(t *testing.T) {
 	const own, other = 1, 2
 	for name, c := range map[string]struct {
 		waiting, most  int
+		shrunk         time.Duration // ago
 		awaited        int
 		want, wantMost int
 	}{
-		"nothing waits":                      {0, 100, own, 0, 100},
-		"all that waits":                     {99, 100, own, 99, 100},
-		"no more than a request may have":    {250, 100, own, 100, 100},
-		"few wait for another request":       {99, 100, other, 0, 100},
-		"many do not":                        {100, 100, other, 100, 100},
-		"a late request is not waited for":   {1, 100, 0, 1, 100},
-		"requests become larger":             {100, 30, own, 60, 60},
-		"up to the usual number of messages": {100, 60, own, 100, 100},
+		"nothing waits":                    {0, 100, time.Hour, own, 0, 100},
+		"all that waits":                   {99, 100, time.Hour, own, 99, 100},
+		"no more than a request may have":  {250, 100, time.Hour, own, 100, 100},
+		"few wait for another request":     {99, 100, time.Hour, other, 0, 100},
+		"many do not":                      {100, 100, time.Hour, other, 100, 100},
+		"a late request is not waited for": {1, 100, time.Hour, 0, 1, 100},
+		"fewer for a while":                {100, 30, 0, own, 30, 30},
+		"then as many as usual":            {100, 30, shrunkTime, own, 100, 100},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			q := newQueue(nil, "", newMetrics(prometheus.NewRegistry()), zerolog.Nop(), func() {})
 			defer q.drop()
 			q.waiting, q.most, q.senders, q.awaited = make([]entry, c.waiting), c.most, 1, c.awaited
+			q.shrunk = time.Now().Add(-c.shrunk)
 			_, batch := q.next(own)
 			if len(batch) != c.want || len(batch)+len(q.waiting) != c.waiting || q.most != c.wantMost {
 				t.Errorf("got %d messages, %d wait, at most %d; want %d, at most %d", len(batch), len(q.waiting), q.most, c.want, c.wantMost)
@@ -205,7 +207,7 @@ func TestTurnsOfThePartitions(t *testing.T) {
 	q.end(1, 1, kafka.NotLeaderForPartition)
 	q.end(1, 2, kafka.MessageSizeTooLarge) // a smaller batch may be accepted
 	clear(q.busy)
-	q.failed[3] = time.Now().Add(-adaptTime)
+	q.failed[3] = time.Now().Add(-failedTime)
 	if got := turns(6); !slices.Equal(got, []int{0, 2, 3, 0, 2, 3}) {
 		t.Errorf("got requests to partitions %v, want none for the one that failed", got)
 	}
