@@ -257,8 +257,8 @@ func (q *queue) send(ctx context.Context, sender int, batch []entry) {
 }
 
 // begin returns the partition of a request and how many messages it may have. The
-// partitions have turns, but those that failed lately, or have another request,
-// only if all do.
+// partitions have turns, but those with another request only if all have one. One
+// that failed lately may work again, and counts as if it had two.
 func (q *queue) begin() (number, most int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -267,8 +267,10 @@ func (q *queue) begin() (number, most int) {
 	for i := 0; i < n && least > 0; i++ {
 		p := (q.turn + i) % n
 		trouble := q.busy[p]
-		if time.Since(q.failed[p]) < failedTime || !q.cluster.Reachable(p) {
+		if !q.cluster.Reachable(p) {
 			trouble += queueLength
+		} else if time.Since(q.failed[p]) < failedTime {
+			trouble += 2
 		}
 		if trouble < least {
 			number, least = p, trouble

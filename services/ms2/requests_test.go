@@ -212,7 +212,12 @@ func TestTurnsOfThePartitions(t *testing.T) {
 		t.Errorf("got requests to partitions %v, want none for the one that failed", got)
 	}
 	clear(q.busy)
-	q.busy[2], q.failed = 1, map[int]time.Time{0: time.Now(), 1: time.Now(), 2: time.Now(), 3: time.Now()}
+	q.turn, q.failed = 2, map[int]time.Time{0: time.Now(), 1: time.Now(), 3: time.Now()}
+	if got := turns(4); !slices.Equal(got, []int{2, 2, 3, 0}) {
+		t.Errorf("got requests to partitions %v, want those that failed if the other does not answer", got)
+	}
+	clear(q.busy)
+	q.turn, q.busy[2], q.failed[2] = 0, 1, time.Now()
 	if got := turns(4); !slices.Equal(got, []int{0, 1, 3, 0}) {
 		t.Errorf("got requests to partitions %v, want turns of those without one", got)
 	}
