@@ -58,12 +58,11 @@ type consumer struct {
 	ms1Log    zerolog.Logger // failures of MS1
 	configLog zerolog.Logger // wrong configuration
 
-	work     sync.WaitGroup // records being processed
-	waiting  atomic.Bool    // for the reader, not for room
-	assigned atomic.Int32   // partitions of this consumer, as the brokers last reported
-	health   atomic.Pointer[error]
-	failed   atomic.Pointer[failure] // the last fetch was refused; nil if it succeeded
-	behind   atomic.Pointer[failure] // the last commit that was refused; nil if none was
+	work    sync.WaitGroup // records being processed
+	waiting atomic.Bool    // for the reader, not for room
+	health  atomic.Pointer[error]
+	failed  atomic.Pointer[failure] // the last fetch was refused; nil if it succeeded
+	behind  atomic.Pointer[failure] // the last commit that was refused; nil if none was
 
 	unwritten atomic.Pointer[error] // why a dead letter waits, and soon the records after it
 }

@@ -75,20 +75,6 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	t.Logf("%d messages, %v fetched by the one that stayed", sent.Load(), first.Metric("tricycle_ms3_records_fetched_total"))
 }
 
-// The members of a group share the requests that may be in flight.
-func TestEachPartitionHasARequest(t *testing.T) {
-	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	first := start(t, k, store.URL)
-	may := func(r *running) int32 { return (&poster{consumer: r.consumer}).eager() }
-	servicetest.Eventually(t, time.Minute, "four requests", func() bool { return may(first) == 4 })
-	second := start(t, k, store.URL)
-	second.joined(t)
-	servicetest.Eventually(t, time.Minute, "two requests each", func() bool {
-		return may(first) == 2 && may(second) == 2
-	})
-}
-
 func TestStalledReaderIsReopened(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]func(c *kfake.Cluster, k topic.Config, on *atomic.Bool){

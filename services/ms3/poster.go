@@ -28,13 +28,20 @@ type delivery struct {
 	alone   bool // posted in a request of its own
 }
 
+const (
+	lateTime   = 500 * time.Millisecond // of a request, after which no message waits for it
+	maxPausing = 4                      // refused requests, beside which messages wait for each other: more of them would feed an overload
+)
+
 // poster posts the messages of records to MS1 until the answers are final. A
-// message that waits alone is posted at once. While a few requests are in
-// flight, further messages wait until one returns or a batch is complete.
+// message that finds no request in flight is posted at once. Those that arrive
+// meanwhile go into the next request, which begins when the one in flight has
+// returned or is late, or when they complete a batch.
 type poster struct {
 	consumer *consumer
 	ctx      context.Context // no message is posted again after it
 	work     context.Context // of the requests
+	lateTime time.Duration
 
 	pausing atomic.Int32  // refused requests that wait to be repeated
 	wake    chan struct{} // takes a token for each goroutine that need no longer wait
@@ -42,17 +49,13 @@ type poster struct {
 	mu       sync.Mutex
 	queue    []*delivery
 	requests int // in flight
+	late     int // of these
 	waiting  int // goroutines that make requests and have none
 }
 
 func newPoster(ctx, work context.Context, c *consumer) *poster {
-	return &poster{consumer: c, ctx: ctx, work: work, wake: make(chan struct{}, c.config.Workers)}
+	return &poster{consumer: c, ctx: ctx, work: work, lateTime: lateTime, wake: make(chan struct{}, c.config.Workers)}
 }
-
-// eager returns how many requests may be in flight, or wait to be repeated, before
-// messages wait for each other: more of them would feed an overload. There is one
-// for each partition, so that those of several consumers are not small.
-func (p *poster) eager() int32 { return min(max(p.consumer.assigned.Load(), 2), 4) }
 
 // add queues records and starts as many requests as they are worth.
 func (p *poster) add(rs ...*delivery) {
@@ -64,7 +67,7 @@ func (p *poster) add(rs ...*delivery) {
 		p.abandon()
 		return
 	}
-	for rest := len(p.queue); rest > 0 && p.requests < workers && (int32(p.requests)+p.pausing.Load() < p.eager() || rest >= batch); rest -= batch {
+	for rest := len(p.queue); rest > 0 && p.requests < workers && (p.requests == p.late && p.pausing.Load() < maxPausing || rest >= batch); rest -= batch {
 		p.requests++
 		if p.waiting == 0 {
 			go p.run()
@@ -95,7 +98,8 @@ func (p *poster) run() {
 	p.next() // abandons what is left
 }
 
-// next takes a batch out of the queue. After an empty batch the caller waits.
+// next takes a batch out of the queue. After an empty batch the caller waits: there
+// are no messages, or they wait for another request.
 func (p *poster) next() []*delivery {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -106,9 +110,11 @@ func (p *poster) next() []*delivery {
 	for n < min(len(p.queue), p.consumer.config.MS1.BatchMessages) && (n == 0 || !p.queue[0].alone && !p.queue[n].alone) {
 		n++
 	}
+	if n < p.consumer.config.MS1.BatchMessages && p.requests-1 > p.late {
+		n = 0
+	}
 	batch := p.queue[:n:n]
 	if p.queue = p.queue[n:]; n == 0 {
-		p.queue = nil
 		p.requests--
 		p.waiting++
 	}
@@ -126,7 +132,11 @@ func (p *poster) post(batch []*delivery) {
 		bodies[i] = r.body
 	}
 	begin := time.Now()
+	late := time.AfterFunc(p.lateTime, func() { p.delayed(1) })
 	answers, err := c.client.post(ctx, bodies...)
+	if !late.Stop() {
+		p.delayed(-1)
+	}
 	c.metrics.storeSeconds.Observe(time.Since(begin).Seconds())
 
 	var again []*delivery
@@ -162,6 +172,14 @@ func (p *poster) post(batch []*delivery) {
 		p.pausing.Add(-held)
 		p.add(again...) // which abandons them after the end of ctx
 	}()
+}
+
+// delayed adds n to the late requests.
+func (p *poster) delayed(n int) {
+	p.mu.Lock()
+	p.late += n
+	p.mu.Unlock()
+	p.add()
 }
 
 // log logs why the message i of a request is posted again.

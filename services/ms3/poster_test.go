@@ -3,12 +3,12 @@ package ms3
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -165,15 +165,131 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	source.commits(400)
 }
 
-// One partition is not held up by one refused request, and many do not feed an overload.
-func TestRequestsInFlightAreTwoToFour(t *testing.T) {
-	t.Parallel()
-	for assigned, want := range map[int32]int32{0: 2, 1: 2, 3: 3, 12: 4} {
-		p := poster{consumer: new(consumer)}
-		p.consumer.assigned.Store(assigned)
-		if got := p.eager(); got != want {
-			t.Errorf("%d partitions: got %d requests, want %d", assigned, got, want)
+// tried is a poster whose requests the test answers.
+type tried struct {
+	*poster
+	t      *testing.T
+	posted chan request
+	offset int64
+}
+
+// request is one that waits for its answer.
+type request struct {
+	messages int
+	answer   chan<- int // status
+}
+
+// newTried returns a poster whose requests are late after the given time.
+func newTried(t *testing.T, late time.Duration) *tried {
+	p := &tried{t: t, posted: make(chan request, 9)}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		answer := make(chan int, 1)
+		n := max(1, strings.Count(string(body), "\n"))
+		p.posted <- request{n, answer}
+		select {
+		case <-r.Context().Done():
+		case status := <-answer:
+			if status == http.StatusOK && n > 1 {
+				w.Header().Set("Content-Type", httpserver.LinesType)
+				_, _ = io.WriteString(w, strings.Repeat(storedLine+"\n", n))
+				return
+			}
+			httpserver.JSON(w, status, map[string]string{"outcome": "stored"})
 		}
+	}))
+	t.Cleanup(server.Close)
+	tel, err := telemetry.New(t.Context(), telemetry.Config{}, "ms3", "", zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := client(t, server.URL)
+	store.http.Timeout = 0 // the test answers in time
+	c := newConsumer(Defaults(), nil, store, tel, zerolog.Nop())
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(func() {
+		cancel()
+		c.work.Wait()
+	})
+	p.poster = newPoster(ctx, ctx, c)
+	p.lateTime = late
+	return p
+}
+
+// fetched adds n messages.
+func (p *tried) fetched(n int) {
+	p.t.Helper()
+	for range n {
+		f, err := p.consumer.offsets.fetch(p.ctx, 0, p.offset, 1, time.Now())
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		p.offset++
+		p.consumer.work.Add(1)
+		p.add(&delivery{fetched: f, body: []byte("{}"), ctx: p.ctx, span: noop.Span{}, pause: retry.Backoff{First: time.Minute, Most: time.Minute}})
+	}
+}
+
+// posts waits for a request of some messages, with which some requests are in
+// flight.
+func (p *tried) posts(messages, requests int) chan<- int {
+	p.t.Helper()
+	var r request
+	select {
+	case r = <-p.posted:
+	case <-time.After(time.Minute):
+		p.t.Fatalf("no request of %d messages", messages)
+	}
+	if n := p.inFlight(); r.messages != messages || n != requests {
+		p.t.Errorf("got a request of %d messages, %d requests in flight, want %d and %d", r.messages, n, messages, requests)
+	}
+	return r.answer
+}
+
+// busy waits until n requests are in flight.
+func (p *tried) busy(n int) {
+	p.t.Helper()
+	servicetest.Eventually(p.t, time.Minute, fmt.Sprint(n, " requests in flight"), func() bool { return p.inFlight() == n })
+}
+
+func (p *tried) inFlight() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.requests
+}
+
+// Messages wait for the request in flight, unless they complete a batch.
+func TestMessagesShareTheNextRequest(t *testing.T) {
+	t.Parallel()
+	p := newTried(t, time.Minute)
+	p.fetched(1)
+	first := p.posts(1, 1)
+	p.fetched(2)
+	first <- http.StatusOK
+	second := p.posts(2, 1)
+	p.fetched(64)
+	full := p.posts(64, 2)
+	p.fetched(1)
+	full <- http.StatusOK
+	p.busy(1)
+	second <- http.StatusOK
+	p.posts(1, 1) <- http.StatusOK
+	p.busy(0)
+}
+
+// A late request holds up no message; those that follow wait for the next one.
+func TestNoMessageWaitsForALateRequest(t *testing.T) {
+	t.Parallel()
+	p := newTried(t, 50*time.Millisecond)
+	p.fetched(1)
+	late := p.posts(1, 1)
+	p.fetched(2)
+	next := p.posts(2, 2)
+	late <- http.StatusOK
+	next <- http.StatusOK
+	p.busy(0)
+	if p.late != 0 {
+		t.Errorf("got %d late requests, want 0", p.late)
 	}
 }
 
@@ -183,40 +299,17 @@ func TestMessagesWaitForRefusedOnes(t *testing.T) {
 	for status, waits := range map[int]bool{429: true, 503: true, 403: false} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
 			t.Parallel()
-			var posted atomic.Int32
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				posted.Add(1)
-				w.WriteHeader(status)
-			}))
-			defer server.Close()
-			tel, err := telemetry.New(t.Context(), telemetry.Config{}, "ms3", "", zerolog.Nop())
-			if err != nil {
-				t.Fatal(err)
+			p := newTried(t, time.Minute)
+			p.pausing.Store(maxPausing - 1)
+			p.fetched(1)
+			p.posts(1, 1) <- status
+			p.busy(0)
+			p.fetched(1)
+			if got := p.inFlight() == 0; got != waits {
+				t.Errorf("the next message waits: %t, want %t", got, waits)
 			}
-			c := newConsumer(Defaults(), nil, client(t, server.URL), tel, zerolog.Nop())
-			ctx, cancel := context.WithCancel(t.Context())
-			defer c.work.Wait()
-			defer cancel()
-			p := newPoster(ctx, ctx, c)
-			p.pausing.Store(p.eager() - 1)
-			add := func(offset int64) {
-				f, err := c.offsets.fetch(ctx, 0, offset, 1, time.Now())
-				if err != nil {
-					t.Fatal(err)
-				}
-				c.work.Add(1)
-				p.add(&delivery{fetched: f, ctx: ctx, span: noop.Span{}, pause: retry.Backoff{First: time.Minute, Most: time.Minute}})
-			}
-			idle := func() bool {
-				p.mu.Lock()
-				defer p.mu.Unlock()
-				return p.requests == 0
-			}
-			add(0)
-			servicetest.Eventually(t, time.Minute, "a refusal", func() bool { return posted.Load() == 1 && idle() })
-			add(1)
-			if idle() != waits {
-				t.Errorf("the next message waits: %t, want %t", !waits, waits)
+			if !waits {
+				p.posts(1, 1) <- http.StatusOK
 			}
 		})
 	}

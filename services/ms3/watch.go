@@ -112,7 +112,6 @@ func (c *consumer) inspect(ctx context.Context) (*group, error) {
 	}
 	assigned, mine := len(partitions(name, described.Groups[0].Members)), partitions(name, own)
 	stranger := strangers(name, c.config.GroupID, described.Groups[0].Members)
-	c.assigned.Store(int32(len(mine)))
 	g := group{member: len(own) > 0}
 	switch state := described.Groups[0].GroupState; {
 	case !g.member:
