@@ -67,6 +67,15 @@ func (d *Database) SQL(statements string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// ShareAccount gives the server's user the password that it has on another server.
+func (d *Database) ShareAccount(other *Database) {
+	d.t.Helper()
+	for _, host := range []string{"%", "localhost", "127.0.0.1"} {
+		d.SQL("ALTER USER IF EXISTS tricycle@'" + host + "' IDENTIFIED BY '" + other.Password + "'")
+	}
+	d.Password, d.PasswordFile = other.Password, other.PasswordFile
+}
+
 // Kafka starts a broker with additional lines of server.properties. Clients
 // connect to advertised, or directly to the broker if that is empty.
 func Kafka(t testing.TB, advertised string, properties ...string) *Server {

@@ -3,8 +3,8 @@ package chain
 import (
 	"io"
 	"log"
-	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"strings"
@@ -24,21 +24,14 @@ func TestRounds(t *testing.T) {
 	c := newChain(t)
 	c.up()
 	for _, inFlight := range []int{1, 64} {
-		c.begin(3, inFlight)
-		s := c.end()
-		c.noneLost(s)
-		if s.EndReason != "interval elapsed" {
+		if s := c.round(3, inFlight); s.EndReason != "interval elapsed" {
 			t.Errorf("in flight %d: ended because %q", inFlight, s.EndReason)
 		}
 	}
 
 	c.load(600, 64)
 	c.get("/start", http.StatusConflict, nil)
-	var s session
-	c.get("/stop", http.StatusOK, &s)
-	c.check(s)
-	c.noneLost(s)
-	if s.EndReason != "stopped" {
+	if s := c.stop(); s.EndReason != "stopped" {
 		t.Errorf("ended because %q", s.EndReason)
 	}
 	if lines := readFile(t, c, "ms1.log"); !strings.Contains(lines, `"message":"GET /start?interval=600&in_flight=64"`) {
@@ -51,7 +44,7 @@ func TestMS2KilledAndRestarted(t *testing.T) {
 	c.patient()
 	c.up()
 	var outage time.Duration
-	_, pause := c.survives(32, func() {
+	pause := c.survives(32, func() {
 		began := time.Now()
 		c.running["ms2"].Signal(syscall.SIGKILL)
 		time.Sleep(2 * time.Second)
@@ -81,14 +74,9 @@ func TestMS3KilledBetweenPostAndCommit(t *testing.T) {
 		},
 		ErrorLog: log.New(io.Discard, "", 0), // of requests that the kill cut off
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: proxy, ReadHeaderTimeout: time.Second}
-	go func() { _ = server.Serve(l) }()
+	server := httptest.NewServer(proxy)
 	defer server.Close()
-	c.overlays["ms3"]["ms1"] = settings{"url": "http://" + l.Addr().String() + "/store"}
+	c.overlays["ms3"]["ms1"] = settings{"url": server.URL + "/store"}
 	c.up()
 	c.load(5, 16)
 	<-killed
@@ -118,27 +106,19 @@ func TestMS1KilledAndRestarted(t *testing.T) {
 	for _, record := range topictest.Read(t, c.kafka, c.kafka.Topic, c.records(c.kafka.Topic)) {
 		sent[string(record.Key)] = true
 	}
-	var rows int
+	var rows int64
 	servicetest.Eventually(t, 30*time.Second, "every record of the topic has a row", func() bool {
-		if err := c.db.DB.QueryRow("SELECT COUNT(*) FROM messages").Scan(&rows); err != nil {
-			t.Fatal(err)
-		}
-		return rows >= len(sent)
+		rows = c.number("SELECT COUNT(*) FROM messages")
+		return rows >= int64(len(sent))
 	})
-	if rows != len(sent) {
+	if rows != int64(len(sent)) {
 		t.Errorf("%d rows of %d messages sent", rows, len(sent))
 	}
-	var stored int
-	var generated *int64
-	if err := c.db.DB.QueryRow("SELECT stored, generated FROM sessions WHERE id = ?", id).Scan(&stored, &generated); err != nil {
-		t.Fatal(err)
-	}
-	if stored != rows || generated != nil {
-		t.Errorf("the session has %d stored of %v generated, want its %d rows", stored, generated, rows)
+	if stored := c.number("SELECT stored FROM sessions WHERE id = ? AND generated IS NULL", id); stored != rows {
+		t.Errorf("the session has %d stored, want its %d rows", stored, rows)
 	}
 
-	c.begin(2, 1)
-	c.noneLost(c.end())
+	c.round(2, 1)
 }
 
 // records returns how many records a topic holds.
@@ -159,7 +139,7 @@ func (c *chain) records(topic string) (n int) {
 }
 
 func TestTermInTheMiddle(t *testing.T) {
-	for _, name := range []string{"ms1", "ms2", "ms3"} {
+	for _, name := range services {
 		t.Run(name, func(t *testing.T) {
 			c := newChain(t)
 			c.up()
@@ -207,8 +187,7 @@ func TestOneMS1PerDatabase(t *testing.T) {
 	if out := second.Out.String(); strings.Count(out, "\nms1: ") != 1 || !strings.Contains(out, c.db.Name) {
 		t.Errorf("want one line that names the database:\n%s", out)
 	}
-	c.begin(2, 1)
-	c.noneLost(c.end())
+	c.round(2, 1)
 }
 
 func TestWhatIsMissingIsNamed(t *testing.T) {
@@ -219,7 +198,7 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 	c.overlays["ms1"]["database"].(settings)["password_file"] = wrong
 	c.overlays["ms2"]["kafka"] = settings{"brokers": []string{nobody}}
 	c.overlays["ms3"]["kafka"] = settings{"brokers": []string{nobody}}
-	for _, name := range []string{"ms1", "ms2", "ms3"} {
+	for _, name := range services {
 		c.start(name)
 	}
 	for name, want := range map[string]string{"ms1": "Access denied", "ms2": nobody, "ms3": nobody} {

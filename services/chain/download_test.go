@@ -61,8 +61,7 @@ func TestDownload(t *testing.T) {
 	c := newChain(t)
 	c.up()
 	id := c.past(n)
-	c.begin(1, 64)
-	c.noneLost(c.end())
+	c.round(1, 64)
 	before := c.peak()
 	for _, format := range []string{"csv", "ndjson"} {
 		began := time.Now()
@@ -107,8 +106,7 @@ func TestDownload(t *testing.T) {
 		}
 		clients = append(clients, conn)
 	}
-	c.begin(2, 64)
-	c.noneLost(c.end())
+	c.round(2, 64)
 	c.get("/sessions/1/messages", http.StatusOK, nil)
 	if _, err := c.db.DB.Exec("SET STATEMENT innodb_lock_wait_timeout = 1 FOR DELETE FROM messages WHERE session_id = ?", id); err != nil {
 		t.Errorf("the rows are locked by a download: %v", err)
@@ -118,10 +116,6 @@ func TestDownload(t *testing.T) {
 		conn.Close()
 	}
 	servicetest.Eventually(t, 10*time.Second, "nothing reads", func() bool {
-		var reads int
-		if err := c.db.DB.QueryRow("SELECT COUNT(*) FROM information_schema.processlist WHERE db = ? AND info LIKE '%FROM messages%' AND id <> CONNECTION_ID()", c.db.Name).Scan(&reads); err != nil {
-			t.Fatal(err)
-		}
-		return reads == 0
+		return c.number("SELECT COUNT(*) FROM information_schema.processlist WHERE db = ? AND info LIKE '%FROM messages%' AND id <> CONNECTION_ID()", c.db.Name) == 0
 	})
 }

@@ -3,7 +3,6 @@ package chain
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"fmt"
 	"net/http"
 	"os"
@@ -35,12 +34,7 @@ func slow(t *testing.T) {
 func ownDatabase(t *testing.T) (*servertest.Database, mariadbtest.Database) {
 	t.Helper()
 	d := servertest.MariaDB(t)
-	db, err := sql.Open("mysql", d.User+":"+d.Password+"@tcp("+d.Address+")/tricycle")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	return d, mariadbtest.Database{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db}
+	return d, mariadbtest.On(t, d)
 }
 
 // useKafka makes the chain use other brokers than those of the environment.
@@ -65,24 +59,17 @@ func (c *chain) patient() {
 // survives runs a session of a patient chain in which a fault strikes under
 // load, checks that no message was lost, and returns the longest time in which
 // none was stored.
-func (c *chain) survives(inFlight int, fault func()) (s session, pause time.Duration) {
+func (c *chain) survives(inFlight int, fault func()) (pause time.Duration) {
 	c.t.Helper()
 	c.load(3600, inFlight)
 	servicetest.Eventually(c.t, 30*time.Second, "100 messages/s", func() bool { return c.growth(time.Second) >= 100 })
 	fault()
-	before := c.status().Session.Stored
-	servicetest.Eventually(c.t, time.Minute, "the session goes on", func() bool { return c.status().Session.Stored >= before+100 })
-	c.get("/stop", http.StatusOK, &s)
-	c.check(s)
-	c.noneLost(s)
-	var microseconds int64
-	if err := c.db.DB.QueryRow(`SELECT MAX(gap) FROM (SELECT TIMESTAMPDIFF(MICROSECOND, LAG(end_timestamp) OVER (ORDER BY end_timestamp), end_timestamp) AS gap
-		FROM messages WHERE session_id = ?) gaps`, s.ID).Scan(&microseconds); err != nil {
-		c.t.Fatal(err)
-	}
-	pause = time.Duration(microseconds) * time.Microsecond
+	c.goesOn(100)
+	s := c.stop()
+	pause = time.Microsecond * time.Duration(c.number(`SELECT MAX(gap) FROM (SELECT TIMESTAMPDIFF(MICROSECOND, LAG(end_timestamp) OVER (ORDER BY end_timestamp), end_timestamp) AS gap
+		FROM messages WHERE session_id = ?) gaps`, s.ID))
 	c.t.Logf("longest pause %s", pause.Round(time.Millisecond))
-	return s, pause
+	return pause
 }
 
 // growth returns how many messages are stored in a while.
@@ -147,7 +134,7 @@ func TestServersKilledAndRestarted(t *testing.T) {
 	}
 	for name, s := range map[string]*servertest.Server{"mariadb": database.Server, "kafka": broker} {
 		var outage time.Duration
-		_, pause := c.survives(32, func() {
+		pause := c.survives(32, func() {
 			began := time.Now()
 			s.Kill()
 			s.Start()
@@ -190,7 +177,7 @@ func TestThreeBrokers(t *testing.T) {
 		if led == 0 || led == 6 {
 			t.Fatalf("broker 1 leads %d of 6 partitions", led)
 		}
-		_, pause := c.survives(64, func() {
+		pause := c.survives(64, func() {
 			stopped.Stop()
 			servicetest.Eventually(t, 15*time.Second, "the others go on", func() bool { return c.growth(time.Second) > 100 })
 			for range 50 {
@@ -213,7 +200,7 @@ func TestPartitionsAddedUnderLoad(t *testing.T) {
 	c.patient()
 	c.up()
 	admin := c.admin()
-	_, pause := c.survives(64, func() {
+	pause := c.survives(64, func() {
 		servicetest.Eventually(t, 30*time.Second, "the topic has five partitions", func() bool {
 			// A busy broker can refuse this for a while.
 			_, _ = admin.CreatePartitions(t.Context(), &kafka.CreatePartitionsRequest{Topics: []kafka.TopicPartitionsConfig{{Name: c.kafka.Topic, Count: 5}}})
@@ -337,8 +324,7 @@ func TestSessionRowDeleted(t *testing.T) {
 		t.Errorf("got %+v", s.Session)
 	}
 	servicetest.Eventually(t, 10*time.Second, "the console shows it", func() bool { return c.running["ms1"].Out.Has("NOT RECORDED in the database: ") })
-	c.begin(1, 64)
-	c.noneLost(c.end())
+	c.round(1, 64)
 }
 
 func TestTopicDeletedUnderLoad(t *testing.T) {
@@ -348,7 +334,7 @@ func TestTopicDeletedUnderLoad(t *testing.T) {
 	c.useKafka(4, 1, broker)
 	c.patient()
 	c.up()
-	_, pause := c.survives(64, func() {
+	pause := c.survives(64, func() {
 		for range 2 {
 			resp, err := c.admin().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{c.kafka.Topic}})
 			if err == nil {
@@ -357,8 +343,7 @@ func TestTopicDeletedUnderLoad(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			before := c.status().Session.Stored
-			servicetest.Eventually(t, 25*time.Second, "the session goes on", func() bool { return c.status().Session.Stored > before+500 })
+			c.goesOn(500)
 		}
 	})
 	atMost(t, pause, 0, 20*time.Second)
@@ -372,8 +357,8 @@ func TestFrozen(t *testing.T) {
 		c.useKafka(4, 1, servertest.Kafka(t, ""))
 		c.patient()
 		c.up()
-		for _, name := range []string{"ms1", "ms2", "ms3"} {
-			_, pause := c.survives(64, func() { frozen(t, c.running[name].Process.Pid, outage) })
+		for _, name := range services {
+			pause := c.survives(64, func() { frozen(t, c.running[name].Process.Pid, outage) })
 			t.Log(name)
 			atMost(t, pause, outage, 15*time.Second)
 		}
@@ -387,7 +372,7 @@ func TestFrozen(t *testing.T) {
 		c.up()
 		for name, s := range map[string]*servertest.Server{"mariadb": database.Server, "kafka": broker} {
 			const stall = 8 * time.Second
-			_, pause := c.survives(4096, func() { frozen(t, s.PID(), stall) })
+			pause := c.survives(4096, func() { frozen(t, s.PID(), stall) })
 			t.Log(name)
 			atMost(t, pause, stall, 15*time.Second)
 		}
@@ -403,7 +388,7 @@ func TestWrongAdvertisedName(t *testing.T) {
 	c.patient()
 	c.up()
 	var outage time.Duration
-	_, pause := c.survives(64, func() {
+	pause := c.survives(64, func() {
 		began := time.Now()
 		broker.Stop()
 		file := filepath.Join(broker.Dir, "properties")
@@ -437,10 +422,7 @@ func TestPID1(t *testing.T) {
 		}
 		c.start(name)
 		servicetest.Eventually(t, 20*time.Second, "the session goes on", func() bool { return c.growth(time.Second) > 100 })
-		var s session
-		c.get("/stop", http.StatusOK, &s)
-		c.check(s)
-		c.noneLost(s)
+		c.stop()
 	}
 }
 
@@ -474,11 +456,9 @@ func TestLinksCut(t *testing.T) {
 			t.Run(k.name+" "+how, func(t *testing.T) {
 				c := *c
 				c.t = t
-				_, pause := c.survives(64, func() { k.link.Interrupt(k.cut, silent, outage) })
+				pause := c.survives(64, func() { k.link.Interrupt(k.cut, silent, outage) })
 				atMost(t, pause, outage, 15*time.Second)
-				for _, name := range []string{"ms1", "ms2", "ms3"} {
-					c.ready(name)
-				}
+				c.ready(services...)
 			})
 		}
 	}

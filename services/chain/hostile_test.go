@@ -2,7 +2,6 @@ package chain
 
 import (
 	"context"
-	"database/sql"
 	"net/http"
 	"os"
 	"os/exec"
@@ -25,13 +24,7 @@ func TestDistantDatabase(t *testing.T) {
 	r := relaytest.New(t, "127.0.0.1:0", c.db.Address)
 	r.Delay = 40 * time.Millisecond
 	c.overlays["ms1"]["database"].(settings)["address"] = r.Address
-	c.up()
-	few := c.rate(4, 64)
-	many := c.rate(8, 4096)
-	t.Logf("%.0f messages/s with 64 in flight, %.0f with 4096", few, many)
-	if many < 0.8*few {
-		t.Errorf("%.0f messages/s with 4096 in flight, want about the %.0f of 64 or more", many, few)
-	}
+	c.keepsItsRate(4, 8)
 }
 
 // In a planned failover the old server becomes read-only and stays alive, its
@@ -40,7 +33,9 @@ func TestDatabaseFailover(t *testing.T) {
 	t.Parallel()
 	before, after := servertest.MariaDB(t), servertest.MariaDB(t)
 	r := relaytest.New(t, "127.0.0.1:0", before.Address)
-	c := newChainOn(t, mariadbtest.Database{Address: r.Address, Name: "tricycle", User: before.User, PasswordFile: before.PasswordFile})
+	old := mariadbtest.On(t, before)
+	old.Address = r.Address
+	c := newChainOn(t, old)
 	c.up()
 	id := c.load(600, 64)
 
@@ -54,9 +49,7 @@ func TestDatabaseFailover(t *testing.T) {
 		t.Fatalf("copy the database: %v\n%s", err, out)
 	}
 	copied := c.status().Session.Stored
-	for _, host := range []string{"localhost", "127.0.0.1", "%"} {
-		after.SQL("ALTER USER IF EXISTS tricycle@'" + host + "' IDENTIFIED BY '" + before.Password + "'")
-	}
+	after.ShareAccount(before)
 	r.To(after.Address)
 	servicetest.Eventually(t, 15*time.Second, "MS1 is ready again", func() bool {
 		code, _ := c.at("ms1").Get("/readyz")
@@ -64,21 +57,11 @@ func TestDatabaseFailover(t *testing.T) {
 	})
 	servicetest.Eventually(t, 15*time.Second, "the session goes on", func() bool { return c.status().Session.Stored >= copied+100 })
 
-	db, err := sql.Open("mysql", before.User+":"+before.Password+"@tcp("+after.Address+")/tricycle")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
-	c.db.DB = db
-	var s session
-	c.get("/stop", http.StatusOK, &s)
-	c.check(s)
-	c.noneLost(s)
-	if s.ID != id {
+	c.db.DB = mariadbtest.On(t, after).DB
+	if s := c.stop(); s.ID != id {
 		t.Errorf("session %d ended, want %d", s.ID, id)
 	}
-	c.begin(2, 64)
-	c.noneLost(c.end())
+	c.round(2, 64)
 }
 
 // Messages that MS1 never sent, of sessions that never were and of the one

@@ -304,11 +304,8 @@ func (c *chain) exemplars(p *prometheus, from time.Time) {
 	found := 0
 	for _, series := range data {
 		for _, e := range series.Exemplars {
-			var rows int
-			if err := c.db.DB.QueryRow(`SELECT COUNT(*) FROM messages WHERE LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/',
-				DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 32) = ?`, e.Labels["trace_id"]).Scan(&rows); err != nil {
-				c.t.Fatal(err)
-			}
+			rows := c.number(`SELECT COUNT(*) FROM messages WHERE LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/',
+				DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 32) = ?`, e.Labels["trace_id"])
 			if rows != 1 {
 				c.t.Errorf("exemplar %v is the trace of %d rows, want 1", e.Labels, rows)
 			}

@@ -61,7 +61,7 @@ func TestProbing(t *testing.T) {
 	for name, text := range probing {
 		servicetest.File(t, filepath.Join(c.dir, name), text)
 	}
-	for _, name := range []string{"ms1", "ms2", "ms3"} {
+	for _, name := range services {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			description, err := docs.Reference.ReadFile("reference/" + name + ".openapi.yaml")

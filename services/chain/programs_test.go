@@ -49,6 +49,9 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// services are the names of the programs.
+var services = []string{"ms1", "ms2", "ms3"}
+
 // settings is an overlay on a configuration file.
 type settings map[string]any
 
@@ -77,7 +80,7 @@ func newChain(t *testing.T) *chain {
 func newChainOn(t *testing.T, db mariadbtest.Database) *chain {
 	t.Helper()
 	c := &chain{t: t, dir: t.TempDir(), db: db, kafka: topictest.Config(t), running: map[string]*servicetest.Process{}, address: map[string]string{}}
-	for _, name := range []string{"ms1", "ms2", "ms3"} {
+	for _, name := range services {
 		c.address[name] = servertest.FreeAddress(t)
 	}
 	kafka := settings{"brokers": c.kafka.Brokers, "topic": c.kafka.Topic, "dead_letter_topic": c.kafka.DeadLetterTopic}
@@ -101,9 +104,7 @@ func (c *chain) up() {
 	for _, name := range []string{"ms2", "ms3", "ms1"} {
 		c.start(name)
 	}
-	for _, name := range []string{"ms1", "ms2", "ms3"} {
-		c.ready(name)
-	}
+	c.ready(services...)
 }
 
 // at is a service as its clients see it.
@@ -111,9 +112,11 @@ func (c *chain) at(name string) *openapitest.Service {
 	return openapitest.At(c.t, name, "http://"+cmp.Or(c.front[name], c.address[name]))
 }
 
-func (c *chain) ready(name string) {
+func (c *chain) ready(names ...string) {
 	c.t.Helper()
-	c.at(name).Ready()
+	for _, name := range names {
+		c.at(name).Ready()
+	}
 }
 
 // start runs a service with its shipped configuration, the one for loopback
@@ -206,6 +209,40 @@ func (c *chain) end() session {
 	})
 	c.check(s.Session)
 	return s.Session
+}
+
+// stop ends the running session and checks that no message was lost.
+func (c *chain) stop() (s session) {
+	c.t.Helper()
+	c.get("/stop", http.StatusOK, &s)
+	c.check(s)
+	c.noneLost(s)
+	return s
+}
+
+// round runs a session to its end and checks that no message was lost.
+func (c *chain) round(seconds, inFlight int) session {
+	c.t.Helper()
+	c.begin(seconds, inFlight)
+	s := c.end()
+	c.noneLost(s)
+	return s
+}
+
+// goesOn waits until n more messages are stored.
+func (c *chain) goesOn(n int64) {
+	c.t.Helper()
+	before := c.status().Session.Stored
+	servicetest.Eventually(c.t, time.Minute, "the session goes on", func() bool { return c.status().Session.Stored >= before+n })
+}
+
+// number returns the number that a query finds in the database.
+func (c *chain) number(query string, args ...any) (n int64) {
+	c.t.Helper()
+	if err := c.db.DB.QueryRow(query, args...).Scan(&n); err != nil {
+		c.t.Fatal(err)
+	}
+	return n
 }
 
 // check compares the figures of a session with the database and the console.

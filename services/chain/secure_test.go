@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/tls"
-	"database/sql"
 	"io"
 	"log"
 	"net/http"
@@ -45,17 +44,11 @@ func newSecured(t *testing.T, brokers int) *secured {
 	pair := ca.Issue("127.0.0.1", "localhost")
 	s := &secured{ca: ca, files: t.TempDir()}
 	s.database = servertest.MariaDB(t, "--require-secure-transport=ON", "--ssl-ca="+ca.File, "--ssl-cert="+pair.CertificateFile, "--ssl-key="+pair.KeyFile)
-	d := s.database
-	db, err := sql.Open("mysql", d.User+":"+d.Password+"@tcp("+d.Address+")/tricycle?tls=skip-verify")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { db.Close() })
 	password := rand.Text()
 	s.servers = servertest.SecureBrokers(t, brokers, servertest.Security{
 		CAFile: ca.File, CertificateFile: pair.CertificateFile, KeyFile: pair.KeyFile, Password: password})
 
-	s.chain = newChainOn(t, mariadbtest.Database{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, DB: db})
+	s.chain = newChainOn(t, mariadbtest.On(t, s.database))
 	s.useKafka(6, brokers, s.servers...)
 	s.secret("ca.pem", "")
 	copyFile(t, ca.File, s.path("ca.pem"))
@@ -80,7 +73,7 @@ func newSecured(t *testing.T, brokers int) *secured {
 	s.overlays["ms3"]["ms1"] = settings{"url": "https://" + s.address["ms1"] + "/store", "ca_file": s.path("ca.pem"), "token_file": s.path("ms3.token")}
 	s.overlays["ms1"]["database"].(settings)["tls"] = settings{"mode": "verify-identity", "ca_file": s.path("ca.pem")}
 	s.front = map[string]string{}
-	for _, name := range []string{"ms1", "ms2", "ms3"} {
+	for _, name := range services {
 		s.overlays[name]["tls"] = settings{"certificate_file": pair.CertificateFile, "key_file": pair.KeyFile}
 		if name != "ms3" {
 			s.overlays[name]["token_file"] = s.path("token")
@@ -196,11 +189,11 @@ func TestEveryLinkIsSecure(t *testing.T) {
 	t.Run("three brokers", func(t *testing.T) {
 		slow(t)
 		s := everyLinkIsSecure(t, 3)
-		_, pause := s.survives(32, func() {
+		pause := s.survives(32, func() {
 			for i, b := range s.servers {
 				b.Kill()
-				began, before := time.Now(), s.status().Session.Stored
-				servicetest.Eventually(t, time.Minute, "the session goes on", func() bool { return s.status().Session.Stored > before+100 })
+				began := time.Now()
+				s.goesOn(100)
 				t.Logf("broker %d killed: 100 messages stored after %s", i+1, time.Since(began).Round(time.Millisecond))
 				b.Start()
 				servicetest.Eventually(t, time.Minute, "every replica is in sync", s.inSync)
@@ -208,15 +201,12 @@ func TestEveryLinkIsSecure(t *testing.T) {
 		})
 		atMost(t, pause, 0, 30*time.Second) // two brokers remain at any time
 
-		_, pause = s.survives(32, s.servers[0].Kill) // for good
+		pause = s.survives(32, s.servers[0].Kill) // for good
 		atMost(t, pause, 0, 30*time.Second)
 		for _, inFlight := range []int{1, 64} {
-			s.begin(3, inFlight)
-			s.noneLost(s.end())
+			s.round(3, inFlight)
 		}
-		for _, name := range []string{"ms1", "ms2", "ms3"} {
-			s.ready(name)
-		}
+		s.ready(services...)
 	})
 }
 
@@ -227,10 +217,9 @@ func everyLinkIsSecure(t *testing.T, brokers int) *secured {
 	s.patient()
 	s.up()
 	for _, inFlight := range []int{1, 64} {
-		s.begin(3, inFlight)
-		s.noneLost(s.end())
+		s.round(3, inFlight)
 	}
-	for _, name := range []string{"ms1", "ms2", "ms3"} {
+	for _, name := range services {
 		running := s.running[name]
 		if status := s.start(name, "-healthcheck").Status(); status != 0 {
 			t.Errorf("the health check of %s: exit status %d, want 0", name, status)
@@ -266,11 +255,6 @@ func TestWrongFilesUnderLoad(t *testing.T) {
 		t.Helper()
 		servicetest.Eventually(t, time.Minute, name+" logs "+cause, func() bool { return s.running[name].Out.Has(cause) })
 	}
-	goesOn := func() {
-		t.Helper()
-		before := s.status().Session.Stored
-		servicetest.Eventually(t, time.Minute, "the session goes on", func() bool { return s.status().Session.Stored > before+500 })
-	}
 
 	t.Run("passwords of Kafka", func(t *testing.T) {
 		passwords := map[string]string{"ms2": read("ms2.password"), "ms3": read("ms3.password")}
@@ -285,7 +269,7 @@ func TestWrongFilesUnderLoad(t *testing.T) {
 		for name, password := range passwords {
 			s.secret(name+".password", password)
 		}
-		goesOn()
+		s.goesOn(500)
 	})
 	t.Run("tokens", func(t *testing.T) {
 		token := rand.Text()
@@ -300,7 +284,7 @@ func TestWrongFilesUnderLoad(t *testing.T) {
 		})
 		s.secret("ms1.token", token)
 		s.secret("ms3.token", token)
-		goesOn()
+		s.goesOn(500)
 	})
 	t.Run("CA", func(t *testing.T) {
 		copyFile(t, credentialstest.New(t).File, s.path("ca.pem"))
@@ -311,12 +295,9 @@ func TestWrongFilesUnderLoad(t *testing.T) {
 		s.secret("ca.pem", "")
 		logs("ms1", "ms2.ca_file: must name a PEM file with certificates, got "+s.path("ca.pem"))
 		copyFile(t, s.ca.File, s.path("ca.pem"))
-		goesOn()
+		s.goesOn(500)
 	})
-	var end session
-	s.get("/stop", http.StatusOK, &end)
-	s.check(end)
-	s.noneLost(end)
+	s.stop()
 	for _, reason := range []string{"refused", "malformed"} {
 		if n := s.at("ms3").Metric("tricycle_ms3_dead_letters_total", reason); n != 0 {
 			t.Errorf("%v dead letters (%s), want none", n, reason)

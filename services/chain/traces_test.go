@@ -117,9 +117,7 @@ func TestTraces(t *testing.T) {
 	t.Run("each row of a lock-step session has one trace of five spans", func(t *testing.T) {
 		defer func(outer *testing.T) { c.t = outer }(c.t)
 		c.t = t
-		c.begin(10, 1)
-		s := c.end()
-		c.noneLost(s)
+		s := c.round(10, 1)
 		c.settled(1, s)
 		rows, err := c.db.DB.Query(`SELECT session_id, DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ'),
 			LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/', DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 48)
@@ -154,9 +152,7 @@ func TestTraces(t *testing.T) {
 		defer func(outer *testing.T) { c.t = outer }(c.t)
 		c.t = t
 		exported, dropped := c.spansOf("tricycle_spans_exported_total"), c.spansOf("tricycle_spans_dropped_total")
-		c.begin(10, 64)
-		s := c.end()
-		c.noneLost(s)
+		s := c.round(10, 64)
 		c.settled(2, s)
 		exported, dropped = c.spansOf("tricycle_spans_exported_total")-exported, c.spansOf("tricycle_spans_dropped_total")-dropped
 		ids := append(mariadbtest.Column(t, c.db.DB, `SELECT LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/', DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 32)
@@ -221,12 +217,9 @@ func (c *chain) settled(sessions int, last session) {
 	if last.Resent != 0 || last.Duplicates != 0 {
 		c.t.Fatalf("%+v: the number of spans is only known without resends", last)
 	}
-	var messages int
-	if err := c.db.DB.QueryRow("SELECT SUM(generated) FROM sessions").Scan(&messages); err != nil {
-		c.t.Fatal(err)
-	}
+	messages := c.number("SELECT SUM(generated) FROM sessions")
 	servicetest.Eventually(c.t, 30*time.Second, "every span was exported or dropped", func() bool {
-		return c.spansOf("tricycle_spans_exported_total")+c.spansOf("tricycle_spans_dropped_total") == 5*messages+sessions
+		return c.spansOf("tricycle_spans_exported_total")+c.spansOf("tricycle_spans_dropped_total") == 5*int(messages)+sessions
 	})
 }
 

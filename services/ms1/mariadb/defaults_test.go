@@ -22,7 +22,9 @@ import (
 
 func openAt(t *testing.T, d *servertest.Database, address string) *Store {
 	t.Helper()
-	return open(t, mariadbtest.Database{Address: address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
+	server := mariadbtest.On(t, d)
+	server.Address = address
+	return open(t, server, io.Discard)
 }
 
 // serve starts a store on a server, waits until it is ready and returns how to

@@ -30,7 +30,7 @@ func session(t *testing.T, ctx context.Context, s *Store) int64 {
 func TestPlannedFailover(t *testing.T) {
 	t.Parallel()
 	old, next := servertest.MariaDB(t), servertest.MariaDB(t)
-	shareAccount(old, next)
+	next.ShareAccount(old)
 	for name, moved := range map[string]bool{"name moved": true, "second address": false} {
 		t.Run(name, func(t *testing.T) {
 			old.SQL("SET GLOBAL read_only=0")
@@ -114,7 +114,7 @@ func TestAnAddressWithoutMariaDB(t *testing.T) {
 func TestNameMovesAlone(t *testing.T) {
 	t.Parallel()
 	old, next := servertest.MariaDB(t), servertest.MariaDB(t)
-	shareAccount(old, next)
+	next.ShareAccount(old)
 	r := relaytest.New(t, "127.0.0.2:0", old.Address)
 	s := openAt(t, old, r.Address)
 	storetest.Start(t, s)
@@ -128,12 +128,4 @@ func TestNameMovesAlone(t *testing.T) {
 	if held := next.SQL("SELECT IS_USED_LOCK('tricycle/tricycle') IS NOT NULL"); held != "1" {
 		t.Error("the new server has a session and nobody holds its lock")
 	}
-}
-
-// shareAccount gives the user of a server the password of another one.
-func shareAccount(from, to *servertest.Database) {
-	for _, host := range []string{"%", "localhost"} {
-		to.SQL("ALTER USER tricycle@'" + host + "' IDENTIFIED BY '" + from.Password + "'")
-	}
-	to.Password, to.PasswordFile = from.Password, from.PasswordFile
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 
+	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
@@ -49,6 +50,14 @@ func New(t testing.TB) Database {
 	inside := c.Clone()
 	inside.DBName = name
 	return Database{Address: c.Addr, Name: name, User: c.User, PasswordFile: password, DB: connect(t, inside)}
+}
+
+// On returns the access to a server of the test's own, with TLS if the server has it.
+func On(t testing.TB, d *servertest.Database) Database {
+	t.Helper()
+	c := mysql.NewConfig()
+	c.Net, c.Addr, c.DBName, c.User, c.Passwd, c.TLSConfig = "tcp", d.Address, "tricycle", d.User, d.Password, "preferred"
+	return Database{Address: d.Address, Name: c.DBName, User: d.User, PasswordFile: d.PasswordFile, DB: connect(t, c)}
 }
 
 func connect(t testing.TB, c *mysql.Config) *sql.DB {
