@@ -38,6 +38,18 @@ func Eventually(t testing.TB, d time.Duration, what string, condition func() boo
 	}
 }
 
+// Receive returns the next value of the channel, and fails the test if there is none
+// within a minute.
+func Receive[T any](t testing.TB, what string, c <-chan T) (value T) {
+	t.Helper()
+	select {
+	case value = <-c:
+	case <-time.After(time.Minute):
+		t.Fatalf("waited a minute in vain: %s", what)
+	}
+	return value
+}
+
 // Fails calls f until its error contains want, and fails the test if it does not
 // within a minute. Each call has a context that ends after d: on a busy machine, a
 // call may end before it has tried anything.

@@ -95,11 +95,7 @@ func TestLettersEndWithTheWork(t *testing.T) {
 	if err := l.write(work, kafka.Message{}); err == nil {
 		t.Error("got no error for a letter that was not written")
 	}
-	select {
-	case <-ended:
-	case <-time.After(20 * time.Second):
-		t.Error("the request goes on after the work has ended")
-	}
+	servicetest.Receive(t, "the end of the request", ended)
 }
 
 func TestStopIsBoundedWhenADeadLetterHangs(t *testing.T) {

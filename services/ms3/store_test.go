@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -266,11 +265,7 @@ func TestReadiness(t *testing.T) {
 func TestTLSToMS1(t *testing.T) {
 	t.Parallel()
 	config, fail := credentialstest.New(t).Failing("127.0.0.1")
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	server.TLS = config
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that the client ends
-	server.StartTLS()
-	defer server.Close()
+	server := credentialstest.Serve(t, config, func(http.ResponseWriter, *http.Request) {})
 	ca := credentialstest.New(t).File
 	s := client(t, server.URL, func(c *Config) { c.MS1.CAFile = ca })
 	fail("ms1", ca, server.Listener.Addr().String(), func(want string) {
@@ -290,11 +285,8 @@ func TestTLSToMS1(t *testing.T) {
 // TLS on one side only names the key of the address.
 func TestTLSOnOneSide(t *testing.T) {
 	t.Parallel()
-	plain, secure := httptest.NewServer(http.NotFoundHandler()), httptest.NewUnstartedServer(http.NotFoundHandler())
+	plain, secure := httptest.NewServer(http.NotFoundHandler()), credentialstest.Serve(t, nil, http.NotFound)
 	defer plain.Close()
-	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
-	secure.StartTLS()
-	defer secure.Close()
 	for url, want := range map[string]string{
 		"https://" + plain.Listener.Addr().String(): "ms1: expected TLS at " + plain.Listener.Addr().String() + ", found plain text",
 		"http://" + secure.Listener.Addr().String(): "ms1.url: http://" + secure.Listener.Addr().String() + `/healthz must answer 200, got 400 Bad Request: "Client sent an HTTP request to an HTTPS server.\n"`,

@@ -9,8 +9,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
+	"log"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -105,6 +109,18 @@ func (a *Authority) server(p credentials.Pair) *tls.Config {
 		a.t.Fatal(err)
 	}
 	return &tls.Config{Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS12}
+}
+
+// Serve starts a server until the test ends. Without a configuration it has a
+// certificate that no client trusts.
+func Serve(t testing.TB, c *tls.Config, h http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	s := httptest.NewUnstartedServer(h)
+	s.TLS = c
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that the client ends
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s
 }
 
 // Failing returns the configuration of a server for the host, and a function

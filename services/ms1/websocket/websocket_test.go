@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -147,13 +146,7 @@ func run(t *testing.T, url string, silence time.Duration, options ...func(*Clien
 
 func next(t *testing.T, connected chan uint64) uint64 {
 	t.Helper()
-	select {
-	case n := <-connected:
-		return n
-	case <-time.After(20 * time.Second):
-		t.Fatal("no connection")
-		return 0
-	}
+	return servicetest.Receive(t, "a connection", connected)
 }
 
 // trouble waits for the reason why the client has no connection.
@@ -374,11 +367,7 @@ func TestEveryAddressOfTheNameIsTried(t *testing.T) {
 			run(t, "ws://ms2.test:"+port+"/ws", 500*time.Millisecond, func(l *Client) {
 				l.dialer.LookupHost = func(context.Context, string) ([]string, error) { return []string{"127.0.0.2", "127.0.0.3"}, nil }
 			})
-			select {
-			case <-second:
-			case <-time.After(20 * time.Second):
-				t.Error("the second address was not tried")
-			}
+			servicetest.Receive(t, "a connection to the second address", second)
 		})
 	}
 }
@@ -526,13 +515,8 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		next(t, connected)
 		failed := flood(t, l)
 		close(release) // the connection is closed with bytes unread, and so reset
-		select {
-		case err := <-failed:
-			if !strings.HasPrefix(err.Error(), "send to ms2: ") {
-				t.Errorf("got %v, want one of sending", err)
-			}
-		case <-time.After(10 * time.Second):
-			t.Fatal("Send still waits")
+		if err := servicetest.Receive(t, "the end of Send", failed); !strings.HasPrefix(err.Error(), "send to ms2: ") {
+			t.Errorf("got %v, want one of sending", err)
 		}
 		if n := next(t, connected); n != 2 {
 			t.Errorf("got connection %d, want 2", n)
@@ -542,21 +526,9 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		t.Parallel()
 		end := make(chan struct{})
 		m := newMS2(t, upgrade(func(_ *ms2, c *gorilla.Conn) { <-end }))
-		l, connected, stop := run(t, m.url(), time.Second)
+		l, connected, stop := run(t, m.url(), 2*time.Second)
 		next(t, connected)
-		failed := make(chan error)
-		go func() {
-			var err error
-			for err == nil {
-				_, err = l.Send(make([]byte, 64<<10))
-			}
-			failed <- err
-		}()
-		select {
-		case <-failed:
-		case <-time.After(time.Minute):
-			t.Error("Send still waits")
-		}
+		servicetest.Receive(t, "the end of Send", flood(t, l))
 		close(end)
 		stop()
 	})
@@ -608,13 +580,8 @@ func TestAPeerThatDoesNotRead(t *testing.T) {
 		next(t, connected)
 		failed := flood(t, l)
 		close(reads) // frames are being written all the while
-		select {
-		case got := <-pongs:
-			if got != "there?" {
-				t.Errorf("found pong %q", got)
-			}
-		case <-time.After(10 * time.Second):
-			t.Error("no pong")
+		if got := servicetest.Receive(t, "a pong", pongs); got != "there?" {
+			t.Errorf("found pong %q", got)
 		}
 		stop()
 		<-failed
@@ -658,10 +625,7 @@ func TestSlowPong(t *testing.T) {
 func TestEnds(t *testing.T) {
 	t.Parallel()
 	t.Run("while it dials", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0") // takes connections and sends nothing
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := listenAt(t, "127.0.0.1:0") // takes connections and sends nothing
 		defer l.Close()
 		_, connected, stop := run(t, "ws://"+l.Addr().String(), 0)
 		conn, err := l.Accept()
@@ -710,7 +674,7 @@ func TestTLSAndToken(t *testing.T) {
 	t.Parallel()
 	config, fail := credentialstest.New(t).Failing("127.0.0.1")
 	upgraded := make(chan struct{}, 10)
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := credentialstest.Serve(t, config, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "Bearer right" {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
@@ -722,11 +686,7 @@ func TestTLSAndToken(t *testing.T) {
 		defer conn.Close()
 		upgraded <- struct{}{}
 		_, _, _ = conn.ReadMessage()
-	}))
-	server.TLS = config
-	server.Config.ErrorLog = log.New(io.Discard, "", 0) // of handshakes that the client ends
-	server.StartTLS()
-	defer server.Close()
+	})
 	dir := t.TempDir()
 	access := credentials.Access{CAFile: dir + "/ca.pem", TokenFile: dir + "/token"}
 	servicetest.File(t, access.TokenFile, "wrong\n")
@@ -752,11 +712,8 @@ func TestTLSAndToken(t *testing.T) {
 }
 
 func TestTLSOnOneSide(t *testing.T) {
-	plain, secure := httptest.NewServer(http.NotFoundHandler()), httptest.NewUnstartedServer(http.NotFoundHandler())
+	plain, secure := httptest.NewServer(http.NotFoundHandler()), credentialstest.Serve(t, nil, http.NotFound)
 	defer plain.Close()
-	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
-	secure.StartTLS()
-	defer secure.Close()
 	for url, want := range map[string]string{
 		"wss://" + plain.Listener.Addr().String(): "ms2: expected TLS at " + plain.Listener.Addr().String() + ", found plain text",
 		"ws://" + secure.Listener.Addr().String(): "ms2.url: dial ws://" + secure.Listener.Addr().String() + `: websocket: bad handshake: 400 Bad Request: "Client sent an HTTP request to an HTTPS server.\n"`,
