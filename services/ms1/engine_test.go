@@ -310,30 +310,6 @@ func TestReconnectSendsAtOnceWhatWasUnderWay(t *testing.T) {
 	})
 }
 
-func TestNothingIsSentAgainWhileItsCopyWaits(t *testing.T) {
-	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
-		b.transport.block = make(chan struct{})
-		b.begin(1, 50)
-		time.Sleep(40 * time.Second) // several times the resend time
-		b.transport.connect(2)       // and a reconnect
-		synctest.Wait()
-		close(b.transport.block)
-		check(t, b.wait(), figures{generated: 50, stored: 50, reason: IntervalElapsed})
-		b.wantFrames(50)
-	})
-}
-
-func TestAConnectionThatTakesAMessageBeforeItIsAnnounced(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
-		b.transport.mu.Lock()
-		b.transport.number = 2
-		b.transport.mu.Unlock()
-		b.begin(1, 1)
-		time.Sleep(time.Second) // never over if the message were sent again and again
-		b.wantFrames(1)
-	})
-}
-
 func TestLateMessagesMustBePlausible(t *testing.T) {
 	const (
 		start  = message.Stamp(1_795_601_730_000_000)
@@ -534,7 +510,9 @@ func TestAcknowledgedRowsThatAreMissing(t *testing.T) {
 	inBench(t, 10*time.Millisecond, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
 		time.Sleep(500 * time.Millisecond)
-		b.store.forget()
+		b.store.mu.Lock()
+		clear(b.store.rows)
+		b.store.mu.Unlock()
 		summary := b.wait()
 		for what, text := range map[string]string{"status": summary.Error, "console": b.console.String()} {
 			if !strings.Contains(text, "count rows: must be at least") {
@@ -617,26 +595,18 @@ func TestAHundredStartsAtOnceAreOneSession(t *testing.T) {
 	})
 }
 
-// A message may be back before the sessions of the crash are closed. To the
-// database its session is still open, and to this MS1 it is unknown.
-func TestAMessageThatComesBeforeTheRecoveryIsNotRefused(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
+// Counting the rows of a crashed session of a day takes minutes. A message of it may
+// be back before: to the database its session is still open, and to this MS1 it is
+// unknown.
+func TestDuringTheRecoveryNothingIsReadyOrRefused(t *testing.T) {
+	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
+		var notReady *notReadyError
 		b.engine.mu.Lock()
 		b.engine.recovered = false
 		b.engine.mu.Unlock()
 		if got, err := b.back(message.Message{SessionID: 1, Service1: 1}); !errors.Is(err, errRecovering) {
 			t.Errorf("%q, %v, want an error, so that it is tried again", got, err)
 		}
-	})
-}
-
-// Counting the rows of a crashed session of a day takes minutes.
-func TestAStartDuringTheRecoveryIsNotReady(t *testing.T) {
-	inBench(t, time.Millisecond, func(t *testing.T, b *bench) {
-		var notReady *notReadyError
-		b.engine.mu.Lock()
-		b.engine.recovered = false
-		b.engine.mu.Unlock()
 		if _, err := b.start(t.Context(), 1, 1, func() {}); !errors.As(err, &notReady) || !errors.Is(notReady.missing["database"], errRecovering) {
 			t.Errorf("got %v, want that sessions are being closed", err)
 		}

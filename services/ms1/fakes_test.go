@@ -66,13 +66,6 @@ func (s *memoryStore) block() (release func()) {
 	return func() { close(hold) }
 }
 
-// forget loses the rows that were acknowledged.
-func (s *memoryStore) forget() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	clear(s.rows)
-}
-
 func (s *memoryStore) count(id int64) (n int64) {
 	for key := range s.rows {
 		if key.SessionID == id {

@@ -195,6 +195,8 @@ func TestLedgerTransitions(t *testing.T) {
 			map[state]state{queued: queued, writing: writing, inFlight: queued, committing: committing, lost: lost}},
 		"written": {func(b *book, e *entry) { b.written(e, 1, nil, b.now) },
 			map[state]state{writing: inFlight, committing: committing, lost: lost}},
+		"written on one that is not announced yet": {func(b *book, e *entry) { b.written(e, 2, nil, b.now) },
+			map[state]state{writing: inFlight, committing: committing, lost: lost}},
 		"written on an old connection": {func(b *book, e *entry) { b.ledger.connected(2); b.written(e, 1, nil, b.now) },
 			map[state]state{writing: queued, committing: committing, lost: lost}},
 		"not written": {func(b *book, e *entry) { b.written(e, 1, errDisk, b.now) },
