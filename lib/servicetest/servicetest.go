@@ -38,6 +38,13 @@ func Eventually(t testing.TB, d time.Duration, what string, condition func() boo
 	}
 }
 
+// Context returns a context that ends after d, and with the test.
+func Context(t testing.TB, d time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // Receive returns the next value of the channel, and fails the test if there is none
 // within a minute.
 func Receive[T any](t testing.TB, what string, c <-chan T) (value T) {

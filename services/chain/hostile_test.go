@@ -1,7 +1,6 @@
 package chain
 
 import (
-	"context"
 	"net/http"
 	"os"
 	"os/exec"
@@ -88,9 +87,7 @@ func TestStrangersMessages(t *testing.T) {
 	w := kafka.Writer{Addr: kafka.TCP(c.kafka.Brokers...), Topic: c.kafka.Topic, Balancer: &kafka.Hash{}, BatchSize: 1000,
 		BatchTimeout: 10 * time.Millisecond, Transport: &kafka.Transport{}}
 	defer w.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	if err := w.WriteMessages(ctx, records...); err != nil {
+	if err := w.WriteMessages(servicetest.Context(t, 30*time.Second), records...); err != nil {
 		t.Fatal(err)
 	}
 	if c.status().State == "idle" {

@@ -33,16 +33,10 @@ func TestReadyBehindAPrefix(t *testing.T) {
 			}
 		}))
 		defer server.Close()
-		c := Defaults()
-		c.MS1.URL = server.URL + path
-		s, err := newStoreClient(c)
-		if err != nil {
-			t.Fatal(err)
-		}
+		s := client(t, "", func(c *Config) { c.MS1.URL = server.URL + path })
 		if err := s.ready(t.Context()); err != nil {
 			t.Errorf("%q: %v", path, err)
 		}
-		s.http.CloseIdleConnections()
 	}
 }
 

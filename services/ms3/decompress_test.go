@@ -22,14 +22,7 @@ import (
 func TestDecompressionIsBounded(t *testing.T) {
 	_, address := topictest.Cluster(t) // a real broker may refuse them, as it should
 	k, store := topictest.For(t, address), newMS1(t)
-	transport := &kafka.Transport{}
-	t.Cleanup(transport.CloseIdleConnections)
-	created, err := (&kafka.Client{Addr: kafka.TCP(address), Transport: transport}).CreateTopics(t.Context(), &kafka.CreateTopicsRequest{Topics: []kafka.TopicConfig{{
-		Topic: k.Topic, NumPartitions: 4, ReplicationFactor: 1, ConfigEntries: []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: "10000000"}},
-	}}})
-	if err != nil || created.Errors[k.Topic] != nil {
-		t.Fatal(err, created)
-	}
+	topictest.Create(t, k, "max.message.bytes", "10000000")
 	source := newMS2(t, k)
 	good, records := messages(40)
 	zeros := bytes.Repeat([]byte{0}, 2*maxDecompressed)

@@ -54,8 +54,7 @@ func TestMembersJoinAndLeaveUnderLoad(t *testing.T) {
 	var loading sync.WaitGroup
 	loading.Go(func() {
 		for retry.Pause(load, 20*time.Millisecond) { // 1,000 messages a second
-			_, records := messages(20)
-			source.spread(records)
+			source.send(20)
 			sent.Add(20)
 		}
 	})
@@ -114,8 +113,7 @@ func TestStalledReaderIsReopened(t *testing.T) {
 			on.Store(true)
 			fault(cluster, k, &on)
 			r := start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second })
-			_, records := messages(10)
-			source.spread(records)
+			source.send(10)
 			servicetest.Eventually(t, time.Minute, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
 			if store.got() != 0 {
 				t.Error("the fault did not work")
@@ -176,8 +174,7 @@ func TestGroupWithoutPartitionsIsJoinedAgain(t *testing.T) {
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Topic: k.Topic, Err: kerr.UnknownTopicOrPartition,
 		When: func(r kmsg.Request) bool { return r.GetVersion() <= 6 }}) // of the reader, not the cluster's client
 	r := start(t, k, store.URL, func(s *Service) { s.consumer.stall = time.Second })
-	_, records := messages(10)
-	source.spread(records)
+	source.send(10)
 	source.commits(10)
 	r.joined(t)
 	if r.Metric("tricycle_ms3_reader_reopened_total") == 0 {
@@ -213,8 +210,7 @@ func TestRefusedCommitsAreNotReady(t *testing.T) {
 	r := start(t, k, store.URL, func(s *Service) { s.consumer.joining = time.Second })
 	r.joined(t)
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Topic: k.Topic, Err: kerr.CoordinatorNotAvailable, Count: -1})
-	_, records := messages(10)
-	source.spread(records)
+	source.send(10)
 	want := "commit offsets of group group." + k.Topic + ": [15] Group Coordinator Not Available"
 	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
 	if !r.Log.Has(want) {

@@ -37,8 +37,7 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 	k, store, source := neighbours(t, topictest.For(t, address))
 	r := start(t, k, store.URL)
 	for restart := range 2 {
-		_, records := messages(500)
-		source.spread(records)
+		source.send(500)
 		servicetest.Eventually(t, time.Minute, "some posted", func() bool { return store.got() > restart*500 })
 		cluster.Close()
 		servicetest.Eventually(t, time.Minute, "kafka is missed", func() bool { return r.cluster.Ready(t.Context()) != nil })
@@ -73,8 +72,7 @@ func TestKafkaDownAtTheStart(t *testing.T) {
 	})
 	topictest.Cluster(t, kfake.Ports(topictest.Port(t, address)))
 	source := newMS2(t, k)
-	_, records := messages(100)
-	source.spread(records)
+	source.send(100)
 	source.commits(100)
 }
 
@@ -82,8 +80,7 @@ func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 	t.Parallel()
 	k, store, source := neighbours(t, topictest.Config(t))
 	r := start(t, k, store.URL)
-	_, records := messages(400)
-	source.spread(records)
+	source.send(400)
 	source.commits(400)
 	// Below the offsets that were read of the old one, nothing would ever be fetched.
 	servicetest.Eventually(t, time.Minute, "the topic is deleted", func() bool {
@@ -102,8 +99,7 @@ func TestATopicMadeAnewIsReadFromItsStart(t *testing.T) {
 		}
 		return true
 	})
-	_, records = messages(8)
-	source.spread(records)
+	source.send(8)
 	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 408 })
 	r.joined(t)
 	source.commits(8)
@@ -124,8 +120,7 @@ func TestOnlyWhatIsNewIsReadOfAPartitionThatBecameShorter(t *testing.T) {
 	r := start(t, k, store.URL, func(s *Service) { s.consumer.overlap = 0 })
 	sent := 0
 	send := func(n int) {
-		_, records := messages(n)
-		source.spread(records)
+		source.send(n)
 		sent += n
 		servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == sent })
 	}

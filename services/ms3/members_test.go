@@ -96,8 +96,7 @@ func TestFormerMembersAreRemovedAfterARestart(t *testing.T) {
 	server := servertest.Kafka(t, "")
 	k, store, source := neighbours(t, topictest.For(t, server.Address))
 	pair, before := startPair(t, k, store.URL, source)
-	_, records := messages(400)
-	source.spread(records)
+	source.send(400)
 	servicetest.Eventually(t, 20*time.Second, "stored before", func() bool { return store.got() == 400 })
 	server.Kill()
 	servicetest.Eventually(t, 20*time.Second, "the broker is missed", func() bool {
@@ -105,8 +104,7 @@ func TestFormerMembersAreRemovedAfterARestart(t *testing.T) {
 	})
 	server.Start()
 	begin := time.Now()
-	_, records = messages(400)
-	source.spread(records)
+	source.send(400)
 	servicetest.Eventually(t, longSession/2, "stored after", func() bool { return store.got() == 800 })
 	t.Logf("stored %s after the broker was ready", time.Since(begin))
 	for _, id := range stablePair(t, k, source, pair) {
@@ -129,8 +127,7 @@ func TestAReplicasMemberIsNotRemoved(t *testing.T) {
 		ids := stablePair(t, k, source, pair)
 		return slices.Contains(ids, before[0]) != slices.Contains(ids, before[1])
 	})
-	_, records := messages(400)
-	source.spread(records)
+	source.send(400)
 	servicetest.Eventually(t, 20*time.Second, "stored", func() bool { return store.got() == 400 })
 }
 

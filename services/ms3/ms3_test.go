@@ -261,6 +261,13 @@ func (m *ms2) spread(records []kafka.Message) {
 	}
 }
 
+// send writes n messages to all partitions.
+func (m *ms2) send(n int) {
+	m.t.Helper()
+	_, records := messages(n)
+	m.spread(records)
+}
+
 // committed returns the committed offsets of the group, summed over the
 // partitions.
 func (m *ms2) committed(group string) int64 {
@@ -339,14 +346,15 @@ func TestDuplicateRecordsAreAllPosted(t *testing.T) {
 
 func TestNewNamesWhatItCannotUse(t *testing.T) {
 	t.Parallel()
-	for key, change := range map[string]func(*Config){
-		"ms1.url":        func(c *Config) { c.MS1.URL = "://" },
-		"ms1.token_file": func(c *Config) { c.MS1.TokenFile = "absent" },
+	for want, change := range map[string]func(*Config){
+		"ms1.url: ":                     func(c *Config) { c.MS1.URL = "://" },
+		"ms1.token_file: open absent: ": func(c *Config) { c.MS1.TokenFile = "absent" },
+		"ms1.ca_file: open absent: ":    func(c *Config) { c.MS1.CAFile = "absent" },
 	} {
 		c := Defaults()
 		change(&c)
-		if _, err := New(c, zerolog.Nop(), nil); err == nil || !strings.HasPrefix(err.Error(), key+": ") {
-			t.Errorf("got %v, want %s", err, key)
+		if _, err := New(c, zerolog.Nop(), nil); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("got %v, want %s", err, want)
 		}
 	}
 }

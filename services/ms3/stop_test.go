@@ -62,8 +62,7 @@ func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
 	source := newMS2(t, k)
 	store.answers(func(_ http.ResponseWriter, r *http.Request, _ message.Message, _ int) { <-r.Context().Done() })
 	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
-	_, records := messages(20)
-	source.spread(records)
+	source.send(20)
 	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() >= 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
 	if took := r.Stop(); took > 5*time.Second {
 		t.Errorf("stopping took %s", took)
@@ -81,8 +80,7 @@ func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {
 	address, hang := hangingBroker(t)
 	k, store, source := neighbours(t, topictest.For(t, address))
 	r := start(t, k, store.URL)
-	_, records := messages(20)
-	source.spread(records)
+	source.send(20)
 	source.commits(20)
 	hang()
 	if took := r.Stop(); took > 5*time.Second {

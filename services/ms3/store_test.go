@@ -15,7 +15,6 @@ import (
 	"github.com/segmentio/kafka-go"
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
-	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
@@ -328,12 +327,4 @@ func TestTokenThatMS1Refuses(t *testing.T) {
 		answers, err := s.post(t.Context(), nil)
 		return err == nil && answers[0].stored && s.ready(t.Context()) == nil
 	})
-	for want, a := range map[string]credentials.Access{
-		"ms1.token_file: open absent: ": {TokenFile: "absent"},
-		"ms1.ca_file: open absent: ":    {CAFile: "absent"},
-	} {
-		if _, err := newStoreClient(Config{MS1: MS1{URL: server.URL, Access: a}}); err == nil || !strings.HasPrefix(err.Error(), want) {
-			t.Errorf("got %v, want %q", err, want)
-		}
-	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
@@ -108,13 +109,9 @@ func TestServerDefaults(t *testing.T) {
 			defer d.SQL(c.off)
 			s, stop := serve(t, d)
 			defer stop()
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			defer cancel()
+			ctx := servicetest.Context(t, 10*time.Second)
 			first := storetest.Message(0, 0).Service1
-			id, err := s.Begin(ctx, ms1.Opening{StartedAt: first, IntervalSeconds: 1, InFlight: 8})
-			if err != nil {
-				t.Fatal(err)
-			}
+			id := storetest.Begin(t, ctx, s)
 			errs := make(chan error)
 			for part := range 8 {
 				go func() {

@@ -12,18 +12,9 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
-	"github.com/tricycle-relay/tricycle/services/ms1"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
-
-func session(t *testing.T, ctx context.Context, s *Store) int64 {
-	t.Helper()
-	id, err := s.Begin(ctx, ms1.Opening{StartedAt: storetest.Message(0, 0).Service1, IntervalSeconds: 60, InFlight: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return id
-}
 
 // TestPlannedFailover makes the primary read-only while it stays alive, then
 // moves the name to the new one.
@@ -34,8 +25,7 @@ func TestPlannedFailover(t *testing.T) {
 	for name, moved := range map[string]bool{"name moved": true, "second address": false} {
 		t.Run(name, func(t *testing.T) {
 			old.SQL("SET GLOBAL read_only=0")
-			ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
-			defer cancel()
+			ctx := servicetest.Context(t, 40*time.Second)
 			first := relaytest.New(t, "127.0.0.2:0", old.Address)
 			address := first.Address
 			if !moved {
@@ -51,7 +41,7 @@ func TestPlannedFailover(t *testing.T) {
 				return []string{"127.0.0.2", "127.0.0.3"}, nil
 			}
 			storetest.Start(t, s)
-			id := session(t, ctx, s)
+			id := storetest.Begin(t, ctx, s)
 			if err := insert(ctx, s, id, 0); err != nil {
 				t.Fatal(err)
 			}
@@ -118,13 +108,12 @@ func TestNameMovesAlone(t *testing.T) {
 	r := relaytest.New(t, "127.0.0.2:0", old.Address)
 	s := openAt(t, old, r.Address)
 	storetest.Start(t, s)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	session(t, ctx, s)
+	ctx := servicetest.Context(t, 20*time.Second)
+	storetest.Begin(t, ctx, s)
 	r.To(next.Address)
 	l, _, _ := s.current()
 	l.db.SetMaxIdleConns(0) // the next statement dials
-	session(t, ctx, s)
+	storetest.Begin(t, ctx, s)
 	if held := next.SQL("SELECT IS_USED_LOCK('tricycle/tricycle') IS NOT NULL"); held != "1" {
 		t.Error("the new server has a session and nobody holds its lock")
 	}

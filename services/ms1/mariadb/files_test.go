@@ -1,7 +1,6 @@
 package mariadb
 
 import (
-	"context"
 	"os"
 	"regexp"
 	"strconv"
@@ -11,6 +10,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
+	"github.com/tricycle-relay/tricycle/services/ms1/storetest"
 )
 
 // TestREADMEAccounts runs the README's statements on a server that has the
@@ -42,9 +42,8 @@ func TestOverviewIsBounded(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t, "--tmp-memory-table-size=16777216", "--max-heap-table-size=16777216")
 	s, stop := serve(t, d)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	old, last := session(t, ctx, s), session(t, ctx, s)
+	ctx := servicetest.Context(t, 20*time.Second)
+	old, last := storetest.Begin(t, ctx, s), storetest.Begin(t, ctx, s)
 	stop()
 	for id, n := range map[int64]string{old: "100", last: "400000"} {
 		d.SQL("INSERT INTO messages SELECT " + strconv.FormatInt(id, 10) + ", t.a, t.a + INTERVAL 1000 MICROSECOND, t.a + INTERVAL 2000 MICROSECOND, " +

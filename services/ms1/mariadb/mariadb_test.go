@@ -50,9 +50,8 @@ func setUp(t *testing.T, server mariadbtest.Database) (s *Store, log *servicetes
 	log = &servicetest.Console{}
 	s = open(t, server, log)
 	storetest.Start(t, s)
-	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
-	t.Cleanup(cancel)
-	return s, log, ctx, session(t, ctx, s)
+	ctx = servicetest.Context(t, 40*time.Second)
+	return s, log, ctx, storetest.Begin(t, ctx, s)
 }
 
 func insert(ctx context.Context, s *Store, id int64, n int) error {
@@ -279,7 +278,7 @@ func TestReadinessWithoutASession(t *testing.T) {
 		unready(t, s, c.want)
 		exec(t, client, c.back)
 		ready(t, s)
-		session(t, t.Context(), s)
+		storetest.Begin(t, t.Context(), s)
 	}
 }
 
@@ -289,7 +288,7 @@ func TestPrivilegeIsGrantedAgain(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t)
 	s, _ := serve(t, d)
-	id := session(t, t.Context(), s)
+	id := storetest.Begin(t, t.Context(), s)
 	d.SQL("REVOKE UPDATE ON tricycle.* FROM tricycle@'%', tricycle@localhost")
 	for connection := range strings.FieldsSeq(d.SQL(poolConnections)) {
 		d.SQL("KILL " + connection)
@@ -300,8 +299,7 @@ func TestPrivilegeIsGrantedAgain(t *testing.T) {
 		return refusal(insert(ctx, s, id, 0)) == tableDenied
 	})
 	d.SQL("GRANT UPDATE ON tricycle.* TO tricycle@'%', tricycle@localhost")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	ctx := servicetest.Context(t, 20*time.Second)
 	if err := insert(ctx, s, id, 0); err != nil {
 		t.Error(err)
 	}
@@ -313,8 +311,7 @@ func TestOneProgramPerDatabaseInAnyCase(t *testing.T) {
 	d := servertest.MariaDB(t, "--lower-case-table-names=1")
 	serve(t, d)
 	other := open(t, mariadbtest.Database{Address: d.Address, Name: "Tricycle", User: d.User, PasswordFile: d.PasswordFile}, io.Discard)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
+	ctx := servicetest.Context(t, 20*time.Second)
 	want := fmt.Sprintf(`lock database "Tricycle" at %s: database is in use by another MS1 (connection %s)`, d.Address, d.SQL("SELECT IS_USED_LOCK('tricycle/tricycle')"))
 	if err := other.Run(ctx); err == nil || err.Error() != want {
 		t.Errorf("got error %v, want %s", err, want)

@@ -1,7 +1,6 @@
 package mariadb
 
 import (
-	"context"
 	"io"
 	"net/http"
 	"os"
@@ -14,7 +13,6 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
-	"github.com/tricycle-relay/tricycle/services/ms1/mariadb/mariadbtest"
 )
 
 const shipped = "../../../compose/config/"
@@ -104,20 +102,5 @@ func TestCommandReportsWhatItCannotUse(t *testing.T) {
 		if status, said := c.Wait(), c.Err.String(); status != 1 || !strings.Contains(said, want) || strings.Count(said, "\n") != 1 {
 			t.Errorf("exit status %d and %q, want 1 and a line with %q", status, said, want)
 		}
-	}
-}
-
-func TestCommandWithADatabase(t *testing.T) {
-	db := mariadbtest.New(t)
-	p := quiet(t)
-	p.Config.Database.Address, p.Config.Database.Name = db.Address, db.Name
-	p.Config.Database.User, p.Config.Database.PasswordFile = db.User, db.PasswordFile
-	c := programtest.Run(t, p)
-	servicetest.Eventually(t, 20*time.Second, "the tables are made", func() bool {
-		var n int
-		return db.DB.QueryRowContext(context.Background(), "SELECT COUNT(*) FROM sessions").Scan(&n) == nil
-	})
-	if status := c.Stop(); status != 0 {
-		t.Errorf("exit status %d: %s", status, c.Err.String())
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -72,9 +73,7 @@ func linked(t *testing.T) (*Store, sqlmock.Sqlmock, context.Context) {
 	s := newStore(Defaults(), zerolog.Nop(), nil)
 	alive, end := context.WithCancelCause(t.Context())
 	s.set(&pool{ctx: alive, end: end, db: db}, false, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-	t.Cleanup(cancel)
-	return s, mock, ctx
+	return s, mock, servicetest.Context(t, 5*time.Second)
 }
 
 const insertPattern = `^INSERT INTO messages .+ FROM sessions s JOIN new WHERE s.id = \? AND s.ended_at IS NULL LOCK IN SHARE MODE ON DUPLICATE KEY UPDATE`
@@ -153,12 +152,10 @@ func TestLastErrorWhenTheContextEnds(t *testing.T) {
 		{"no answer after a fault that tells more", func(mock sqlmock.Sqlmock) { expectInsert(mock).WillReturnError(deadlock) }, deadlock},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, mock, ctx := linked(t)
+			s, mock, _ := linked(t)
 			c.script(mock)
 			expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
-			ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
-			defer cancel()
-			if err := s.Insert(ctx, 7, []message.Message{msg(0)}); !errors.Is(err, c.want) || errors.Is(err, context.DeadlineExceeded) {
+			if err := s.Insert(servicetest.Context(t, 200*time.Millisecond), 7, []message.Message{msg(0)}); !errors.Is(err, c.want) || errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("got error %v, want %v", err, c.want)
 			}
 		})
@@ -167,14 +164,12 @@ func TestLastErrorWhenTheContextEnds(t *testing.T) {
 
 // The reason why the database was unavailable is over with that.
 func TestLastErrorOfADatabaseThatIsBack(t *testing.T) {
-	s, mock, ctx := linked(t)
+	s, mock, _ := linked(t)
 	back, _, _ := s.current()
 	s.set(nil, false, syscall.ECONNREFUSED)
 	expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
 	time.AfterFunc(50*time.Millisecond, func() { s.set(back, false, nil) })
-	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-	defer cancel()
-	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); !errors.Is(err, errNoAnswer) {
+	if err := s.Insert(servicetest.Context(t, 500*time.Millisecond), 7, []message.Message{msg(0)}); !errors.Is(err, errNoAnswer) {
 		t.Errorf("got error %v, want %v", err, errNoAnswer)
 	}
 }
@@ -187,17 +182,13 @@ func TestStatementsUnderWayEndWithTheLink(t *testing.T) {
 	expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
 	time.AfterFunc(50*time.Millisecond, func() { lost(errors.New("the lock is lost")) })
 
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); err == nil || !strings.HasSuffix(err.Error(), ": the lock is lost") {
+	if err := s.Insert(servicetest.Context(t, 300*time.Millisecond), 7, []message.Message{msg(0)}); err == nil || !strings.HasSuffix(err.Error(), ": the lock is lost") {
 		t.Errorf("got error %v, want why the link is gone", err)
 	}
 
 	expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1)) // of the next link
 	time.AfterFunc(50*time.Millisecond, func() { s.set(&pool{ctx: t.Context(), db: db}, false, nil) })
-	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
-	defer cancel()
-	if err := s.Insert(ctx, 7, []message.Message{msg(0)}); err != nil {
+	if err := s.Insert(servicetest.Context(t, 5*time.Second), 7, []message.Message{msg(0)}); err != nil {
 		t.Errorf("got error %v, want none", err)
 	}
 }

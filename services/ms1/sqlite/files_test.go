@@ -66,11 +66,8 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			t.Parallel()
 			s, directory := running(t, zerolog.Nop())
 			servicetest.File(t, filepath.Join(directory, "tricycle.db-shm.new"), "")
-			id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: storetest.Message(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
-			if err == nil {
-				err = s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 0)})
-			}
-			if err != nil {
+			id := storetest.Begin(t, t.Context(), s)
+			if err := s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 0)}); err != nil {
 				t.Fatal(err)
 			}
 			if err := c.lose(directory); err != nil {
@@ -118,9 +115,7 @@ func TestFilesAreTheOwnersAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
-		defer cancel()
-		if err := linked.Run(ctx); err == nil || !strings.Contains(err.Error(), path+suffix+": must be a file, got a symbolic link") {
+		if err := linked.Run(servicetest.Context(t, 5*time.Second)); err == nil || !strings.Contains(err.Error(), path+suffix+": must be a file, got a symbolic link") {
 			t.Errorf("%s: got %v, want that it is a link", suffix, err)
 		}
 		if err := os.Remove(path + suffix); err != nil {
@@ -158,10 +153,7 @@ func TestAReaderThatDoesNotEnd(t *testing.T) {
 	t.Parallel()
 	said := &servicetest.Console{}
 	s, _ := running(t, zerolog.New(said))
-	id, err := s.Begin(t.Context(), ms1.Opening{StartedAt: storetest.Message(1, 0).Service1, IntervalSeconds: 1, InFlight: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := storetest.Begin(t, t.Context(), s)
 	reader, err := open(s.path, "mode=ro")
 	if err != nil {
 		t.Fatal(err)

@@ -59,8 +59,7 @@ func look(t *testing.T, path string) *sql.DB {
 func refused(t *testing.T, path string) string {
 	t.Helper()
 	s := open(t, path)
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
-	defer cancel()
+	ctx := servicetest.Context(t, 10*time.Second)
 	err := s.Run(ctx)
 	if err == nil || ctx.Err() != nil {
 		t.Fatalf("Run: got %v, want an error at once", err)
@@ -96,6 +95,11 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 			}
 			return path
 		}, "schema version: must be at most 2, got 99"},
+		{"used by another program", func(t *testing.T) string {
+			path := filepath.Join(t.TempDir(), "tricycle.db")
+			storetest.Start(t, open(t, path))
+			return path
+		}, "tricycle.db.lock: locked by another program"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := c.path(t)
@@ -103,16 +107,6 @@ func TestFilesThatCannotBeUsed(t *testing.T) {
 				t.Errorf("got %q, want %q and the path %s", got, c.want, path)
 			}
 		})
-	}
-}
-
-func TestSecondProgramIsToldTheFile(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "tricycle.db")
-	storetest.Start(t, open(t, path))
-	want := "lock database " + path + ": lock " + path + ".lock: locked by another program"
-	if got := refused(t, path); got != want {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -133,12 +127,8 @@ func TestOtherPrograms(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tricycle.db")
 	s := open(t, path)
 	storetest.Start(t, s)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	id, err := s.Begin(ctx, ms1.Opening{StartedAt: storetest.Message(0, 0).Service1, IntervalSeconds: 1, InFlight: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
+	ctx := servicetest.Context(t, 20*time.Second)
+	id := storetest.Begin(t, ctx, s)
 	other, err := look(t, path).Conn(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -97,16 +97,11 @@ func (d Database) start(t *testing.T) (ms1.Store, context.Context) {
 	t.Helper()
 	s := d.Open(t)
 	Start(t, s)
-	return s, deadline(t)
+	return s, servicetest.Context(t, timeout)
 }
 
-func deadline(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func begin(t *testing.T, ctx context.Context, s ms1.Store) int64 {
+// Begin starts a session and returns its number.
+func Begin(t *testing.T, ctx context.Context, s ms1.Store) int64 {
 	t.Helper()
 	id, err := s.Begin(ctx, ms1.Opening{StartedAt: t0, IntervalSeconds: 30, InFlight: 4})
 	if err != nil {
@@ -235,11 +230,11 @@ func wantErr(t *testing.T, what string, err, want error) {
 func numbers(t *testing.T, d Database) {
 	s := d.Open(t)
 	stop := Start(t, s)
-	ctx := deadline(t)
+	ctx := servicetest.Context(t, timeout)
 	var last int64
 	next := func() {
 		t.Helper()
-		id := begin(t, ctx, s)
+		id := Begin(t, ctx, s)
 		if id <= last {
 			t.Errorf("got session %d after %d, want a higher number", id, last)
 		}
@@ -284,7 +279,7 @@ func sessions(t *testing.T, d Database) {
 		}
 		wantFigures(t, row, "generated 12 stored 0 resent 3 duplicates 4 lost 12 stopped")
 	}
-	newer := begin(t, ctx, s)
+	newer := Begin(t, ctx, s)
 	wantLast(t, ctx, s, newer)
 }
 
@@ -311,7 +306,7 @@ func noSession(t *testing.T, d Database) {
 
 func exactness(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id := begin(t, ctx, s)
+	id := Begin(t, ctx, s)
 	const first, latest = message.Stamp(1), message.Stamp(253402300799999999)
 	want := []message.Message{
 		{SessionID: id, Service1: first, Service2: latest, Service3: first, End: latest},
@@ -325,7 +320,7 @@ func exactness(t *testing.T, d Database) {
 
 func firstRowWins(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	id, other := Begin(t, ctx, s), Begin(t, ctx, s)
 	m := messages(id, 0, 3)
 	changed := m[1]
 	changed.Service2++
@@ -345,7 +340,7 @@ func firstRowWins(t *testing.T, d Database) {
 
 func largeBatch(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id := begin(t, ctx, s)
+	id := Begin(t, ctx, s)
 	want := messages(id, 0, 4_096)
 	insert(t, ctx, s, id, want...)
 	d.wantRows(t, id, want...)
@@ -353,7 +348,7 @@ func largeBatch(t *testing.T, d Database) {
 
 func notOpen(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id := begin(t, ctx, s)
+	id := Begin(t, ctx, s)
 	insert(t, ctx, s, id, messages(id, 0, 2)...)
 	finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 5, Reason: ms1.Stopped})
 	wantErr(t, "a new message", s.Insert(ctx, id, messages(id, 2, 1)), ms1.ErrSessionEnded)
@@ -369,7 +364,7 @@ func notOpen(t *testing.T, d Database) {
 
 func end(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	id, other := Begin(t, ctx, s), Begin(t, ctx, s)
 	insert(t, ctx, s, id, messages(id, 0, 3)...)
 	insert(t, ctx, s, other, messages(other, 0, 5)...)
 	row := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Shutdown})
@@ -391,7 +386,7 @@ func end(t *testing.T, d Database) {
 func endDuringInsert(t *testing.T, d Database) {
 	s, ctx := d.start(t)
 	for range 5 {
-		id := begin(t, ctx, s)
+		id := Begin(t, ctx, s)
 		var stored atomic.Int64
 		halfway := make(chan struct{})
 		reached := sync.OnceFunc(func() { close(halfway) })
@@ -426,8 +421,8 @@ func endDuringInsert(t *testing.T, d Database) {
 func interrupted(t *testing.T, d Database) {
 	s := d.Open(t)
 	stop := Start(t, s)
-	ctx := deadline(t)
-	done, empty, some := begin(t, ctx, s), begin(t, ctx, s), begin(t, ctx, s)
+	ctx := servicetest.Context(t, timeout)
+	done, empty, some := Begin(t, ctx, s), Begin(t, ctx, s), Begin(t, ctx, s)
 	insert(t, ctx, s, some, messages(some, 0, 2)...)
 	finish(t, ctx, s, done, ms1.Closing{EndedAt: t0 + 9, Generated: 1, Reason: ms1.Stopped})
 	stop() // without the End of the others
@@ -492,7 +487,7 @@ func late(t *testing.T, d Database) {
 		{"interrupted, no row", cut, 2, ms1.OutcomeStored, "generated - stored 3 resent - duplicates - lost - interrupted"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			id := begin(t, ctx, s)
+			id := Begin(t, ctx, s)
 			rows := messages(id, 0, 2)
 			insert(t, ctx, s, id, rows...)
 			if c.closing != nil {
@@ -519,7 +514,7 @@ func late(t *testing.T, d Database) {
 
 func lateInParallel(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id := begin(t, ctx, s)
+	id := Begin(t, ctx, s)
 	finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.Stopped})
 	outcomes := map[ms1.Outcome]*atomic.Int64{"": {}, ms1.OutcomeUnknown: {}, ms1.OutcomeStored: {}, ms1.OutcomeRepeat: {}}
 	var all sync.WaitGroup
@@ -542,7 +537,7 @@ func lateInParallel(t *testing.T, d Database) {
 
 func cascade(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	old, kept := begin(t, ctx, s), begin(t, ctx, s)
+	old, kept := Begin(t, ctx, s), Begin(t, ctx, s)
 	insert(t, ctx, s, old, messages(old, 0, 10)...)
 	insert(t, ctx, s, kept, messages(kept, 0, 10)...)
 	if _, err := d.DB.Exec(fmt.Sprintf("DELETE FROM sessions WHERE id = %d", old)); err != nil {
@@ -556,7 +551,7 @@ func cascade(t *testing.T, d Database) {
 
 func lostMessages(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	id, other := Begin(t, ctx, s), Begin(t, ctx, s)
 	insert(t, ctx, s, id, Message(id, 1))
 	all := []ms1.LostMessage{{Service1: t0 + 1, Reason: "has a row"}, {Service1: t0 + 2, Reason: "one"}, {Service1: t0 + 3, Reason: "another"}}
 	closing := ms1.Closing{EndedAt: t0 + 9, Generated: 3, Reason: ms1.Stopped, Lost: all}
@@ -605,7 +600,7 @@ func sessionPages(t *testing.T, d Database) {
 		}
 	}
 	want(0, 9)
-	a, b, c := begin(t, ctx, s), begin(t, ctx, s), begin(t, ctx, s)
+	a, b, c := Begin(t, ctx, s), Begin(t, ctx, s), Begin(t, ctx, s)
 	ended := finish(t, ctx, s, b, ms1.Closing{EndedAt: t0 + 9, Generated: 4, Resent: 2, Duplicates: 1, Reason: ms1.Stopped})
 	want(0, 9, c, b, a)
 	want(0, 2, c, b)
@@ -626,7 +621,7 @@ func wantMessages(t *testing.T, ctx context.Context, s ms1.Store, id int64, whic
 
 func messagePages(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	id, other := Begin(t, ctx, s), Begin(t, ctx, s)
 	const first, latest = message.Stamp(1), message.Stamp(253402300799999999)
 	all := append([]message.Message{{SessionID: id, Service1: first, Service2: latest, Service3: first, End: latest}}, messages(id, 0, 4)...)
 	insert(t, ctx, s, id, all...)
@@ -641,7 +636,7 @@ func messagePages(t *testing.T, d Database) {
 
 func slowest(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id, other := begin(t, ctx, s), begin(t, ctx, s)
+	id, other := Begin(t, ctx, s), Begin(t, ctx, s)
 	all := messages(id, 0, 5)
 	for i, end := range []message.Stamp{1_000_000, 7, 999_999, -5, 7} { // across seconds, and negative
 		all[i].End = all[i].Service1 + end
@@ -655,8 +650,8 @@ func slowest(t *testing.T, d Database) {
 func firstVersion(t *testing.T, d Database) {
 	s := d.Open(t)
 	stop := Start(t, s)
-	ctx := deadline(t)
-	id := begin(t, ctx, s)
+	ctx := servicetest.Context(t, timeout)
+	id := Begin(t, ctx, s)
 	insert(t, ctx, s, id, Message(id, 1))
 	stop()
 	for _, query := range []string{"DROP TABLE lost_messages", "DELETE FROM goose_db_version WHERE version_id = 2"} {
@@ -676,7 +671,7 @@ func firstVersion(t *testing.T, d Database) {
 func oneProgram(t *testing.T, d Database) {
 	first, second, third := d.Open(t), d.Open(t), d.Open(t)
 	stop := Start(t, first)
-	ctx := deadline(t)
+	ctx := servicetest.Context(t, timeout)
 	err := second.Run(ctx)
 	if err == nil || ctx.Err() != nil {
 		t.Errorf("the second program: got %v, want a refusal", err)
@@ -684,15 +679,15 @@ func oneProgram(t *testing.T, d Database) {
 	if _, again := second.Session(ctx, 1); again == nil || ctx.Err() != nil {
 		t.Errorf("a method of the refused store: got error %v, want one at once", again)
 	}
-	begin(t, ctx, first) // the first is not disturbed
+	Begin(t, ctx, first) // the first is not disturbed
 	stop()
 	Start(t, third)
-	begin(t, ctx, third)
+	Begin(t, ctx, third)
 }
 
 func endedContext(t *testing.T, d Database) {
 	s, ctx := d.start(t)
-	id := begin(t, ctx, s)
+	id := Begin(t, ctx, s)
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	for name, err := range each(ended, s, id) {
@@ -718,7 +713,7 @@ func outsideRun(t *testing.T, d Database) {
 		}
 	}
 	Start(t, s)()
-	ctx := deadline(t)
+	ctx := servicetest.Context(t, timeout)
 	if err := s.Ready(ctx); err == nil {
 		t.Error("Ready after Run: got nil, want what is missing")
 	}
