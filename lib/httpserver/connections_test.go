@@ -16,6 +16,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 )
 
@@ -50,20 +51,27 @@ func (c client) get(path string) (string, error) {
 	return string(text), err
 }
 
+func ok(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }
+
+// clients returns n connections, each of which has got the answer.
+func clients(t *testing.T, n int, address, path, answer string) (all []client) {
+	t.Helper()
+	for i := range n {
+		c := connect(t, address)
+		if got, err := c.get(path); err != nil || got != answer {
+			t.Fatalf("connection %d: got %q, %v, want %q", i, got, err, answer)
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
 func TestIdleConnectionsGiveWay(t *testing.T) {
 	const extra = 100
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
-	var clients []client
-	for i := range httpserver.MaxConnections + extra {
-		c := connect(t, address)
-		if got, err := c.get("/"); err != nil || got != "ok" {
-			t.Fatalf("connection %d: got %q, %v, want an answer", i, got, err)
-		}
-		clients = append(clients, c)
-	}
+	address, _ := serve(t, ok, zerolog.Nop())
 	// The server may notice neighbours' idleness in another order.
 	closed, last := 0, 0
-	for i, c := range clients {
+	for i, c := range clients(t, httpserver.MaxConnections+extra, address, "/", "ok") {
 		if got, err := c.get("/"); err != nil {
 			closed, last = closed+1, i
 		} else if got != "ok" {
@@ -87,31 +95,24 @@ func TestFilesAreLeftForOthers(t *testing.T) {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
 		t.Fatal(err)
 	}
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
+	address, _ := serve(t, ok, zerolog.Nop())
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		t.Fatal(err)
 	}
-	var clients []client
-	for range 200 {
-		c := connect(t, address)
-		if got, err := c.get("/"); err != nil || got != "ok" {
-			t.Fatalf("got %q, %v, want an answer", got, err)
-		}
-		clients = append(clients, c)
-	}
+	const all, want = 200, 200 - 300/2
 	closed := 0
-	for _, c := range clients {
+	for _, c := range clients(t, all, address, "/", "ok") {
 		if _, err := c.get("/"); err != nil {
 			closed++
 		}
 	}
-	if want := len(clients) - 300/2; closed != want {
-		t.Errorf("got %d of %d connections closed, want the %d beyond half of the files", closed, len(clients), want)
+	if closed != want {
+		t.Errorf("got %d of %d connections closed, want the %d beyond half of the files", closed, all, want)
 	}
 }
 
 func TestSilentConnectionsGiveWay(t *testing.T) {
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }), zerolog.Nop())
+	address, _ := serve(t, ok, zerolog.Nop())
 	for range 2 * httpserver.MaxConnections { // none sends anything
 		connect(t, address)
 	}
@@ -122,11 +123,11 @@ func TestSilentConnectionsGiveWay(t *testing.T) {
 
 func TestBusyConnectionsAreKept(t *testing.T) {
 	arrived, finish := make(chan struct{}), make(chan struct{})
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	address, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		arrived <- struct{}{}
 		<-finish
 		fmt.Fprint(w, "ok")
-	}), zerolog.Nop())
+	}, zerolog.Nop())
 	answers := make(chan error, httpserver.MaxConnections+1)
 	request := func() {
 		c := connect(t, address)
@@ -164,10 +165,10 @@ func TestBusyConnectionsAreKept(t *testing.T) {
 
 func TestStopsWhileConnectionsWait(t *testing.T) {
 	arrived := make(chan struct{})
-	address, stop := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	address, stop := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		arrived <- struct{}{}
 		<-r.Context().Done()
-	}), zerolog.Nop())
+	}, zerolog.Nop())
 	for range httpserver.MaxConnections {
 		fmt.Fprint(connect(t, address), "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
 		<-arrived
@@ -179,7 +180,7 @@ func TestStopsWhileConnectionsWait(t *testing.T) {
 }
 
 func TestHijackedConnectionsDoNotCount(t *testing.T) {
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	address, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/hijack" {
 			fmt.Fprint(w, "ok")
 			return
@@ -192,23 +193,16 @@ func TestHijackedConnectionsDoNotCount(t *testing.T) {
 		defer conn.Close()
 		fmt.Fprint(conn, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 		_, _ = io.Copy(conn, conn) // until the client leaves
-	}), zerolog.Nop())
-	var clients []client
-	for range httpserver.MaxConnections + 1 {
-		c := connect(t, address)
-		if got, err := c.get("/hijack"); err != nil || got != "hi" {
-			t.Fatalf("got %q, %v", got, err)
-		}
-		clients = append(clients, c)
-	}
+	}, zerolog.Nop())
+	hijacked := clients(t, httpserver.MaxConnections+1, address, "/hijack", "hi")
 	if got, err := connect(t, address).get("/"); err != nil || got != "ok" {
 		t.Errorf("got %q, %v, want an answer", got, err)
 	}
-	fmt.Fprint(clients[0], "x")
-	if got, err := clients[0].r.ReadByte(); err != nil || got != 'x' {
+	fmt.Fprint(hijacked[0], "x")
+	if got, err := hijacked[0].r.ReadByte(); err != nil || got != 'x' {
 		t.Errorf("got %q, %v, want the first connection still open", got, err)
 	}
-	for _, c := range clients {
+	for _, c := range hijacked {
 		c.Close()
 	}
 }
@@ -220,7 +214,7 @@ func TestClientsThatDoNotRead(t *testing.T) {
 		err   error
 	}
 	ended := make(chan outcome, 1)
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	address, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		var o outcome
 		for o.err == nil && o.bytes < 64<<20 {
 			var n int
@@ -231,7 +225,7 @@ func TestClientsThatDoNotRead(t *testing.T) {
 		case ended <- o:
 		default: // a later request of the same connection
 		}
-	}), zerolog.Nop())
+	}, zerolog.Nop())
 	c := connect(t, address)
 	_ = c.Conn.(*net.TCPConn).SetReadBuffer(4 << 10)
 	fmt.Fprint(c, strings.Repeat("GET / HTTP/1.1\r\nHost: x\r\n\r\n", 10))
@@ -250,7 +244,7 @@ func TestClientsThatDoNotRead(t *testing.T) {
 func TestLargeAnswersArrive(t *testing.T) {
 	t.Parallel()
 	const size = 64 << 20
-	address, _ := serveWithin(t, httpserver.AnswerTimeout, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, size)) }), zerolog.Nop())
+	address, _ := serveWithin(t, httpserver.AnswerTimeout, credentials.Pair{}, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, size)) }, zerolog.Nop())
 	if got, err := connect(t, address).get("/"); err != nil || len(got) != size {
 		t.Errorf("got %d bytes, %v, want %d", len(got), err, size)
 	}
@@ -259,12 +253,12 @@ func TestLargeAnswersArrive(t *testing.T) {
 // The time for an answer is not used up by the handler, or by the answer before.
 func TestLateAnswersArrive(t *testing.T) {
 	t.Parallel()
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	address, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/late" {
 			time.Sleep(answerTimeout + answerTimeout/2) // a time that the server must not count
 		}
 		fmt.Fprint(w, "ok")
-	}), zerolog.Nop())
+	}, zerolog.Nop())
 	c := connect(t, address)
 	for _, path := range []string{"/", "/late", "/"} {
 		if got, err := c.get(path); err != nil || got != "ok" {
@@ -275,9 +269,9 @@ func TestLateAnswersArrive(t *testing.T) {
 
 func TestUnreadableRequestsGetProblems(t *testing.T) {
 	t.Parallel()
-	address, _ := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	address, _ := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, "of the handler", http.StatusBadRequest)
-	}), zerolog.Nop())
+	}, zerolog.Nop())
 	for name, c := range map[string]struct {
 		request string
 		status  int

@@ -297,14 +297,14 @@ const answerTimeout = time.Second
 
 // serve runs a server until the test ends it. Clients have a second to read an
 // answer.
-func serve(t *testing.T, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
+func serve(t *testing.T, h http.HandlerFunc, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
 	t.Helper()
-	return serveWithin(t, answerTimeout, h, log)
+	return serveWithin(t, answerTimeout, credentials.Pair{}, h, log)
 }
 
-func serveWithin(t *testing.T, timeout time.Duration, h http.Handler, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
+func serveWithin(t *testing.T, timeout time.Duration, p credentials.Pair, h http.HandlerFunc, log zerolog.Logger) (address string, stop func() (took time.Duration, err error)) {
 	t.Helper()
-	s, err := httpserver.Listen("127.0.0.1:0", credentials.Pair{}, h, log)
+	s, err := httpserver.Listen("127.0.0.1:0", p, h, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -333,12 +333,10 @@ func serveWithin(t *testing.T, timeout time.Duration, h http.Handler, log zerolo
 func TestStops(t *testing.T) {
 	t.Parallel()
 	t.Run("with nothing in flight", func(t *testing.T) {
-		address, stop := serve(t, http.NotFoundHandler(), zerolog.Nop())
-		resp, err := http.Get("http://" + address)
-		if err != nil {
+		address, stop := serve(t, http.NotFound, zerolog.Nop())
+		if _, err := connect(t, address).get("/"); err != nil { // the connection is kept, idle
 			t.Fatal(err)
 		}
-		resp.Body.Close() // and the connection is kept, idle
 		if took, err := stop(); err != nil || took > time.Second {
 			t.Errorf("took %s, %v, want no time at all", took, err)
 		}
@@ -348,21 +346,15 @@ func TestStops(t *testing.T) {
 	})
 	t.Run("with a request that ends in time", func(t *testing.T) {
 		arrived, finish := make(chan struct{}), make(chan struct{})
-		address, stop := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		address, stop := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 			close(arrived)
 			<-finish
 			fmt.Fprint(w, "done")
-		}), zerolog.Nop())
-		answer := make(chan string, 1)
+		}, zerolog.Nop())
+		c, answer := connect(t, address), make(chan string, 1)
 		go func() {
-			resp, err := http.Get("http://" + address)
-			if err != nil {
-				answer <- err.Error()
-				return
-			}
-			defer resp.Body.Close()
-			text, _ := io.ReadAll(resp.Body)
-			answer <- string(text)
+			text, _ := c.get("/")
+			answer <- text
 		}()
 		<-arrived
 		stopped := make(chan error, 1)
@@ -387,17 +379,14 @@ func TestStops(t *testing.T) {
 	})
 	t.Run("with a request that hangs", func(t *testing.T) {
 		arrived, left := make(chan struct{}), make(chan struct{})
-		address, stop := serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		address, stop := serve(t, func(_ http.ResponseWriter, r *http.Request) {
 			close(arrived)
 			<-r.Context().Done()
 			close(left)
-		}), zerolog.Nop())
-		failed := make(chan error, 1)
+		}, zerolog.Nop())
+		c, failed := connect(t, address), make(chan error, 1)
 		go func() {
-			resp, err := http.Get("http://" + address)
-			if err == nil {
-				resp.Body.Close()
-			}
+			_, err := c.get("/")
 			failed <- err
 		}()
 		<-arrived
@@ -438,7 +427,7 @@ func TestListenRefuses(t *testing.T) {
 func TestTroubleGoesToTheLog(t *testing.T) {
 	t.Parallel()
 	var log servicetest.Console
-	address, stop := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("oh no") }), zerolog.New(&log).Level(zerolog.InfoLevel))
+	address, stop := serve(t, func(http.ResponseWriter, *http.Request) { panic("oh no") }, zerolog.New(&log).Level(zerolog.InfoLevel))
 	const requests = 50
 	for range requests {
 		if resp, err := http.Get("http://" + address); err == nil {

@@ -1,13 +1,9 @@
 package httpserver_test
 
 import (
-	"bufio"
-	"context"
 	"crypto/tls"
-	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,26 +15,6 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
-
-// secure runs a server with TLS until the test ends.
-func secure(t *testing.T, p credentials.Pair, h http.HandlerFunc, log zerolog.Logger) *httpserver.Server {
-	t.Helper()
-	s, err := httpserver.Listen("127.0.0.1:0", p, h, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.SetAnswerTimeout(answerTimeout)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- s.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	return s
-}
 
 func hello(w http.ResponseWriter, _ *http.Request) {
 	httpserver.JSON(w, http.StatusOK, "hello")
@@ -54,9 +30,9 @@ func TestTLS(t *testing.T) {
 	ca, next := credentialstest.New(t), credentialstest.New(t)
 	pair := ca.Issue("127.0.0.1")
 	var log servicetest.Console
-	s := secure(t, pair, hello, zerolog.New(&log))
+	address, _ := serveWithin(t, answerTimeout, pair, hello, zerolog.New(&log))
 	asks := func(ca *credentialstest.Authority) error {
-		resp, err := trusting(ca).Get("https://" + s.Address())
+		resp, err := trusting(ca).Get("https://" + address)
 		if err != nil {
 			return err
 		}
@@ -91,11 +67,11 @@ func TestTLS(t *testing.T) {
 func TestSlowAnswerOverTLS(t *testing.T) {
 	t.Parallel()
 	ca := credentialstest.New(t)
-	s := secure(t, ca.Issue("127.0.0.1"), func(w http.ResponseWriter, r *http.Request) {
+	address, _ := serveWithin(t, answerTimeout, ca.Issue("127.0.0.1"), func(w http.ResponseWriter, r *http.Request) {
 		time.Sleep(answerTimeout + answerTimeout/2)
 		hello(w, r)
 	}, zerolog.Nop())
-	resp, err := trusting(ca).Get("https://" + s.Address())
+	resp, err := trusting(ca).Get("https://" + address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,18 +80,9 @@ func TestSlowAnswerOverTLS(t *testing.T) {
 
 func TestPlainTextToTLS(t *testing.T) {
 	t.Parallel()
-	s := secure(t, credentialstest.New(t).Issue("127.0.0.1"), hello, zerolog.Nop())
-	conn, err := net.Dial("tcp", s.Address())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := conn.Write([]byte("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")); err != nil {
-		t.Fatal(err)
-	}
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	if err != nil || !strings.Contains(line, " 400 ") {
-		t.Errorf("got %q, %v, want 400", line, err)
+	address, _ := serveWithin(t, answerTimeout, credentialstest.New(t).Issue("127.0.0.1"), hello, zerolog.Nop())
+	if status, _ := exchange(t, address, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"); status != http.StatusBadRequest {
+		t.Errorf("got status %d, want 400", status)
 	}
 }
 
@@ -129,17 +96,12 @@ func TestListenWithUnusableCertificate(t *testing.T) {
 
 func TestToken(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "token")
-	write := func(text string) {
-		t.Helper()
-		servicetest.File(t, file, text)
-	}
-	write("first-Token/1==\n")
+	file := servicetest.File(t, "token", "first-Token/1==\n")
 	var log servicetest.Console
-	s := secure(t, credentials.Pair{}, httpserver.WithToken(credentials.NewToken("token_file", file), zerolog.New(&log), hello), zerolog.Nop())
+	address, _ := serve(t, httpserver.WithToken(credentials.NewToken("token_file", file), zerolog.New(&log), hello), zerolog.Nop())
 	ask := func(authorization string) *http.Response {
 		t.Helper()
-		req, err := http.NewRequest(http.MethodGet, "http://"+s.Address(), nil)
+		req, err := http.NewRequest(http.MethodGet, "http://"+address, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -175,17 +137,17 @@ func TestToken(t *testing.T) {
 		t.Errorf("got the log %s", &log)
 	}
 
-	write("second\n")
+	servicetest.File(t, file, "second\n")
 	servicetest.Eventually(t, 20*time.Second, "the rotated token is wanted", func() bool { return ask("Bearer second").StatusCode == http.StatusOK })
 	if got := ask("Bearer first-Token/1==").StatusCode; got != http.StatusUnauthorized {
 		t.Errorf("the former token: got %d, want 401", got)
 	}
-	write("second\nthird\n")
+	servicetest.File(t, file, "second\nthird\n")
 	servicetest.Eventually(t, 20*time.Second, "a file of two lines admits nobody", func() bool { return ask("Bearer second").StatusCode == http.StatusServiceUnavailable })
 	if !log.Has("token_file: must name a file with one line, got " + file + ", which has more") {
 		t.Errorf("got the log %s", &log)
 	}
-	write("a token")
+	servicetest.File(t, file, "a token")
 	servicetest.Eventually(t, 20*time.Second, "the file is named", func() bool {
 		ask("")
 		return log.Has("token_file: must name a file with letters, digits and -._~+/= only, got " + file)
