@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 type section struct {
@@ -48,13 +49,14 @@ func defaults() settings {
 	return s
 }
 
-func file(t *testing.T, text string) string {
+func file(t *testing.T, text string) string { return servicetest.File(t, "settings.yaml", text) }
+
+// same compares two configurations; a nil list is not an empty one.
+func same(t *testing.T, got, want settings) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "settings.yaml")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	if fmt.Sprintf("%#v", got) != fmt.Sprintf("%#v", want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
-	return path
 }
 
 // read reads files alone.
@@ -106,9 +108,7 @@ func TestReadTakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.want(&want)
-			if fmt.Sprintf("%#v", got) != fmt.Sprintf("%#v", want) {
-				t.Errorf("found    %+v\nexpected %+v", got, want)
-			}
+			same(t, got, want)
 			if !slices.Equal(list, []string{"one", "two"}) {
 				t.Errorf("the list of the defaults has become %q", list)
 			}
@@ -214,18 +214,11 @@ func TestReadRefuses(t *testing.T) {
 
 func TestReadCannot(t *testing.T) {
 	s := defaults()
-	t.Run("a file that is not there", func(t *testing.T) {
-		path := filepath.Join(t.TempDir(), "none.yaml")
-		if err := read(&s, path); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), path) {
-			t.Errorf("got %v, want one about %s", err, path)
+	for path, want := range map[string]error{filepath.Join(t.TempDir(), "none.yaml"): fs.ErrNotExist, t.TempDir(): syscall.EISDIR} {
+		if err := read(&s, path); !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("got %v, want one about %s: %v", err, path, want)
 		}
-	})
-	t.Run("a directory", func(t *testing.T) {
-		path := t.TempDir()
-		if err := read(&s, path); err == nil || !strings.Contains(err.Error(), path) {
-			t.Errorf("got %v, want one about %s", err, path)
-		}
-	})
+	}
 }
 
 func TestLoad(t *testing.T) {
@@ -353,16 +346,20 @@ func TestURL(t *testing.T) {
 }
 
 func TestSecret(t *testing.T) {
-	for name, c := range map[string]struct{ text, secret string }{
-		"plain":                 {"hunter2", "hunter2"},
-		"a line end":            {"hunter2\n", "hunter2"},
-		"a Windows line end":    {"hunter2\r\n", "hunter2"},
-		"a byte order mark":     {"\ufeffhunter2\n", "hunter2"},
-		"blanks are part":       {" hunter 2 \n", " hunter 2 "},
-		"not UTF-8":             {"\xff\x00\n", "\xff\x00"},
-		"an empty file":         {"", ""},
-		"a line end, no more":   {"\n", ""},
-		"line ends and no more": {"\r\n\n", ""},
+	const empty = "must name a file with a secret, got FILE, which is empty"
+	for name, c := range map[string]struct{ text, secret, err string }{
+		"plain":                 {"hunter2", "hunter2", ""},
+		"a line end":            {"hunter2\n", "hunter2", ""},
+		"a Windows line end":    {"hunter2\r\n", "hunter2", ""},
+		"a byte order mark":     {"\ufeffhunter2\n", "hunter2", ""},
+		"blanks are part":       {" hunter 2 \n", " hunter 2 ", ""},
+		"not UTF-8":             {"\xff\x00\n", "\xff\x00", ""},
+		"an empty file":         {"", "", empty},
+		"a line end, no more":   {"\n", "", empty},
+		"line ends and no more": {"\r\n\n", "", empty},
+		"more than one line":    {"hunter2\nhunter3\n", "", "must name a file with one line, got FILE, which has more"},
+		"UTF-16":                {"\xff\xfeh\x00\r\x00\n\x00", "", "must name a file in UTF-8, got FILE in UTF-16"},
+		"without an end":        {strings.Repeat("x", 5<<20), "", "FILE: must be at most 4194304 bytes, got more"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := file(t, c.text)
@@ -370,31 +367,12 @@ func TestSecret(t *testing.T) {
 			if got != c.secret {
 				t.Errorf("got %q, want %q", got, c.secret)
 			}
-			if c.secret == "" {
-				expect(t, err, "password_file: must name a file with a secret, got "+path+", which is empty")
-			} else if err != nil {
-				t.Error(err)
+			if c.err != "" {
+				c.err = "password_file: " + strings.Replace(c.err, "FILE", path, 1)
 			}
+			expect(t, err, c.err)
 		})
 	}
-	t.Run("more than one line", func(t *testing.T) {
-		path := file(t, "hunter2\nhunter3\n")
-		_, err := config.Secret("password_file", path)
-		expect(t, err, "password_file: must name a file with one line, got "+path+", which has more")
-	})
-	t.Run("without an end", func(t *testing.T) {
-		path := file(t, "")
-		if err := os.Truncate(path, 5<<20); err != nil {
-			t.Fatal(err)
-		}
-		_, err := config.Secret("password_file", path)
-		expect(t, err, "password_file: "+path+": must be at most 4194304 bytes, got more")
-	})
-	t.Run("UTF-16", func(t *testing.T) {
-		path := file(t, "\xff\xfeh\x00\r\x00\n\x00")
-		_, err := config.Secret("password_file", path)
-		expect(t, err, "password_file: must name a file in UTF-8, got "+path+" in UTF-16")
-	})
 	t.Run("no file named", func(t *testing.T) {
 		if got, err := config.Secret("password_file", ""); got != "" || err != nil {
 			t.Errorf("got %q, %v, want nothing", got, err)

@@ -1,7 +1,6 @@
 package config_test
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,9 +41,7 @@ func TestEnvironmentTakes(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.want(&want)
-			if fmt.Sprintf("%#v", got) != fmt.Sprintf("%#v", want) {
-				t.Errorf("got  %+v\nwant %+v", got, want)
-			}
+			same(t, got, want)
 		})
 	}
 }
@@ -109,9 +106,10 @@ other:
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 	var again settings
-	if err := config.Load(&again, file(t, out.String())); err != nil || fmt.Sprintf("%#v", again) != fmt.Sprintf("%#v", s) {
-		t.Errorf("got %+v, %v, want %+v", again, err, s)
+	if err := config.Load(&again, file(t, out.String())); err != nil {
+		t.Error(err)
 	}
+	same(t, again, s)
 }
 
 // TestVariablesOfCompose: the variables of the Compose files may be set in the
