@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // Every logger is closed, and with it the goroutine that removes old files.
@@ -49,23 +50,6 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// lines returns the events of a log file.
-func lines(t *testing.T, path string) (events []map[string]any) {
-	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range bytes.Lines(text) {
-		var event map[string]any
-		if err := json.Unmarshal(line, &event); err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		events = append(events, event)
-	}
-	return events
-}
-
 func open(t *testing.T, c logging.Config) (log zerolog.Logger, console *bytes.Buffer, closeLog func()) {
 	t.Helper()
 	console = &bytes.Buffer{}
@@ -91,7 +75,7 @@ func TestLines(t *testing.T) {
 	after := time.Now().UTC()
 	closeLog()
 
-	events := lines(t, c.File)
+	events := servicetest.Events(t, c.File)
 	if len(events) != 3 {
 		t.Fatalf("got %d lines, want 3: %v", len(events), events)
 	}
@@ -150,11 +134,7 @@ func TestLevels(t *testing.T) {
 			log.Log().Msg("always")
 			closeLog()
 			want := append(slices.Clone(all[i:]), "always")
-			var found []string
-			for _, e := range lines(t, c.File) {
-				found = append(found, e["message"].(string))
-			}
-			if !slices.Equal(found, want) {
+			if found := servicetest.Messages(t, c.File); !slices.Equal(found, want) {
 				t.Errorf("file: got %q, want %q", found, want)
 			}
 			if n := strings.Count(console.String(), "\n"); n != len(want) {
@@ -164,34 +144,10 @@ func TestLevels(t *testing.T) {
 	}
 }
 
-func TestAppends(t *testing.T) {
-	c := logging.Defaults()
-	c.File = filepath.Join(t.TempDir(), "ms9.log")
-	for range 2 {
-		log, _, closeLog := open(t, c)
-		log.Info().Msg("a start")
-		closeLog()
-	}
-	if n := len(lines(t, c.File)); n != 2 {
-		t.Errorf("got %d lines after a restart, want 2", n)
-	}
-}
-
+// The console is a file.
 func TestConsoleOnly(t *testing.T) {
 	t.Chdir(t.TempDir())
-	log, console, closeLog := open(t, logging.Defaults())
-	log.Info().Msg("hello")
-	closeLog()
-	if !strings.Contains(console.String(), "hello") {
-		t.Errorf("got %q on the console", console)
-	}
-	if left, err := os.ReadDir("."); err != nil || len(left) != 0 {
-		t.Errorf("got files %v, %v, want none", left, err)
-	}
-}
-
-func TestConsoleThatIsAFile(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "stdout"))
+	f, err := os.Create("stdout")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,13 +162,13 @@ func TestConsoleThatIsAFile(t *testing.T) {
 	if err != nil || !strings.Contains(string(text), "WRN ms9 hello") || strings.Contains(string(text), "\x1b") {
 		t.Errorf("got %q, %v, want a line without colours", text, err)
 	}
+	if left, err := os.ReadDir("."); err != nil || len(left) != 1 {
+		t.Errorf("got files %v, %v, want none but the console", left, err)
+	}
 }
 
 func TestNewRefuses(t *testing.T) {
-	inTheWay := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(inTheWay, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	inTheWay := servicetest.File(t, "file", "")
 	for name, c := range map[string]struct{ level, file, want string }{
 		"a directory as file":           {"info", t.TempDir(), "logging.file: "},
 		"a file instead of a directory": {"info", filepath.Join(inTheWay, "ms9.log"), "logging.file: "},
@@ -250,7 +206,7 @@ func TestRotation(t *testing.T) {
 		if err != nil || info.Size() > 1<<20 {
 			t.Errorf("%s has %d bytes, %v, want at most a megabyte", path, info.Size(), err)
 		}
-		total += len(lines(t, path))
+		total += len(servicetest.Events(t, path))
 	}
 	if total <= 20 || total >= written {
 		t.Errorf("got %d lines in what is left, want more than two files' and fewer than were written", total)
@@ -270,7 +226,7 @@ func TestAFileThatIsGoneIsCreatedAgain(t *testing.T) {
 			c := logging.Config{Level: "info", File: filepath.Join(t.TempDir(), "log", "ms9.log"), MaxSizeMegabytes: 1, MaxFiles: 2}
 			log, _, closeLog := open(t, c)
 			log.Info().Msg("before")
-			if got := lines(t, c.File); len(got) != 1 {
+			if got := servicetest.Messages(t, c.File); len(got) != 1 {
 				t.Fatalf("got %q, want a line", got)
 			}
 			if err := leave(c.File); err != nil {
@@ -278,7 +234,7 @@ func TestAFileThatIsGoneIsCreatedAgain(t *testing.T) {
 			}
 			log.Info().Msg("after")
 			closeLog()
-			if got := lines(t, c.File); len(got) != 1 || got[0]["message"] != "after" {
+			if got := servicetest.Messages(t, c.File); !slices.Equal(got, []string{"after"}) {
 				t.Errorf("got %q, want the line after it was gone", got)
 			}
 		})
@@ -295,7 +251,7 @@ func TestLongStringsAreCut(t *testing.T) {
 	log.Log().Str("quotes", strings.Repeat(`"`, 128)).Str("letters", strings.Repeat("я", 200)).Msg(strings.Repeat("x", 256))
 	closeLog()
 	cut := long[:256] + "…"
-	events := lines(t, c.File)
+	events := servicetest.Events(t, c.File)
 	for i, want := range []map[string]any{
 		{"query": cut, "error": cut, "list": []any{cut, "b"}, "object": map[string]any{"inner": cut}, "after": "c", "message": cut},
 		{"quotes": strings.Repeat(`"`, 128), "letters": strings.Repeat("я", 128) + "…", "message": long[:256]},
@@ -333,7 +289,7 @@ func TestWhatATerminalActsOnIsEscaped(t *testing.T) {
 			t.Errorf("%s: got %q, want readable letters and escapes", where, text)
 		}
 	}
-	event := lines(t, c.File)[0]
+	event := servicetest.Events(t, c.File)[0]
 	if event["message"] != nasty || event["field"] != nasty {
 		t.Errorf("got %q, want the logged line as valid JSON", event)
 	}
@@ -377,16 +333,12 @@ func TestEachProgramHasItsOwnFile(t *testing.T) {
 	one.Info().Msg("one")
 	two.Info().Msg("two")
 	closeOne()
-	three, _, closeThree := open(t, c) // takes the place of the first
+	three, _, closeThree := open(t, c) // takes the place of the first, and appends to its file
 	three.Info().Msg("three")
 	closeTwo()
 	closeThree()
 	for name, want := range map[string][]string{"ms9.log": {"one", "three"}, "ms9.2.log": {"two"}} {
-		var found []string
-		for _, e := range lines(t, filepath.Join(directory, name)) {
-			found = append(found, e["message"].(string))
-		}
-		if !slices.Equal(found, want) {
+		if found := servicetest.Messages(t, filepath.Join(directory, name)); !slices.Equal(found, want) {
 			t.Errorf("%s: got %q, want %q", name, found, want)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/logging"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 func TestAConsoleThatNobodyReadsBlocksNobody(t *testing.T) {
@@ -158,7 +159,7 @@ func TestAFileThatRefusesALine(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	events := lines(t, c.File)
+	events := servicetest.Events(t, c.File)
 	if len(events) != 2 || events[0]["message"] != "log lines dropped" || events[0]["count"] != 1.0 || events[1]["message"] != "hello" {
 		t.Errorf("got %v, want the report and the second line", events)
 	}

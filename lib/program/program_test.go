@@ -3,7 +3,6 @@ package program_test
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -27,6 +26,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 )
 
@@ -78,14 +78,7 @@ func never(t *testing.T) func(context.Context, settings, io.Writer) error {
 	}
 }
 
-func file(t *testing.T, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "settings.yaml")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
+func file(t *testing.T, text string) string { return servicetest.File(t, "settings.yaml", text) }
 
 func TestRuns(t *testing.T) {
 	one, two := file(t, "count: 7\nlisten: a:1"), file(t, "count: 8")
@@ -388,24 +381,13 @@ func (s service) Address() string           { return "127.0.0.1:9" }
 func (s service) Run(context.Context) error { return s.run() }
 
 // observed is the log of a service that Serve has run.
-func observed(t *testing.T, l logging.Config, c telemetry.Config, do func(zerolog.Logger, *telemetry.Telemetry) error) (events []map[string]any, err error) {
+func observed(t *testing.T, l logging.Config, c telemetry.Config, do func(zerolog.Logger, *telemetry.Telemetry) error) ([]map[string]any, error) {
 	t.Helper()
 	l.File = filepath.Join(t.TempDir(), "ms9.log")
-	err = program.Serve(t.Context(), "ms9", nil, program.Observability{Logging: l, Tracing: c}, io.Discard, func(_ any, log zerolog.Logger, tel *telemetry.Telemetry) (service, error) {
+	err := program.Serve(t.Context(), "ms9", nil, program.Observability{Logging: l, Tracing: c}, io.Discard, func(_ any, log zerolog.Logger, tel *telemetry.Telemetry) (service, error) {
 		return service{func() error { return do(log, tel) }}, nil
 	}, nil)
-	text, readErr := os.ReadFile(l.File)
-	if readErr != nil {
-		t.Fatal(readErr)
-	}
-	for line := range bytes.Lines(text) {
-		var event map[string]any
-		if err := json.Unmarshal(line, &event); err != nil {
-			t.Fatalf("%q: %v", line, err)
-		}
-		events = append(events, event)
-	}
-	return events, err
+	return servicetest.Events(t, l.File), err
 }
 
 func TestServe(t *testing.T) {

@@ -2,6 +2,8 @@ package servicetest
 
 import (
 	"bytes"
+	"encoding/json"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -33,6 +35,32 @@ func (c *Console) String() string {
 func (c *Console) Tail() string {
 	text := c.String()
 	return text[max(0, len(text)-20_000):]
+}
+
+// Events returns the lines of a log file, each of which must be a JSON object.
+func Events(t testing.TB, path string) (events []map[string]any) {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(text) {
+		var event map[string]any
+		if err := json.Unmarshal(line, &event); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		events = append(events, event)
+	}
+	return events
+}
+
+// Messages returns the messages of the lines of a log file.
+func Messages(t testing.TB, path string) (messages []string) {
+	t.Helper()
+	for _, event := range Events(t, path) {
+		messages = append(messages, event["message"].(string))
+	}
+	return messages
 }
 
 // Count returns how often a text was written.
