@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,31 +45,24 @@ func object(stamps ...string) string {
 func quoted(s string) string { return `"` + s + `"` }
 
 func TestEncode(t *testing.T) {
-	m := message.Message{SessionID: 7, Service1: at(t, ts1)}
-	for name, want := range map[string]string{
-		"as MS1 sends it":  `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":null,"service3_timestamp":null,"end_timestamp":null}`,
-		"as MS2 sends it":  `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":"2026-11-23T10:15:30.123999Z","service3_timestamp":null,"end_timestamp":null}`,
-		"as MS3 sends it":  `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":"2026-11-23T10:15:30.123999Z","service3_timestamp":"2026-11-23T10:15:30.124000Z","end_timestamp":null}`,
-		"as MS1 stores it": `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":"2026-11-23T10:15:30.123999Z","service3_timestamp":"2026-11-23T10:15:30.124000Z","end_timestamp":"2026-11-23T10:15:31.000000Z"}`,
+	m := message.Message{SessionID: 7}
+	for i, c := range []struct {
+		next       *message.Stamp
+		text, want string
+	}{
+		{&m.Service1, ts1, `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":null,"service3_timestamp":null,"end_timestamp":null}`},
+		{&m.Service2, ts2, `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":"2026-11-23T10:15:30.123999Z","service3_timestamp":null,"end_timestamp":null}`},
+		{&m.Service3, ts3, `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":"2026-11-23T10:15:30.123999Z","service3_timestamp":"2026-11-23T10:15:30.124000Z","end_timestamp":null}`},
+		{&m.End, ts4, `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z","service2_timestamp":"2026-11-23T10:15:30.123999Z","service3_timestamp":"2026-11-23T10:15:30.124000Z","end_timestamp":"2026-11-23T10:15:31.000000Z"}`},
 	} {
-		t.Run(name, func(t *testing.T) {
-			m, stage := m, message.AtMS2
-			switch name {
-			case "as MS2 sends it":
-				m.Service2, stage = at(t, ts2), message.AtMS3
-			case "as MS3 sends it":
-				m.Service2, m.Service3, stage = at(t, ts2), at(t, ts3), message.AtStore
-			case "as MS1 stores it":
-				m.Service2, m.Service3, m.End, stage = at(t, ts2), at(t, ts3), at(t, ts4), message.Stored
-			}
-			if got := string(m.Encode()); got != want {
-				t.Errorf("got  %s\nwant %s", got, want)
-			}
-			back, err := message.Decode(m.Encode(), stage)
-			if err != nil || back != m {
-				t.Errorf("decoded to %+v, %v, want %+v", back, err, m)
-			}
-		})
+		*c.next = at(t, c.text)
+		if got := string(m.Encode()); got != c.want {
+			t.Errorf("got  %s\nwant %s", got, c.want)
+		}
+		back, err := message.Decode(m.Encode(), message.AtMS2+message.Stage(i))
+		if err != nil || back != m {
+			t.Errorf("decoded to %+v, %v, want %+v", back, err, m)
+		}
 	}
 }
 
@@ -275,32 +269,35 @@ func tidy(t *testing.T, err error) {
 	}
 }
 
-func TestDecodeStages(t *testing.T) {
-	stages := map[message.Stage]string{message.AtMS2: "at MS2", message.AtMS3: "at MS3", message.AtStore: "at /store", message.Stored: "stored"}
-	names := []string{"service1_timestamp", "service2_timestamp", "service3_timestamp", "end_timestamp"}
-	values := []string{quoted(ts1), quoted(ts2), quoted(ts3), quoted(ts4)}
-	for stage, where := range stages {
-		for set := range 1 << 4 { // every set of stamps, gaps among them
-			stamps := []string{"null", "null", "null", "null"}
-			which, wrong := "", ""
-			for i := range stamps {
-				if set&(1<<i) != 0 {
-					stamps[i] = values[i]
-					which += string(rune('1' + i))
-				}
-				if isSet, must := set&(1<<i) != 0, i < int(stage); isSet != must && wrong == "" {
-					wrong = names[i]
-				}
+// sets returns a message with each set of stamps, gaps among them.
+func sets() (texts []string) {
+	for set := range 1 << 4 {
+		stamps := []string{quoted(ts1), quoted(ts2), quoted(ts3), quoted(ts4)}
+		for i := range stamps {
+			if set&(1<<i) == 0 {
+				stamps[i] = "null"
 			}
-			t.Run(where+" with stamps "+which, func(t *testing.T) {
-				_, err := message.Decode([]byte(object(stamps...)), stage)
+		}
+		texts = append(texts, object(stamps...))
+	}
+	return texts
+}
+
+func TestDecodeStages(t *testing.T) {
+	names := []string{"service1_timestamp", "service2_timestamp", "service3_timestamp", "end_timestamp"}
+	for stage, where := range map[message.Stage]string{message.AtMS2: "at MS2", message.AtMS3: "at MS3", message.AtStore: "at /store", message.Stored: "stored"} {
+		for set, text := range sets() {
+			// The first stamp that is missing or set too early.
+			wrong := slices.IndexFunc([]int{0, 1, 2, 3}, func(i int) bool { return (set&(1<<i) != 0) != (i < int(stage)) })
+			t.Run(where+" "+text, func(t *testing.T) {
+				_, err := message.Decode([]byte(text), stage)
 				var found *message.Error
 				switch {
-				case wrong == "" && err != nil:
+				case wrong < 0 && err != nil:
 					t.Errorf("got %v, want none", err)
-				case wrong != "" && (!errors.As(err, &found) || found.Field != wrong):
-					t.Errorf("got %v, want an error about %s", err, wrong)
-				case wrong != "":
+				case wrong >= 0 && (!errors.As(err, &found) || found.Field != names[wrong]):
+					t.Errorf("got %v, want an error about %s", err, names[wrong])
+				case wrong >= 0:
 					tidy(t, err)
 				}
 			})
