@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -92,8 +91,7 @@ func TestSecureBroker(t *testing.T) {
 			c := topictest.For(t, address)
 			c.TLS = topic.TLS{Enabled: true, Certificates: credentials.Certificates{CAFile: secret(t, "")}, ServerName: "localhost"}
 			c.SASL = topic.SASL{Mechanism: mechanism, User: "tricycle", PasswordFile: secret(t, "wrong")}
-			var log servicetest.Console
-			l := topic.NewCluster(c, "test", zerolog.New(&log))
+			l, log := create(c)
 			topictest.Start(t, l)
 			is := func(want string) {
 				t.Helper()
@@ -198,7 +196,7 @@ func TestBrokerThatExpectsOtherClients(t *testing.T) {
 			config.TLS = topic.TLS{Enabled: true, Certificates: credentials.Certificates{CAFile: ca.File}, ServerName: "localhost"}
 			config.SASL = topic.SASL{Mechanism: "SCRAM-SHA-256", User: "tricycle", PasswordFile: secret(t, "right")}
 			c.change(&config)
-			l := topic.NewCluster(config, "test", zerolog.Nop())
+			l, _ := create(config)
 			topictest.Start(t, l)
 			topictest.Unready(t, l, strings.ReplaceAll(c.want, "ADDRESS", address))
 		})
@@ -217,16 +215,15 @@ func TestAMistakeIsLoggedOnce(t *testing.T) {
 			for range 3 {
 				c.Brokers = append(c.Brokers, rude(t, nil, answer...))
 			}
-			var log servicetest.Console
-			l := topic.NewCluster(c, "test", zerolog.New(&log))
+			l, log := create(c)
 			topictest.Start(t, l)
 			clients := map[*kafka.Client]bool{}
 			servicetest.Eventually(t, time.Minute, "each is asked several times", func() bool {
 				clients[l.Client()] = true
 				return len(clients) > 12
 			})
-			if got := strings.Count(log.String(), "kafka unavailable"); got < 1 || got > len(c.Brokers) {
-				t.Errorf("got %d lines, want one for each broker at most:\n%s", got, &log)
+			if got := log.Count("kafka unavailable"); got < 1 || got > len(c.Brokers) {
+				t.Errorf("got %d lines, want one for each broker at most:\n%s", got, log)
 			}
 		})
 	}
@@ -236,18 +233,15 @@ func TestAMistakeIsLoggedOnce(t *testing.T) {
 // of the messages.
 func TestLeastRights(t *testing.T) {
 	t.Parallel()
-	cluster, address := topictest.Cluster(t)
+	cluster, c, l, log := embedded(t)
 	starting := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Metadata}, Err: kerr.UnknownServerError, Count: -1})
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.CreateTopics}, Err: kerr.TopicAuthorizationFailed, Count: -1})
-	c := topictest.For(t, address)
-	var log servicetest.Console
-	l := topic.NewCluster(c, "test", zerolog.New(&log))
 	stop := topictest.Start(t, l)
-	servicetest.Eventually(t, time.Minute, "it is logged", func() bool { return log.Has("[-1] Unknown") })
+	log.Find(t, `\[-1\] Unknown`)
 	starting.Remove()
 	want := "kafka.topic: must exist or be created by a user who may, got no topic " + c.Topic
 	topictest.Unready(t, l, want)
-	servicetest.Eventually(t, time.Minute, "it is logged, after another error too", func() bool { return log.Has(want) })
+	log.Find(t, want) // after another error too
 	fault.Remove()
 	topictest.Ready(t, l)
 	stop()
@@ -258,20 +252,21 @@ func TestLeastRights(t *testing.T) {
 			asked <- true
 			return nil, nil, false
 		})
-		topictest.Run(t, topic.NewCluster(c, "test", zerolog.Nop()))
+		l, _ := create(c)
+		topictest.Run(t, l)
 		if len(asked) != 0 {
 			t.Error("asked to create topics that exist")
 		}
 	})
 
 	t.Run("without dead letters", func(t *testing.T) {
-		c := topictest.For(t, address)
+		c := topictest.For(t, c.Brokers[0])
 		if err := cluster.CreateTopic(c.Topic, 4, nil); err != nil {
 			t.Fatal(err)
 		}
 		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.CreateTopics}, Err: kerr.TopicAuthorizationFailed, Count: -1})
-		var log servicetest.Console
-		topictest.Run(t, topic.NewCluster(c, "test", zerolog.New(&log)))
-		servicetest.Eventually(t, time.Minute, "logged", func() bool { return strings.Contains(log.String(), "dead-letter topic missing") })
+		l, log := create(c)
+		topictest.Run(t, l)
+		log.Find(t, "dead-letter topic missing")
 	})
 }

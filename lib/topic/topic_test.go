@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -14,12 +15,28 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
 func TestMain(m *testing.M) { servicetest.Main(m, nil) }
+
+// create returns a client that does not run yet, and its log.
+func create(c topic.Config) (*topic.Cluster, *servicetest.Console) {
+	var log servicetest.Console
+	return topic.NewCluster(c, "test", zerolog.New(&log)), &log
+}
+
+// embedded returns an embedded broker with a client that does not run yet.
+func embedded(t *testing.T, options ...kfake.Opt) (*kfake.Cluster, topic.Config, *topic.Cluster, *servicetest.Console) {
+	t.Helper()
+	cluster, address := topictest.Cluster(t, options...)
+	c := topictest.For(t, address)
+	l, log := create(c)
+	return cluster, c, l, log
+}
 
 func TestValidate(t *testing.T) {
 	t.Parallel()
@@ -121,9 +138,7 @@ func TestTopicsAreCreatedOnce(t *testing.T) {
 // An existing topic may take its times from the producer.
 func TestAClockThatTheBrokerRefusesIsNamed(t *testing.T) {
 	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	c := topictest.For(t, address)
-	k := topic.NewCluster(c, "test", zerolog.Nop())
+	cluster, c, k, _ := embedded(t)
 	topictest.Run(t, k)
 	cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: c.Topic, Err: kerr.InvalidTimestamp, Count: -1})
 	if _, err := k.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("x")}); err == nil || !strings.Contains(err.Error(), "message.timestamp.type: must be LogAppendTime") {
@@ -134,10 +149,7 @@ func TestAClockThatTheBrokerRefusesIsNamed(t *testing.T) {
 // A quota slows the client down, and no request fails.
 func TestThrottlingIsLogged(t *testing.T) {
 	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	c := topictest.For(t, address)
-	var log servicetest.Console
-	l := topic.NewCluster(c, "test", zerolog.New(&log))
+	cluster, c, l, log := embedded(t)
 	topictest.Run(t, l)
 	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
@@ -161,9 +173,7 @@ func TestThrottlingIsLogged(t *testing.T) {
 
 func TestProduceWaitsForEveryReplica(t *testing.T) {
 	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	c := topictest.For(t, address)
-	l := topic.NewCluster(c, "test", zerolog.Nop())
+	cluster, c, l, _ := embedded(t)
 	topictest.Run(t, l)
 	acks := make(chan int16, 100)
 	cluster.ControlKey(int16(kmsg.Produce), func(r kmsg.Request) (kmsg.Response, error, bool) {
@@ -196,12 +206,11 @@ func TestSettingsOfTheTopic(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			k := topictest.Config(t)
 			topictest.Create(t, k, c.setting, c.wrong)
-			var log servicetest.Console
-			l := topic.NewCluster(k, "test", zerolog.New(&log))
+			l, log := create(k)
 			topictest.Start(t, l)
 			want := k.Topic + ": " + c.setting + ": " + c.want
 			topictest.Unready(t, l, want)
-			servicetest.Eventually(t, time.Minute, "logged", func() bool { return strings.Contains(log.String(), want) })
+			log.Find(t, regexp.QuoteMeta(want))
 			if l.Partitions() != 0 {
 				t.Error("the topic can be used")
 			}
@@ -221,19 +230,18 @@ func TestSettingsOfTheTopic(t *testing.T) {
 	t.Run("bombs are admitted", func(t *testing.T) {
 		c := topictest.Config(t)
 		topictest.Create(t, c, "max.message.bytes", "2000000", "compression.type", "producer")
-		var log servicetest.Console
-		topictest.Run(t, topic.NewCluster(c, "test", zerolog.New(&log)))
-		if got := strings.Count(log.String(), "decompression bombs"); got != 4 {
-			t.Errorf("got %d warnings, want one for each topic and setting:\n%s", got, &log)
+		l, log := create(c)
+		topictest.Run(t, l)
+		if got := log.Count("decompression bombs"); got != 4 {
+			t.Errorf("got %d warnings, want one for each topic and setting:\n%s", got, log)
 		}
 	})
 	t.Run("they are secret", func(t *testing.T) {
-		cluster, address := topictest.Cluster(t)
+		cluster, _, l, log := embedded(t)
 		cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Err: kerr.TopicAuthorizationFailed, Count: -1})
-		var log servicetest.Console
-		topictest.Run(t, topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log)))
-		if strings.Contains(log.String(), `"level":"warn"`) || !strings.Contains(log.String(), "not checked") {
-			t.Errorf("got %s", &log)
+		topictest.Run(t, l)
+		if log.Has(`"level":"warn"`) || !log.Has("not checked") {
+			t.Errorf("got %s", log)
 		}
 	})
 }
@@ -245,17 +253,13 @@ func refuseOne(cluster *kfake.Cluster, err *kerr.Error) *kfake.FaultHandle {
 
 func TestEachPartitionsTroubleIsItsOwn(t *testing.T) {
 	t.Parallel()
-	cluster, address := topictest.Cluster(t)
-	var log servicetest.Console
-	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
+	cluster, _, l, log := embedded(t)
 	l.Hasten(8*time.Second, time.Second)
 	topictest.Run(t, l)
 	client := l.Client()
 	refusal := refuseOne(cluster, kerr.NotLeaderForPartition)
 	servicetest.Eventually(t, time.Minute, "the partition is unreachable", func() bool { return !l.Reachable(1) })
-	servicetest.Eventually(t, time.Minute, "it is logged", func() bool {
-		return strings.Contains(log.String(), `"partition":1,"message":"partition unavailable"`)
-	})
+	log.Find(t, `"partition":1,"message":"partition unavailable"`)
 	if err := l.Ready(t.Context()); err != nil || l.Client() != client {
 		t.Errorf("got %v, want it ready with the same connections", err)
 	}
@@ -273,17 +277,15 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 	for _, refusal := range []*kerr.Error{kerr.NotLeaderForPartition, kerr.OffsetNotAvailable} {
 		t.Run(refusal.Message, func(t *testing.T) {
 			t.Parallel()
-			cluster, address := topictest.Cluster(t)
+			cluster, _, l, log := embedded(t)
 			refusing := refuseOne(cluster, refusal)
-			var log servicetest.Console
-			l := topic.NewCluster(topictest.For(t, address), "test", zerolog.New(&log))
 			stop := topictest.Start(t, l)
 			servicetest.Eventually(t, time.Minute, "it waits for a leader", func() bool { return errors.Is(l.Ready(t.Context()), kafka.Error(refusal.Code)) })
 			refusing.Remove()
 			topictest.Ready(t, l)
 			stop()
-			if strings.Contains(log.String(), `"level":"warn"`) {
-				t.Errorf("got a warning:\n%s", &log)
+			if log.Has(`"level":"warn"`) {
+				t.Errorf("got a warning:\n%s", log)
 			}
 		})
 	}
@@ -292,8 +294,8 @@ func TestTopicsThatWereJustCreatedAreNoTrouble(t *testing.T) {
 func TestAnAddressWithoutABrokerIsPassedOver(t *testing.T) {
 	t.Parallel()
 	c := topictest.Config(t)
-	c.Brokers = append([]string{topictest.Mute(t), rude(t, nil, web...), rude(t, nil, 21, 3, 3, 0, 2, 2, 80)}, c.Brokers...)
-	l := topic.NewCluster(c, "test", zerolog.Nop())
+	c.Brokers = append([]string{relaytest.New(t, "127.0.0.1:0", "").Address, rude(t, nil, web...), rude(t, nil, 21, 3, 3, 0, 2, 2, 80)}, c.Brokers...)
+	l, _ := create(c)
 	l.Hasten(2*time.Second, time.Second)
 	topictest.Run(t, l) // waits until it is ready
 }
@@ -313,7 +315,7 @@ func TestErrorType(t *testing.T) {
 func TestProduceNamesWhyKafkaIsUnavailable(t *testing.T) {
 	t.Parallel()
 	c := topictest.For(t, "127.0.0.1:1")
-	l := topic.NewCluster(c, "test", zerolog.Nop())
+	l, _ := create(c)
 	topictest.Start(t, l)
 	topictest.Unready(t, l, "connection refused")
 	if _, err := l.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("v")}); err == nil || !strings.Contains(err.Error(), "connection refused") {
@@ -324,9 +326,7 @@ func TestProduceNamesWhyKafkaIsUnavailable(t *testing.T) {
 func TestClusterSurvivesItsBroker(t *testing.T) {
 	t.Parallel()
 	dir := kfake.DataDir(t.TempDir())
-	cluster, address := topictest.Cluster(t, dir)
-	c := topictest.For(t, address)
-	l := topic.NewCluster(c, "test", zerolog.Nop())
+	cluster, c, l, _ := embedded(t, dir)
 	topictest.Run(t, l)
 	produce := func() bool {
 		_, err := l.Produce(t.Context(), c.Topic, 0, kafka.Message{Value: []byte("v")})
@@ -341,7 +341,7 @@ func TestClusterSurvivesItsBroker(t *testing.T) {
 		if produce() {
 			t.Fatal("produced without a broker")
 		}
-		cluster, _ = topictest.Cluster(t, dir, kfake.Ports(topictest.Port(t, address)))
+		cluster, _ = topictest.Cluster(t, dir, kfake.Ports(topictest.Port(t, c.Brokers[0])))
 		servicetest.Eventually(t, time.Minute, "kafka is back", func() bool { return l.Ready(t.Context()) == nil })
 		servicetest.Eventually(t, time.Minute, "produced", produce)
 	}
@@ -360,9 +360,8 @@ func TestClusterIsNotReadyWhileABrokerRefuses(t *testing.T) {
 		"the topic is secret": {kmsg.Metadata, kerr.TopicAuthorizationFailed, "get topic"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cluster, address := topictest.Cluster(t)
+			cluster, _, l, _ := embedded(t)
 			fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{c.key}, Err: c.err, Count: -1})
-			l := topic.NewCluster(topictest.For(t, address), "test", zerolog.Nop())
 			topictest.Start(t, l)
 			topictest.Unready(t, l, c.want)
 			fault.Remove()
@@ -406,22 +405,21 @@ func TestEachClusterIsNamed(t *testing.T) {
 	second, other := topictest.Cluster(t, kfake.ClusterID("second"))
 	c := topictest.For(t, other)
 	c.Brokers = append(c.Brokers, first)
-	var log servicetest.Console
-	topictest.Run(t, topic.NewCluster(c, "test", zerolog.New(&log)))
+	l, log := create(c)
+	topictest.Run(t, l)
 	second.Close()
 	for _, want := range []string{
 		`"cluster_id":"second","brokers":["` + other + `","` + first + `"],"partitions":4,"message":"kafka available"`,
 		`"cluster_id":"first","former":"second","brokers":["` + other + `","` + first + `"],"message":"brokers of another cluster answer"`,
 	} {
-		servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(log.String(), want) })
+		log.Find(t, regexp.QuoteMeta(want))
 	}
 }
 
 // Opening a connection takes four round trips, which have the time of one request.
 func TestSlowAnswers(t *testing.T) {
 	t.Parallel()
-	_, address := topictest.Cluster(t, topictest.Link(func() { time.Sleep(120 * time.Millisecond) }))
-	l := topic.NewCluster(topictest.For(t, address), "test", zerolog.Nop())
+	_, _, l, _ := embedded(t, topictest.Link(func() { time.Sleep(120 * time.Millisecond) }))
 	l.Hasten(800*time.Millisecond, time.Second)
 	topictest.Run(t, l) // waits until it is ready
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/segmentio/kafka-go"
 	"github.com/twmb/franz-go/pkg/kfake"
 
+	"github.com/tricycle-relay/tricycle/lib/relaytest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
@@ -54,7 +55,7 @@ func TestKafkaRestartsInTheMiddle(t *testing.T) {
 func TestABrokerThatAnswersNothingIsPassedOver(t *testing.T) {
 	t.Parallel()
 	k := topictest.Config(t)
-	k.Brokers = append([]string{topictest.Mute(t)}, k.Brokers...)
+	k.Brokers = append([]string{relaytest.New(t, "127.0.0.1:0", "").Address}, k.Brokers...)
 	r := start(t, k, newMS1(t).URL)
 	r.Ready()
 }

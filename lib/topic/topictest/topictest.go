@@ -133,17 +133,6 @@ func Create(t testing.TB, c topic.Config, settings ...string) {
 	}
 }
 
-// Mute returns an address that accepts connections and answers nothing.
-func Mute(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l.Addr().String()
-}
-
 // Port returns the port of a host:port.
 func Port(t testing.TB, address string) int {
 	t.Helper()
