@@ -329,22 +329,11 @@ func TestHealthcheck(t *testing.T) {
 			}
 		})
 	}
-	t.Run("nobody listens", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		address := l.Addr().String()
-		l.Close()
-		status, _, stderr := run(t, never(t), "-healthcheck", "-config", file(t, "listen: "+address))
-		if status != 1 || !strings.Contains(stderr, "connection refused") || !strings.Contains(stderr, address) {
-			t.Errorf("got status %d, %q, want 1 and the refusal", status, stderr)
-		}
-	})
 }
 
 func TestHealthcheckOfOddAddresses(t *testing.T) {
 	for name, c := range map[string]struct{ address, path, want string }{
+		"nobody there":  {"127.0.0.1:1", "/readyz", "dial tcp 127.0.0.1:1: connect: connection refused"},
 		"no port":       {"localhost", "/readyz", "missing port"},
 		"a zone":        {"[fe80::1%none]:1", "/readyz", "dial tcp [fe80::1%none]:1"},
 		"no such path":  {"localhost:1", "/%zz", "invalid URL escape"},
@@ -380,14 +369,17 @@ type service struct{ run func() error }
 func (s service) Address() string           { return "127.0.0.1:9" }
 func (s service) Run(context.Context) error { return s.run() }
 
-// observed is the log of a service that Serve has run.
-func observed(t *testing.T, l logging.Config, c telemetry.Config, do func(zerolog.Logger, *telemetry.Telemetry) error) ([]map[string]any, error) {
+// observed is the log of a service that Serve has run with a collector.
+func observed(t *testing.T, collect http.HandlerFunc, do func(zerolog.Logger, *telemetry.Telemetry) error) ([]map[string]any, error) {
 	t.Helper()
-	l.File = filepath.Join(t.TempDir(), "ms9.log")
-	err := program.Serve(t.Context(), "ms9", nil, program.Observability{Logging: l, Tracing: c}, io.Discard, func(_ any, log zerolog.Logger, tel *telemetry.Telemetry) (service, error) {
+	collector := httptest.NewServer(collect)
+	defer collector.Close()
+	c := program.Observability{Logging: logging.Defaults(), Tracing: telemetry.Defaults()}
+	c.Logging.File, c.Tracing.Endpoint = filepath.Join(t.TempDir(), "ms9.log"), collector.URL
+	err := program.Serve(t.Context(), "ms9", nil, c, io.Discard, func(_ any, log zerolog.Logger, tel *telemetry.Telemetry) (service, error) {
 		return service{func() error { return do(log, tel) }}, nil
 	}, nil)
-	return servicetest.Events(t, l.File), err
+	return servicetest.Events(t, c.Logging.File), err
 }
 
 func TestServe(t *testing.T) {
@@ -397,11 +389,7 @@ func TestServe(t *testing.T) {
 	for name, err := range map[string]error{"an end in peace": nil, "an end with an error": trouble} {
 		t.Run(name, func(t *testing.T) {
 			var spans atomic.Int32
-			collector := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { spans.Add(1) }))
-			defer collector.Close()
-			c := telemetry.Defaults()
-			c.Endpoint = collector.URL
-			events, got := observed(t, logging.Defaults(), c, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
+			events, got := observed(t, func(http.ResponseWriter, *http.Request) { spans.Add(1) }, func(log zerolog.Logger, tel *telemetry.Telemetry) error {
 				log.Info().Msg("at work")
 				_, span := tel.Tracer.Start(t.Context(), "work")
 				span.End()
@@ -426,15 +414,11 @@ func TestServe(t *testing.T) {
 		})
 	}
 	t.Run("a collector that swallows the last spans", func(t *testing.T) {
-		collector := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		began := time.Now()
+		events, err := observed(t, func(_ http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			<-r.Context().Done()
-		}))
-		defer collector.Close()
-		c := telemetry.Defaults()
-		c.Endpoint = collector.URL
-		began := time.Now()
-		events, err := observed(t, logging.Defaults(), c, func(_ zerolog.Logger, tel *telemetry.Telemetry) error {
+		}, func(_ zerolog.Logger, tel *telemetry.Telemetry) error {
 			_, span := tel.Tracer.Start(t.Context(), "work")
 			span.End()
 			return nil
@@ -458,7 +442,7 @@ func TestServe(t *testing.T) {
 	})
 	t.Run("an environment that is wrong", func(t *testing.T) {
 		t.Setenv("OTEL_TRACES_SAMPLER", "xray")
-		events, err := observed(t, logging.Defaults(), telemetry.Defaults(), nil)
+		events, err := observed(t, nil, nil)
 		if err == nil || !strings.HasPrefix(err.Error(), "OTEL_TRACES_SAMPLER: ") || len(events) != 0 {
 			t.Errorf("got %v, %v, want an error about OTEL_TRACES_SAMPLER", err, events)
 		}
