@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/xml"
-	"errors"
 	"io"
 	"math"
 	"net/http"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 const ms = time.Millisecond
@@ -214,11 +215,9 @@ func TestCompare(t *testing.T) {
 
 func TestReport(t *testing.T) {
 	dir := t.TempDir()
-	file, page := filepath.Join(dir, "r.json"), filepath.Join(dir, "page.md")
+	file := filepath.Join(dir, "r.json")
+	page := servicetest.File(t, filepath.Join(dir, "page.md"), "before\n"+pageBegin+"old\n"+pageEnd+"after\n")
 	if err := results().write(file); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(page, []byte("before\n"+pageBegin+"old\n"+pageEnd+"after\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second changes nothing
@@ -251,25 +250,14 @@ func TestReport(t *testing.T) {
 		}
 	}
 
-	svg, err := os.Open(filepath.Join(dir, "r.svg"))
+	text, err := os.ReadFile(filepath.Join(dir, "r.svg"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer svg.Close()
-	polylines := 0
-	for d := xml.NewDecoder(svg); ; {
-		token, err := d.Token()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if e, ok := token.(xml.StartElement); ok && e.Name.Local == "polyline" {
-			polylines++
-		}
+	var svg struct {
+		Lines []struct{} `xml:"polyline"`
 	}
-	if polylines != 4 {
-		t.Errorf("got %d lines in the plot, want the median and the 99th percentile of 2 subjects", polylines)
+	if err := xml.Unmarshal(text, &svg); err != nil || len(svg.Lines) != 4 {
+		t.Errorf("got %d lines in the plot, %v, want the median and the 99th percentile of 2 subjects", len(svg.Lines), err)
 	}
 }

@@ -6,23 +6,16 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/credentials/credentialstest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
-func file(t *testing.T, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
+func file(t *testing.T, text string) string { return servicetest.File(t, "file", text) }
 
 func read(t *testing.T, path string) string {
 	t.Helper()

@@ -48,18 +48,14 @@ func TestTLS(t *testing.T) {
 	}
 	next.Write(pair, time.Now().Add(time.Hour), "127.0.0.1")
 	renewed, err := os.ReadFile(pair.KeyFile)
-	if err == nil {
-		err = os.WriteFile(pair.KeyFile, key, 0o600)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	servicetest.File(t, pair.KeyFile, string(key))
 	servicetest.Eventually(t, 20*time.Second, "a certificate without its key is reported, and the last one used", func() bool {
 		return asks(ca) == nil && log.Has("tls.certificate_file: use "+pair.CertificateFile+" with key "+pair.KeyFile)
 	})
-	if err := os.WriteFile(pair.KeyFile, renewed, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.File(t, pair.KeyFile, string(renewed))
 	servicetest.Eventually(t, 20*time.Second, "the renewed certificate is used", func() bool { return asks(next) == nil })
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/tricycle-relay/tricycle/lib/private"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 func mode(t *testing.T, path string) os.FileMode {
@@ -59,9 +60,7 @@ func TestFile(t *testing.T) {
 	if err := private.File(path); err != nil || mode(t, path) != 0o600 {
 		t.Errorf("got %v, mode %o, want mode 600", err, mode(t, path))
 	}
-	if err := os.WriteFile(path, []byte("text"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.File(t, path, "text")
 	if err := os.Chmod(path, 0o644); err != nil {
 		t.Fatal(err)
 	}

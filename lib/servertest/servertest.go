@@ -19,6 +19,8 @@ import (
 	"testing"
 
 	"github.com/go-sql-driver/mysql"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // Server is a server process of the test's own. It ends with the test.
@@ -118,10 +120,7 @@ func SecureBrokers(t testing.TB, n int, s Security) []*Server {
 		}
 		keystore = append(keystore, text...)
 	}
-	file := filepath.Join(t.TempDir(), "keystore.pem")
-	if err := os.WriteFile(file, keystore, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	file := servicetest.File(t, "keystore.pem", string(keystore))
 	const jaas = ".sasl.jaas.config=org.apache.kafka.common.security."
 	started := brokers(t, n, func(port int) []string {
 		return []string{
@@ -192,9 +191,7 @@ func newServer(t testing.TB, name, file string, lines []string, args ...string) 
 		_ = os.RemoveAll(dir)
 	})
 	if len(lines) > 0 {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.File(t, filepath.Join(dir, file), strings.Join(lines, "\n")+"\n")
 	}
 	return s
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // Authority is a CA of a test.
@@ -36,7 +37,7 @@ type Authority struct {
 // New returns a CA with files in a directory of the test.
 func New(t testing.TB) *Authority {
 	t.Helper()
-	a := &Authority{t: t, File: filepath.Join(t.TempDir(), "ca.pem")}
+	a := &Authority{t: t}
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: "test CA " + rand.Text()}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
@@ -47,7 +48,7 @@ func New(t testing.TB) *Authority {
 	if a.certificate, err = x509.ParseCertificate(der); err != nil {
 		t.Fatal(err)
 	}
-	write(t, a.File, block("CERTIFICATE", der))
+	a.File = servicetest.File(t, "ca.pem", block("CERTIFICATE", der))
 	return a
 }
 
@@ -92,8 +93,8 @@ func (a *Authority) write(p credentials.Pair, from, until time.Time, hosts ...st
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	write(a.t, p.CertificateFile, block("CERTIFICATE", a.sign(template, a.certificate, key)))
-	write(a.t, p.KeyFile, block("PRIVATE KEY", encoded))
+	servicetest.File(a.t, p.CertificateFile, block("CERTIFICATE", a.sign(template, a.certificate, key)))
+	servicetest.File(a.t, p.KeyFile, block("PRIVATE KEY", encoded))
 }
 
 // Server returns the configuration of a server with a certificate of the CA.
@@ -138,7 +139,7 @@ func (a *Authority) Failing(host string) (config *tls.Config, fail func(section,
 		a.write(p, time.Now().Add(from), time.Now().Add(until), host)
 		return a.server(p)
 	}
-	known, stranger := read(a.t, a.File), read(a.t, New(a.t).File)
+	known, stranger := block("CERTIFICATE", a.certificate.Raw), block("CERTIFICATE", New(a.t).certificate.Raw)
 	return config, func(section, file, address string, is func(want string)) {
 		a.t.Helper()
 		certificate := section + ": certificate of " + address + ": "
@@ -157,7 +158,7 @@ func (a *Authority) Failing(host string) (config *tls.Config, fail func(section,
 			_ = os.Remove(file) // first: no connection may be right
 			current.Store(f.server)
 			if f.ca != "" {
-				write(a.t, file, []byte(f.ca))
+				servicetest.File(a.t, file, f.ca)
 			}
 			is(f.want)
 		}
@@ -175,14 +176,6 @@ func (a *Authority) sign(template, parent *x509.Certificate, key *ecdsa.PrivateK
 	return der
 }
 
-func read(t testing.TB, file string) string {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(data)
-}
-
 func newKey(t testing.TB) *ecdsa.PrivateKey {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -191,12 +184,6 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
-func block(kind string, der []byte) []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-}
-
-func write(t testing.TB, file string, data []byte) {
-	if err := os.WriteFile(file, data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+func block(kind string, der []byte) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
 }
