@@ -89,17 +89,6 @@ func TestClient(t *testing.T) {
 	}
 }
 
-func TestRequest(t *testing.T) {
-	for body, want := range map[string]bool{"{}": false, `[]`: false, `{"session_id":7,"service1_timestamp":"2026-11-23T10:15:30.123456Z",` +
-		`"service2_timestamp":"2026-11-23T10:15:30.123456Z","service3_timestamp":"2026-11-23T10:15:30.123456Z","end_timestamp":null}`: true} {
-		r := httptest.NewRequest("POST", "/store", strings.NewReader(body))
-		r.Header.Set("Content-Type", "application/json")
-		if err := Request("ms1", r); (err == nil) != want {
-			t.Errorf("%s: got %v", body, err)
-		}
-	}
-}
-
 func TestUnanswered(t *testing.T) {
 	const healthz = "GET /healthz 200"
 	if missing := unanswered("ms3"); !slices.Contains(missing, healthz) || !slices.Contains(missing, "HEAD /readyz 503") {
