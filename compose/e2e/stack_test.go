@@ -39,11 +39,8 @@ func newStack(t *testing.T) *stack {
 		t.Skip("TRICYCLE_TEST_COMPOSE: must be 1, with a Docker engine, Compose and the images")
 	}
 	s := &stack{t: t, directory: t.TempDir()}
-	for _, name := range []string{"compose.yaml", "compose"} {
-		if err := copyFiles(filepath.Join("../..", name), filepath.Join(s.directory, name)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	s.run("cp", "-rL", "../../compose.yaml", "../../compose", s.directory) // through links: under Bazel a directory consists of them
+	s.run("chmod", "-R", "a+rX", s.directory)
 	s.project = fmt.Sprintf("tricycle-e2e-%d-%d", os.Getpid(), time.Now().UnixNano())
 	s.env = os.Environ()
 	for name, url := range map[string]*string{"MS1": &s.ms1, "JAEGER": &s.jaeger, "MARIADB": new(string)} {
@@ -66,51 +63,16 @@ func newStack(t *testing.T) *stack {
 // override adds a file compose.override.yaml, as a user does who changes settings.
 func (s *stack) override(text string) {
 	s.t.Helper()
-	if err := os.WriteFile(filepath.Join(s.directory, "compose.override.yaml"), []byte(text), 0o644); err != nil {
-		s.t.Fatal(err)
-	}
+	servicetest.File(s.t, filepath.Join(s.directory, "compose.override.yaml"), text)
 }
 
 // proxy gives the Docker client a proxy for its containers, which nobody
 // answers.
 func (s *stack) proxy() {
 	s.t.Helper()
-	directory := s.t.TempDir()
 	const nobody = "http://127.0.0.1:9"
 	text := fmt.Sprintf(`{"proxies": {"default": {"httpProxy": %[1]q, "httpsProxy": %[1]q, "allProxy": %[1]q, "noProxy": "localhost,127.0.0.1"}}}`, nobody)
-	if err := os.WriteFile(filepath.Join(directory, "config.json"), []byte(text), 0o644); err != nil {
-		s.t.Fatal(err)
-	}
-	s.env = append(s.env, "DOCKER_CONFIG="+directory)
-}
-
-// copyFiles copies files through links: under Bazel a directory consists of them.
-func copyFiles(from, to string) error {
-	return filepath.Walk(from, func(path string, _ os.FileInfo, err error) error {
-		if err != nil {
-			return err
-		}
-		name, err := filepath.Rel(from, path)
-		if err != nil {
-			return err
-		}
-		info, err := os.Stat(path)
-		if err != nil {
-			return err
-		}
-		target := filepath.Join(to, name)
-		if info.IsDir() {
-			if name == "e2e" {
-				return filepath.SkipDir
-			}
-			return os.MkdirAll(target, 0o755)
-		}
-		content, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(target, content, info.Mode().Perm()|0o444)
-	})
+	s.env = append(s.env, "DOCKER_CONFIG="+filepath.Dir(servicetest.File(s.t, "config.json", text)))
 }
 
 // compose returns the arguments of docker for a command of Compose.
