@@ -164,6 +164,21 @@ func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 	}
 }
 
+func TestATornConnectionKeepsSmallRequests(t *testing.T) {
+	t.Parallel()
+	cluster, address := topictest.Cluster(t)
+	var asked atomic.Int32
+	refuse(cluster, nil, func(kmsg.ProduceRequestTopicPartition) bool { return asked.Add(1) < 6 })
+	r := start(t, topictest.For(t, address)).ready()
+	r.dial(t).send(t, messages(tornLength)...)
+	r.produced(t, tornLength)
+	r.queue.mu.Lock()
+	defer r.queue.mu.Unlock()
+	if r.queue.most != batchLength {
+		t.Errorf("got at most %d messages in a request, want %d", r.queue.most, batchLength)
+	}
+}
+
 // A topic whose settings MS2 may not see, and that takes no message.
 func TestAMessageThatIsTooLargeNamesTheSetting(t *testing.T) {
 	t.Parallel()

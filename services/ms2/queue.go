@@ -23,6 +23,7 @@ import (
 const (
 	queueLength = 4096 // messages; the largest in_flight of MS1
 	batchLength = 100  // messages in a request
+	tornLength  = 10   // messages; no broker closes the connection because so few are too large
 	stallTime   = 10 * time.Second
 	refusedTime = 2 * time.Second        // of failing requests until MS2 is not ready, and without any until it is ready
 	failedTime  = 30 * time.Second       // until a failed partition has its turn again
@@ -232,7 +233,7 @@ func (q *queue) send(ctx context.Context, sender int, batch []entry) {
 				e.span.AddEvent("retry", trace.WithAttributes(semconv.ErrorTypeKey.String(topic.ErrorType(err))))
 			}
 			tooLarge := topic.TooLarge(err)
-			if len(part) > 1 && (tooLarge || topic.Torn(err)) {
+			if len(part) > 1 && tooLarge || len(part) > tornLength && topic.Torn(err) {
 				q.mu.Lock()
 				q.most, q.shrunk = (len(part)+1)/2, time.Now()
 				q.mu.Unlock()
