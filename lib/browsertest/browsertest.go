@@ -23,6 +23,8 @@ import (
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // timeout bounds what a tab waits for.
@@ -206,15 +208,12 @@ func (b *Tab) Download(selector string) string {
 	}
 	name := Evaluate[string](b, fmt.Sprintf("document.querySelector(%q).download", selector))
 	b.Do(chromedp.Click(chromedp.CSS(selector)))
-	for deadline := time.Now().Add(timeout); ; time.Sleep(50 * time.Millisecond) {
-		// The browser gives the file its name when it is complete.
-		if text, err := os.ReadFile(filepath.Join(directory, name)); err == nil && len(text) > 0 {
-			return string(text)
-		}
-		if time.Now().After(deadline) {
-			b.Fatalf("waited %s for the file %s", timeout, name)
-		}
-	}
+	var text []byte
+	servicetest.Eventually(b, timeout, "the file "+name+", which has its name when it is complete", func() bool {
+		text, _ = os.ReadFile(filepath.Join(directory, name))
+		return len(text) > 0
+	})
+	return string(text)
 }
 
 // Figure returns a script for a figure of the shown session, such as Stored, as
