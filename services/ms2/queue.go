@@ -25,10 +25,10 @@ const (
 	batchLength = 100  // messages in a request
 	tornLength  = 10   // messages; no broker closes the connection because so few are too large
 	stallTime   = 10 * time.Second
-	refusedTime = 2 * time.Second        // of failing requests until MS2 is not ready, and without any until it is ready
-	failedTime  = 30 * time.Second       // until a failed partition has its turn again
-	shrunkTime  = 10 * time.Second       // of smaller requests, after one that was too large
-	lateTime    = 500 * time.Millisecond // of a request, after which no message waits for it
+	refusedTime = 2 * time.Second      // of failing requests until MS2 is not ready, and without any until it is ready
+	failedTime  = 30 * time.Second     // until a failed partition has its turn again
+	shrunkTime  = 10 * time.Second     // of smaller requests, after one that was too large
+	lateTime    = 5 * time.Millisecond // of a request, after which no message waits for it
 )
 
 // entry is a message to be written to Kafka. Its span ends when Kafka has
@@ -62,7 +62,6 @@ type queue struct {
 	senders int               // that have requests in flight; at most one for each partition
 	started int               // senders so far; the number of the last
 	awaited int               // sender whose request the waiting messages wait for, or 0
-	began   time.Time         // when that request did
 	turn    int               // partition of the next request, if it works and has none
 	busy    map[int]int       // requests in flight by partition
 	failed  map[int]time.Time // the last failure by partition
@@ -112,7 +111,7 @@ func (q *queue) start() {
 		q.senders++
 		q.started++
 		number := q.started
-		q.awaited, q.began = number, time.Now()
+		q.awaited = number
 		q.running.Go(func() { q.serve(number) })
 	}
 }
@@ -123,9 +122,7 @@ func (q *queue) run(ctx, drain context.Context) {
 	for retry.Pause(ctx, q.stall/20) {
 		q.watch()
 	}
-	// No more messages arrive.
-	for more := true; more && len(q.slots) > 0; more = retry.Pause(drain, 50*time.Millisecond) {
-		q.hurry()
+	for len(q.slots) > 0 && retry.Pause(drain, 50*time.Millisecond) { // no more messages arrive
 	}
 	q.dropAll()
 	q.running.Wait()
@@ -137,25 +134,13 @@ func (q *queue) watch() {
 		q.progress = time.Now()
 	}
 	stalled := time.Since(q.progress) > q.stall
-	late := q.awaited != 0 && time.Since(q.began) > q.late
 	q.mu.Unlock()
-	if late {
-		q.hurry()
-	}
 	if !stalled {
 		return
 	}
 	q.log.Warn().Int("messages", len(q.slots)).Stringer("without_progress", q.stall).Msg("kafka accepts nothing, queue dropped")
 	q.stalled()
 	q.dropAll()
-}
-
-// hurry sends the messages that wait for a request.
-func (q *queue) hurry() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.awaited = 0
-	q.start()
 }
 
 // dropAll drops all messages and cancels the requests.
@@ -202,7 +187,7 @@ func (q *queue) next(sender int) (context.Context, []entry) {
 		q.senders--
 		return nil, nil
 	}
-	q.awaited, q.began = sender, time.Now()
+	q.awaited = sender
 	batch := q.waiting[:n:n]
 	q.waiting = q.waiting[n:]
 	return q.round, batch
@@ -219,14 +204,17 @@ func (q *queue) send(ctx context.Context, sender int, batch []entry) {
 		for i, e := range part {
 			records[i] = e.record
 		}
+		late := time.AfterFunc(q.late, func() { q.release(sender) })
 		offset, err := q.cluster.Produce(ctx, q.topic, partition, records...)
-		q.end(sender, partition, err)
+		late.Stop()
+		q.end(partition, err)
 		if err == nil {
 			q.produced(part, partition, offset)
 			batch = batch[len(part):]
 			pause.Reset()
 			continue
 		}
+		q.release(sender)
 		if ctx.Err() == nil {
 			q.metrics.retries.Inc()
 			for _, e := range part {
@@ -282,18 +270,20 @@ func (q *queue) begin() (number, most int) {
 	return number, q.most
 }
 
-// end notes that a request to a partition is answered. After an error, no message
-// waits for the sender.
-func (q *queue) end(sender int, number int, err error) {
+// end notes that a request to a partition is answered.
+func (q *queue) end(number int, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.busy[number]--
-	if err == nil {
-		return
-	}
-	if !topic.TooLarge(err) { // every partition refuses such a batch
+	if err != nil && !topic.TooLarge(err) { // every partition refuses such a batch
 		q.failed[number] = time.Now()
 	}
+}
+
+// release lets no message wait for the request of a sender.
+func (q *queue) release(sender int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	if q.awaited == sender {
 		q.awaited = 0
 		q.start()

@@ -29,8 +29,8 @@ type delivery struct {
 }
 
 const (
-	lateTime   = 500 * time.Millisecond // of a request, after which no message waits for it
-	maxPausing = 4                      // refused requests, beside which messages wait for each other: more of them would feed an overload
+	lateTime   = 5 * time.Millisecond // of a request, after which no message waits for it
+	maxPausing = 4                    // refused requests, beside which messages wait for each other: more of them would feed an overload
 )
 
 // poster posts the messages of records to MS1 until the answers are final. A
