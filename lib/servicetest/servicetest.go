@@ -45,6 +45,22 @@ func Context(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
+// NoError fails the test if there is an error.
+func NoError(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Text returns the text of a file.
+func Text(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	NoError(t, err)
+	return string(text)
+}
+
 // Receive returns the next value of the channel, and fails the test if there is none
 // within a minute.
 func Receive[T any](t testing.TB, what string, c <-chan T) (value T) {

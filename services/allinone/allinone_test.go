@@ -103,9 +103,7 @@ func expect(t *testing.T, want int, url string) {
 func look(t *testing.T, data string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: filepath.Join(data, "tricycle.db"), RawQuery: "mode=ro&_pragma=busy_timeout(5000)"}).String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	t.Cleanup(func() { db.Close() })
 	return db
 }
@@ -228,9 +226,7 @@ func ownerOnly(t *testing.T, data string) {
 		}
 	}
 	entries, err := os.ReadDir(data)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	for _, e := range entries {
 		if info, err := e.Info(); err != nil || !e.IsDir() && info.Mode().Perm() != 0o600 {
 			t.Errorf("%s: %v, %v, want mode 600", e.Name(), info, err)
@@ -300,9 +296,7 @@ func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
 func TestErrorsAreOneLine(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", anyPort)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer taken.Close()
 	file := servicetest.File(t, "file", "")
 	for name, test := range map[string]struct {
@@ -336,9 +330,7 @@ func TestErrorsAreOneLine(t *testing.T) {
 
 func mkdir(t *testing.T, path ...string) {
 	t.Helper()
-	if err := os.MkdirAll(filepath.Join(path...), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, os.MkdirAll(filepath.Join(path...), 0o755))
 }
 
 func TestASecondProgramOnTheSameDirectoryIsRefused(t *testing.T) {
@@ -418,9 +410,7 @@ func TestLostMessagesAreAnError(t *testing.T) {
 		t.Errorf("got\n%s\nwant the warnings of MS2 and no other lines of a log", said)
 	}
 	summary, err := strconv.ParseInt(groups[2], 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	// A message that is too late for the summary is stored and not lost.
 	row := sessionRow(t, look(t, c.Data), 1)
 	if lost := row.lost.Int64; lost < 1 || lost > summary || row.generated.Int64-row.stored.Int64 != lost {
@@ -457,12 +447,9 @@ func TestRealBrokerAndDatabase(t *testing.T) {
 	}
 	command := said.Find(t, `(?m)^The rows: (mariadb .*)$`)[1]
 	if _, err := exec.LookPath("mariadb"); err == nil {
-		password, err := os.ReadFile(server.PasswordFile)
-		if err != nil {
-			t.Fatal(err)
-		}
+		password := servicetest.Text(t, server.PasswordFile)
 		show := exec.Command("sh", "-c", command)
-		show.Env = append(os.Environ(), "MYSQL_PWD="+strings.TrimSpace(string(password)))
+		show.Env = append(os.Environ(), "MYSQL_PWD="+strings.TrimSpace(password))
 		show.Args[2] = strings.Replace(command, "--password ", "", 1) // which asks a person
 		out, err := show.CombinedOutput()
 		if n := strings.Count(string(out), "\n"); err != nil || n != 11 { // with the names of the columns
@@ -479,9 +466,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 	value := bytes.Repeat([]byte("x"), 4096) // 16 MB in all
 	open := func() *kfake.Cluster {
 		b, err := openBroker(directory, c, t.Output())
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		t.Cleanup(b.Close)
 		return b
 	}
@@ -500,9 +485,7 @@ func TestTheBrokerKeepsItsLogWithinTheRetention(t *testing.T) {
 		return sizeOf(t, directory) < 1<<20+segmentBytes+1<<20
 	})
 	killed := filepath.Join(t.TempDir(), "killed") // a copy, as after a kill
-	if err := os.CopyFS(killed, os.DirFS(directory)); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, os.CopyFS(killed, os.DirFS(directory)))
 	cancel()
 	<-done
 	for how, left := range map[string]string{"stopped": directory, "killed": killed} {
@@ -524,17 +507,13 @@ func produce(t *testing.T, b *kfake.Cluster, topic string, n int, value []byte) 
 	for i := range batch {
 		batch[i].Value, batch[i].Time = value, time.Now().AddDate(-1, 0, 0)
 	}
-	if err := w.WriteMessages(t.Context(), batch...); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, w.WriteMessages(t.Context(), batch...))
 }
 
 func sizeOf(t *testing.T, directory string) (bytes int64) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join(directory, "partitions", "*", "*.dat"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	for _, f := range files {
 		if info, err := os.Stat(f); err == nil {
 			bytes += info.Size()
@@ -563,9 +542,7 @@ func TestADataDirectoryOfOthersIsRefused(t *testing.T) {
 			config := usual(t)
 			config.Once = true
 			mkdir(t, config.Data)
-			if err := c.spoil(config.Data); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, c.spoil(config.Data))
 			said := &servicetest.Console{}
 			if err := Run(t.Context(), config, said); err == nil || !strings.HasPrefix(err.Error(), c.want) {
 				t.Errorf("error %v, want %s; output %s", err, c.want, said)

@@ -30,13 +30,9 @@ import (
 // not 0. Each second stamp is before the first one, as if the clock of MS2 was slow.
 func past(t *testing.T, directory string, stored int) (id int64) {
 	t.Helper()
-	if err := os.MkdirAll(directory, 0o700); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, os.MkdirAll(directory, 0o700))
 	store, err := sqlite.Open(filepath.Join(directory, "tricycle.db"), zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	stop := storetest.Start(t, store)
 	defer stop()
 	start := message.StampOf(time.Now().Add(-time.Hour))
@@ -50,9 +46,7 @@ func past(t *testing.T, directory string, stored int) (id int64) {
 	}
 	var lost []ms1.LostMessage
 	if stored > 0 {
-		if err := store.Insert(t.Context(), id, rows); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, store.Insert(t.Context(), id, rows))
 		lost = []ms1.LostMessage{{Service1: start + 60_000, Reason: "not returned in time"}}
 	}
 	closing := ms1.Closing{EndedAt: start + 1e6, Generated: int64(stored + len(lost)), Reason: ms1.IntervalElapsed, Lost: lost}
@@ -188,9 +182,7 @@ func TestPage(t *testing.T) {
 
 	step("the connection is lost and comes back", func(t *testing.T) {
 		b.Expect("net::ERR_")
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, stop())
 		b.Shows("#state", "offline")
 		b.Until("!document.querySelector('#offline').hidden && document.querySelector('#start').disabled")
 		b.Looks("offline")
@@ -214,9 +206,7 @@ func TestPageBehindAProxy(t *testing.T) {
 	browser := browsertest.Browser(t)
 	address, _ := serve(t, usual(t))
 	target, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	var status, replaced atomic.Int64 // the status that the proxy answers by itself, and how often it did to /events
 	pass := http.StripPrefix("/tricycle", &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(target)
@@ -464,9 +454,7 @@ func TestPageLinksTraces(t *testing.T) {
 				t.Errorf("got the link %s, want %s", got, test.want)
 			}
 			b.Expect("net::ERR_") // of the events
-			if err := stop(); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, stop())
 		})
 	}
 }
@@ -477,9 +465,7 @@ func TestOpen(t *testing.T) {
 	opened := filepath.Join(directory, "opened")
 	script := "#!/bin/sh\necho \"$@\" >" + quote(opened) + "\n"
 	for _, name := range []string{"xdg-open", "open"} {
-		if err := os.WriteFile(filepath.Join(directory, name), []byte(script), 0o700); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, os.WriteFile(filepath.Join(directory, name), []byte(script), 0o700))
 	}
 	t.Setenv("PATH", directory+string(os.PathListSeparator)+os.Getenv("PATH"))
 	for _, open := range []bool{false, true} {
@@ -494,9 +480,7 @@ func TestOpen(t *testing.T) {
 				return len(text) > 0
 			})
 		}
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, stop())
 		text, err := os.ReadFile(opened)
 		if open && strings.TrimSpace(string(text)) != shown {
 			t.Errorf("got %q opened, want %q", text, shown)

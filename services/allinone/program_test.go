@@ -151,9 +151,7 @@ func healthcheck(t *testing.T) {
 func consoleGone(t *testing.T) {
 	data := t.TempDir()
 	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	cmd := exec.Command(os.Args[0], "-once", "-interval", "1", "-listen", anyPort, "-data", data)
 	cmd.Stdout, cmd.Stderr = w, w
 	p := servicetest.Launch(t, cmd)
@@ -170,9 +168,7 @@ func consoleGone(t *testing.T) {
 
 func consoleFull(t *testing.T) {
 	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer r.Close()
 	defer w.Close()
 	_ = w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
 
@@ -81,9 +82,7 @@ func TestProgressOnATerminalNeverWraps(t *testing.T) {
 func TestProgressElsewhereIsALineASecond(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "out")
 	out, err := os.Create(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer out.Close()
 	s := newScreen(out)
 	for range 100 {
@@ -128,9 +127,7 @@ func TestLostMessagesAreReported(t *testing.T) {
 
 func TestExampleConfigurationHasEveryKeyAtItsDefault(t *testing.T) {
 	var c Config // so that a key that is not in the file shows
-	if err := config.Load(&c, "../../compose/config/allinone.yaml"); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, config.Load(&c, "../../compose/config/allinone.yaml"))
 	want := Defaults()
 	want.Kafka.Brokers = []string{}
 	if !reflect.DeepEqual(c, want) {

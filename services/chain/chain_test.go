@@ -34,7 +34,7 @@ func TestRounds(t *testing.T) {
 	if s := c.stop(); s.EndReason != "stopped" {
 		t.Errorf("ended because %q", s.EndReason)
 	}
-	if lines := readFile(t, c, "ms1.log"); !strings.Contains(lines, `"message":"GET /start?interval=600&in_flight=64"`) {
+	if lines := servicetest.Text(t, c.dir+"/ms1.log"); !strings.Contains(lines, `"message":"GET /start?interval=600&in_flight=64"`) {
 		t.Error("the request to /start is not in the log file")
 	}
 }
@@ -129,9 +129,7 @@ func (c *chain) records(topic string) (n int) {
 		requests = append(requests, kafka.LastOffsetOf(p))
 	}
 	offsets, err := c.admin().ListOffsets(c.t.Context(), &kafka.ListOffsetsRequest{Topics: map[string][]kafka.OffsetRequest{topic: requests}})
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	for _, p := range offsets.Topics[topic] {
 		n += int(p.LastOffset)
 	}
@@ -157,9 +155,7 @@ func TestTermInTheMiddle(t *testing.T) {
 				var s session
 				err := c.db.DB.QueryRow("SELECT id, generated, stored, resent, duplicates, lost, end_reason FROM sessions WHERE id = ?", id).
 					Scan(&s.ID, &s.Generated, &s.Stored, &s.Resent, &s.Duplicates, &s.Lost, &s.EndReason)
-				if err != nil {
-					t.Fatal(err)
-				}
+				servicetest.NoError(t, err)
 				c.check(s)
 				c.noneLost(s)
 				if s.EndReason != "shutdown" {

@@ -24,9 +24,7 @@ func (c *chain) peak() float64 {
 		c.t.Skipf("the memory of another process: %v", err)
 	}
 	kilobytes, err := strconv.Atoi(regexp.MustCompile(`VmHWM:\s+(\d+) kB`).FindStringSubmatch(string(text))[1])
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	return float64(kilobytes) / 1024
 }
 
@@ -36,17 +34,13 @@ func (c *chain) past(n int) (id int64) {
 	c.t.Helper()
 	done, err := c.db.DB.Exec(`INSERT INTO sessions (started_at, ended_at, interval_seconds, in_flight, generated, stored, resent, duplicates, lost, end_reason)
 		VALUES ('2026-11-23 10:00:00', '2026-11-23 11:00:00', 3600, 1, ?, ?, 0, 0, 0, 'interval elapsed')`, n, n)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	if id, err = done.LastInsertId(); err != nil {
 		c.t.Fatal(err)
 	}
 	_, err = c.db.DB.Exec(fmt.Sprintf(`INSERT INTO messages SELECT %d, @at := '2026-11-23 10:00:00.000000' + INTERVAL seq MICROSECOND,
 		@at + INTERVAL 100 MICROSECOND, @at + INTERVAL 200 MICROSECOND, @at + INTERVAL 300 + seq %% 1000 MICROSECOND FROM seq_1_to_%d`, id, n))
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	return id
 }
 
@@ -66,9 +60,7 @@ func TestDownload(t *testing.T) {
 	for _, format := range []string{"csv", "ndjson"} {
 		began := time.Now()
 		resp, err := http.Get(fmt.Sprintf("http://%s/sessions/%d/messages?format=%s", c.address["ms1"], id, format))
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		defer resp.Body.Close()
 		first := time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 		rows, size := 0, 0
@@ -95,9 +87,7 @@ func TestDownload(t *testing.T) {
 	var clients []net.Conn
 	for range 4 { // more than may read at once
 		conn, err := net.Dial("tcp", c.address["ms1"])
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		defer conn.Close()
 		_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
 		fmt.Fprintf(conn, "GET /sessions/%d/messages?format=csv HTTP/1.1\r\nHost: localhost\r\n\r\n", id)

@@ -110,13 +110,9 @@ func (c *chain) partitions() []kafka.Partition {
 // frozen stops a process for a while as SIGSTOP does.
 func frozen(t *testing.T, pid int, d time.Duration) {
 	t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
 	time.Sleep(d)
-	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
 }
 
 func TestServersKilledAndRestarted(t *testing.T) {
@@ -227,15 +223,11 @@ func TestRecordsDeletedInTheDrain(t *testing.T) {
 	c.patient()
 	c.up()
 	client, err := kgo.NewClient(kgo.SeedBrokers(c.kafka.Brokers...))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer client.Close()
 	c.load(3600, 1024)
 	pid := c.running["ms3"].Process.Pid
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
 	sent := c.at("ms2").Metric("tricycle_ms2_messages_produced_total")
 	servicetest.Eventually(t, 20*time.Second, "Kafka has all messages in flight", func() bool {
 		before := sent
@@ -260,9 +252,7 @@ func TestRecordsDeletedInTheDrain(t *testing.T) {
 		c.at("ms1").Get("/stop") // the drain may take longer than its answer is waited for
 	}()
 	servicetest.Eventually(t, 20*time.Second, "the session drains", func() bool { return c.status().State == "draining" })
-	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
 	<-ended
 	s := c.end()
 	c.noneLost(s)
@@ -284,9 +274,7 @@ func TestTableTakesNoRows(t *testing.T) {
 			c.patient()
 			c.up()
 			client, err := c.db.DB.Conn(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, err)
 			defer client.Close()
 			do := func(statement string) {
 				if _, err := client.ExecContext(t.Context(), statement); err != nil {
@@ -337,12 +325,8 @@ func TestTopicDeletedUnderLoad(t *testing.T) {
 	pause := c.survives(64, func() {
 		for range 2 {
 			resp, err := c.admin().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{c.kafka.Topic}})
-			if err == nil {
-				err = resp.Errors[c.kafka.Topic]
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, err)
+			servicetest.NoError(t, resp.Errors[c.kafka.Topic])
 			c.goesOn(500)
 		}
 	})

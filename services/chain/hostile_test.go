@@ -87,9 +87,7 @@ func TestStrangersMessages(t *testing.T) {
 	w := kafka.Writer{Addr: kafka.TCP(c.kafka.Brokers...), Topic: c.kafka.Topic, Balancer: &kafka.Hash{}, BatchSize: 1000,
 		BatchTimeout: 10 * time.Millisecond, Transport: &kafka.Transport{}}
 	defer w.Close()
-	if err := w.WriteMessages(servicetest.Context(t, 30*time.Second), records...); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, w.WriteMessages(servicetest.Context(t, 30*time.Second), records...))
 	if c.status().State == "idle" {
 		t.Fatal("the session ended before the stranger had written")
 	}

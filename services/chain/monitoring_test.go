@@ -39,11 +39,7 @@ func withPrometheus(t *testing.T) {
 
 func read(t *testing.T, file string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(monitoring, file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return servicetest.Text(t, filepath.Join(monitoring, file))
 }
 
 // alerts are the names of the alerts.
@@ -67,9 +63,7 @@ type panel struct {
 func panels(t *testing.T) []panel {
 	t.Helper()
 	var dashboard struct{ Panels []panel }
-	if err := json.Unmarshal([]byte(read(t, "grafana/tricycle.json")), &dashboard); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, json.Unmarshal([]byte(read(t, "grafana/tricycle.json")), &dashboard))
 	if len(dashboard.Panels) == 0 {
 		t.Fatal("the dashboard has no panel")
 	}
@@ -78,10 +72,7 @@ func panels(t *testing.T) []panel {
 
 // Every metric in a panel or an alert is one that the reference describes.
 func TestMonitoredMetrics(t *testing.T) {
-	reference, err := os.ReadFile(root + "/docs/reference/metrics.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+	reference := servicetest.Text(t, root+"/docs/reference/metrics.md")
 	texts := []string{read(t, "alerts.yaml")}
 	for _, p := range panels(t) {
 		for _, target := range p.Targets {
@@ -89,7 +80,7 @@ func TestMonitoredMetrics(t *testing.T) {
 		}
 	}
 	for _, name := range regexp.MustCompile(`tricycle_\w+`).FindAllString(strings.Join(texts, "\n"), -1) {
-		if name = strings.TrimSuffix(name, "_bucket"); !strings.Contains(string(reference), "`"+name+"`") {
+		if name = strings.TrimSuffix(name, "_bucket"); !strings.Contains(reference, "`"+name+"`") {
 			t.Errorf("docs/reference/metrics.md has no metric %s", name)
 		}
 	}
@@ -112,9 +103,7 @@ func TestAlertRules(t *testing.T) {
 			} `yaml:"alert_rule_test"`
 		}
 	}
-	if err := yaml.Unmarshal([]byte(read(t, "alerts_test.yaml")), &tests); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, yaml.Unmarshal([]byte(read(t, "alerts_test.yaml")), &tests))
 	fires, clear := map[string]bool{}, map[string]bool{}
 	for _, test := range tests.Tests {
 		for _, a := range test.Alerts {
@@ -140,9 +129,7 @@ type prometheus struct {
 func newPrometheus(c *chain) *prometheus {
 	c.t.Helper()
 	var config settings
-	if err := yaml.Unmarshal([]byte(read(c.t, "prometheus.yaml")), &config); err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, yaml.Unmarshal([]byte(read(c.t, "prometheus.yaml")), &config))
 	config["global"] = settings{"scrape_interval": "1s", "evaluation_interval": "1s"}
 	for _, job := range config["scrape_configs"].([]any) {
 		j := job.(settings)
@@ -150,9 +137,7 @@ func newPrometheus(c *chain) *prometheus {
 		j["static_configs"] = []settings{{"targets": []string{c.address[j["job_name"].(string)]}}}
 	}
 	file, err := yaml.Marshal(config)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	directory := c.t.TempDir()
 	servicetest.File(c.t, filepath.Join(directory, "prometheus.yaml"), string(file))
 	servicetest.File(c.t, filepath.Join(directory, "alerts.yaml"),
@@ -176,14 +161,10 @@ func newPrometheus(c *chain) *prometheus {
 func (p *prometheus) api(path string, query url.Values, data any) {
 	p.t.Helper()
 	resp, err := http.Get(p.url + "/api/v1/" + path + "?" + query.Encode())
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	servicetest.NoError(p.t, err)
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		p.t.Fatal(err)
-	}
+	servicetest.NoError(p.t, err)
 	answer := struct {
 		Status string
 		Data   any
@@ -259,9 +240,7 @@ func TestMonitoring(t *testing.T) {
 	broken.Store(true)
 	w := kafka.Writer{Addr: kafka.TCP(c.kafka.Brokers...), Topic: c.kafka.Topic, BatchTimeout: 10 * time.Millisecond, Transport: &kafka.Transport{}}
 	defer w.Close()
-	if err := w.WriteMessages(t.Context(), kafka.Message{Value: []byte("no message")}); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, w.WriteMessages(t.Context(), kafka.Message{Value: []byte("no message")}))
 	servicetest.Eventually(t, 30*time.Second, "the dead letter and the dropped spans are alerts", func() bool {
 		return slices.Equal(p.firing(), []string{"DeadLetters", "SpansDropped"})
 	})

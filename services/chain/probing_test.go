@@ -65,9 +65,7 @@ func TestProbing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			description, err := docs.Reference.ReadFile("reference/" + name + ".openapi.yaml")
-			if err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, err)
 			file := filepath.Join(c.dir, name+".openapi.yaml")
 			servicetest.File(t, file, string(description))
 			proxy := shortAnswers(c.address[name])

@@ -124,13 +124,9 @@ func (c *chain) ready(names ...string) {
 func (c *chain) start(name string, extra ...string) *servicetest.Process {
 	c.t.Helper()
 	dir, err := binaries()
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	overlay, err := yaml.Marshal(c.overlays[name])
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	file := servicetest.File(c.t, filepath.Join(c.dir, name+".yaml"), string(overlay))
 	args := append([]string{
 		"-config", filepath.Join(root, "compose/config", name+".yaml"),
@@ -239,9 +235,7 @@ func (c *chain) goesOn(n int64) {
 // number returns the number that a query finds in the database.
 func (c *chain) number(query string, args ...any) (n int64) {
 	c.t.Helper()
-	if err := c.db.DB.QueryRow(query, args...).Scan(&n); err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, c.db.DB.QueryRow(query, args...).Scan(&n))
 	return n
 }
 
@@ -252,9 +246,7 @@ func (c *chain) check(s session) {
 	err := c.db.DB.QueryRow(`SELECT COUNT(*), COUNT(DISTINCT service1_timestamp),
 		COUNT(CASE WHEN NOT (service1_timestamp <= service2_timestamp AND service2_timestamp <= service3_timestamp AND service3_timestamp <= end_timestamp) THEN 1 END)
 		FROM messages WHERE session_id = ?`, s.ID).Scan(&rows, &keys, &disordered)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	if rows != s.Stored || keys != rows || disordered != 0 || s.Generated != s.Stored+s.Lost {
 		c.t.Errorf("%+v with %d rows of %d keys, %d of them with stamps out of order", s, rows, keys, disordered)
 	}
@@ -272,13 +264,4 @@ func (c *chain) noneLost(s session) {
 	if s.Lost != 0 || s.Generated == 0 {
 		c.t.Errorf("%+v: want messages, and none lost", s)
 	}
-}
-
-func readFile(t *testing.T, c *chain, name string) string {
-	t.Helper()
-	data, err := os.ReadFile(filepath.Join(c.dir, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(data)
 }

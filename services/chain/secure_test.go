@@ -51,7 +51,7 @@ func newSecured(t *testing.T, brokers int) *secured {
 	s.chain = newChainOn(t, mariadbtest.On(t, s.database))
 	s.useKafka(6, brokers, s.servers...)
 	s.secret("ca.pem", "")
-	copyFile(t, ca.File, s.path("ca.pem"))
+	servicetest.File(t, s.path("ca.pem"), servicetest.Text(t, ca.File))
 	token := rand.Text()
 	for _, name := range []string{"token", "ms1.token", "ms3.token"} {
 		s.secret(name, token)
@@ -90,15 +90,6 @@ func (s *secured) secret(name, text string) {
 	servicetest.File(s.t, s.path(name), text+"\n")
 }
 
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	text, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	servicetest.File(t, to, string(text))
-}
-
 // proxy returns the address of a proxy that adds TLS and the token.
 func (s *secured) proxy(address string) string {
 	server := httptest.NewServer(&httputil.ReverseProxy{
@@ -126,26 +117,18 @@ func (s *secured) permit(superuser string) {
 	for name, mechanism := range map[string]kafka.ScramMechanism{"ms2": kafka.ScramMechanismSha512, "ms3": kafka.ScramMechanismSha256} {
 		password, salt := rand.Text(), []byte(rand.Text())
 		s.secret(name+".password", password)
-		var salted []byte
-		var err error
-		if mechanism == kafka.ScramMechanismSha512 {
-			salted, err = pbkdf2.Key(sha512.New, password, salt, 4096, sha512.Size)
-		} else {
-			salted, err = pbkdf2.Key(sha256.New, password, salt, 4096, sha256.Size)
+		digest := sha512.New
+		if mechanism == kafka.ScramMechanismSha256 {
+			digest = sha256.New
 		}
-		if err != nil {
-			s.t.Fatal(err)
-		}
+		salted, err := pbkdf2.Key(digest, password, salt, 4096, digest().Size())
+		servicetest.NoError(s.t, err)
 		users.Upsertions = append(users.Upsertions, kafka.UserScramCredentialsUpsertion{Name: name, Mechanism: mechanism, Iterations: 4096, Salt: salt, SaltedPassword: salted})
 	}
 	resp, err := admin.AlterUserScramCredentials(ctx, users)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	servicetest.NoError(s.t, err)
 	for _, r := range resp.Results {
-		if r.Error != nil {
-			s.t.Fatal(r.Error)
-		}
+		servicetest.NoError(s.t, r.Error)
 	}
 
 	topics := &kafka.CreateTopicsRequest{}
@@ -153,13 +136,9 @@ func (s *secured) permit(superuser string) {
 		topics.Topics = append(topics.Topics, kafka.TopicConfig{Topic: name, NumPartitions: 6, ReplicationFactor: len(s.servers)})
 	}
 	created, err := admin.CreateTopics(ctx, topics)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for name, err := range created.Errors {
-		if err != nil {
-			s.t.Fatalf("%s: %v", name, err)
-		}
+	servicetest.NoError(s.t, err)
+	for _, err := range created.Errors {
+		servicetest.NoError(s.t, err)
 	}
 
 	acls := &kafka.CreateACLsRequest{}
@@ -174,13 +153,9 @@ func (s *secured) permit(superuser string) {
 	allow("ms3", kafka.ResourceTypeTopic, s.kafka.DeadLetterTopic, kafka.ACLOperationTypeWrite)
 	allow("ms3", kafka.ResourceTypeGroup, s.kafka.Topic, kafka.ACLOperationTypeRead)
 	answers, err := admin.CreateACLs(ctx, acls)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	servicetest.NoError(s.t, err)
 	for _, err := range answers.Errors {
-		if err != nil {
-			s.t.Fatal(err)
-		}
+		servicetest.NoError(s.t, err)
 	}
 }
 
@@ -227,9 +202,7 @@ func everyLinkIsSecure(t *testing.T, brokers int) *secured {
 		s.running[name] = running
 	}
 	resp, err := http.Get("http://" + s.address["ms1"] + "/start")
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("plain text to TLS: %s, want 400", resp.Status)
@@ -244,13 +217,7 @@ func TestWrongFilesUnderLoad(t *testing.T) {
 	s.overlays["ms1"]["interaction"] = settings{"give_up_after_seconds": 600} // the servers may take long to start
 	s.up()
 	s.load(600, 64)
-	read := func(name string) string {
-		text, err := os.ReadFile(s.path(name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return strings.TrimSpace(string(text))
-	}
+	read := func(name string) string { return strings.TrimSpace(servicetest.Text(t, s.path(name))) }
 	logs := func(name, cause string) {
 		t.Helper()
 		servicetest.Eventually(t, time.Minute, name+" logs "+cause, func() bool { return s.running[name].Out.Has(cause) })
@@ -287,14 +254,14 @@ func TestWrongFilesUnderLoad(t *testing.T) {
 		s.goesOn(500)
 	})
 	t.Run("CA", func(t *testing.T) {
-		copyFile(t, credentialstest.New(t).File, s.path("ca.pem"))
+		servicetest.File(t, s.path("ca.pem"), servicetest.Text(t, credentialstest.New(t).File))
 		s.running["ms2"].Signal(syscall.SIGTERM)
 		s.start("ms2")
 		logs("ms1", "ms2.ca_file: verify certificate of "+s.address["ms2"]+" with "+s.path("ca.pem"))
 		logs("ms2", "kafka.tls.ca_file: verify certificate of ")
 		s.secret("ca.pem", "")
 		logs("ms1", "ms2.ca_file: must name a PEM file with certificates, got "+s.path("ca.pem"))
-		copyFile(t, s.ca.File, s.path("ca.pem"))
+		servicetest.File(t, s.path("ca.pem"), servicetest.Text(t, s.ca.File))
 		s.goesOn(500)
 	})
 	s.stop()

@@ -43,9 +43,7 @@ http {
 `, dir, answers, files, small, tls))
 	servicetest.File(t, filepath.Join(dir, "store"), "a file is not what to post to")
 	cmd := exec.Command("nginx", "-p", dir, "-c", filepath.Join(dir, "nginx.conf"))
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, cmd.Start())
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
@@ -98,9 +96,7 @@ func (c *chain) committed() (sum int64) {
 	c.t.Helper()
 	request := &kafka.OffsetFetchRequest{GroupID: c.kafka.Topic, Topics: map[string][]int{c.kafka.Topic: {0, 1, 2, 3}}}
 	resp, err := c.admin().OffsetFetch(c.t.Context(), request)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	servicetest.NoError(c.t, err)
 	for _, p := range resp.Topics[c.kafka.Topic] {
 		sum += max(0, p.CommittedOffset)
 	}

@@ -122,27 +122,19 @@ func TestTraces(t *testing.T) {
 		rows, err := c.db.DB.Query(`SELECT session_id, DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ'),
 			LEFT(SHA2(CONCAT('tricycle/1/', session_id, '/', DATE_FORMAT(service1_timestamp, '%Y-%m-%dT%H:%i:%s.%fZ')), 256), 48)
 			FROM messages WHERE session_id = ? ORDER BY RAND() LIMIT 100`, s.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		defer rows.Close()
 		checked := 0
 		for ; rows.Next(); checked++ {
 			var key message.Key
 			var stamp, ids string
-			if err := rows.Scan(&key.SessionID, &stamp, &ids); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, rows.Scan(&key.SessionID, &stamp, &ids))
 			at, err := time.Parse(message.Layout, stamp)
-			if err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, err)
 			key.Service1 = message.StampOf(at)
 			checkRound(t, key, ids[32:], j.whole(t, ids[:32])) // of the root span and the trace
 		}
-		if err := rows.Err(); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, rows.Err())
 		if checked != 100 {
 			t.Errorf("%d rows were checked, want 100", checked)
 		}
@@ -227,7 +219,7 @@ func (c *chain) settled(sessions int, last session) {
 // the log file has it.
 func (c *chain) startTrace(id int64) string {
 	c.t.Helper()
-	lines := bufio.NewScanner(strings.NewReader(readFile(c.t, c, "ms1.log")))
+	lines := bufio.NewScanner(strings.NewReader(servicetest.Text(c.t, c.dir+"/ms1.log")))
 	last := ""
 	for lines.Scan() {
 		var line struct {

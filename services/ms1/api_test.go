@@ -47,13 +47,9 @@ func newAPI(t *testing.T, changes ...func(*Config)) *api {
 	}
 	log := zerolog.New(a.console)
 	tel, err := telemetry.New(t.Context(), config.Tracing, "ms1", "test", log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	s, err := New(config, a.store, a.transport, log, tel)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	a.url, a.engine = "http://"+s.Address(), s.engine
 	a.transport.connected = s.engine.connected
 	ctx, cancel := context.WithCancel(t.Context())
@@ -90,9 +86,7 @@ func (a answer) member(name string) any {
 func (a *api) do(method, path, body string, header ...string) answer {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), method, a.url+path, strings.NewReader(body))
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	servicetest.NoError(a.t, err)
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
 	}
@@ -100,14 +94,10 @@ func (a *api) do(method, path, body string, header ...string) answer {
 		req.Header.Set(header[i], header[i+1])
 	}
 	resp, err := a.http.Do(req)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	servicetest.NoError(a.t, err)
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	servicetest.NoError(a.t, err)
 	got := answer{resp, string(text)}
 	if resp.StatusCode >= 400 && method != http.MethodHead && path != "/readyz" {
 		if resp.Header.Get("Content-Type") != httpserver.ProblemType || got.member("detail") == "" || got.member("status") != float64(resp.StatusCode) {
@@ -324,15 +314,11 @@ func TestASlowBodyIsCutOff(t *testing.T) {
 	t.Parallel()
 	a := newAPI(t)
 	conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer conn.Close()
 	fmt.Fprintf(conn, "POST /store HTTP/1.1\r\nHost: ms1\r\nContent-Length: 200\r\n\r\n{")
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusRequestTimeout {
 		t.Errorf("a body that does not come: %s, want 408", resp.Status)
@@ -438,9 +424,7 @@ func TestToken(t *testing.T) {
 func TestFilesThatCannotBeUsed(t *testing.T) {
 	t.Parallel()
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	for want, change := range map[string]func(*Config){
 		"token_file: open absent: ":           func(c *Config) { c.TokenFile = "absent" },
 		"ms2.token_file: open absent: ":       func(c *Config) { c.MS2.TokenFile = "absent" },

@@ -321,9 +321,7 @@ func newBench(t *testing.T, config InteractionConfig, delay time.Duration) *benc
 	b := &bench{t: t, store: newMemoryStore(), transport: &fakeTransport{}, wall: time.Now, console: &servicetest.Console{}}
 	log := zerolog.New(b.console)
 	tel, err := telemetry.New(t.Context(), telemetry.Defaults(), "ms1", "test", log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	b.engine = newEngine(config, b.store, b.transport, func() time.Time { return b.wall() }, log, tel)
 	b.transport.connected = b.engine.connected
 	if delay >= 0 {
@@ -373,9 +371,7 @@ func (b *bench) wantFrames(want int) {
 func (b *bench) stopSession() Summary {
 	b.t.Helper()
 	s, err := b.engine.stop(b.t.Context(), func() {})
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	servicetest.NoError(b.t, err)
 	return s
 }
 
@@ -392,9 +388,7 @@ func (b *bench) back(m message.Message) (Outcome, error) {
 func (b *bench) begin(seconds, inFlight int) int64 {
 	b.t.Helper()
 	id, err := b.start(b.t.Context(), seconds, inFlight, func() {})
-	if err != nil {
-		b.t.Fatal(err)
-	}
+	servicetest.NoError(b.t, err)
 	return id
 }
 

@@ -177,16 +177,12 @@ func TestADatabaseThatFailsDuringADownload(t *testing.T) {
 		a.store.pagesLeft = 2
 		a.store.mu.Unlock()
 		conn, err := net.Dial("tcp", strings.TrimPrefix(a.url, "http://"))
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 		fmt.Fprintf(conn, "GET /sessions/%d/messages?format=csv %s\r\nHost: ms1\r\n\r\n", id, protocol)
 		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		defer resp.Body.Close()
 		if text, err := io.ReadAll(resp.Body); resp.StatusCode != http.StatusOK || err == nil || len(text) == 0 {
 			t.Errorf("%s: got %s, %d bytes and error %v, want 200, some and an error", protocol, resp.Status, len(text), err)
@@ -203,9 +199,7 @@ func TestHops(t *testing.T) {
 	got := a.do("GET", path, "")
 	a.want(got, 200, `"negative":10`)
 	var answer struct{ Hops Distributions }
-	if err := json.Unmarshal([]byte(got.text), &answer); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, json.Unmarshal([]byte(got.text), &answer))
 	round := answer.Hops.Round
 	if len(round.Buckets) != 1 || round.Buckets[0].Count != 10 || round.Buckets[0].From > 0.0011 || round.Buckets[0].To < 0.001109 {
 		t.Errorf("got the buckets %+v, want ten messages from 1,100 to 1,109 µs", round.Buckets)
@@ -279,16 +273,12 @@ type listener struct {
 func (a *api) listen(lastID string) *listener {
 	a.t.Helper()
 	req, err := http.NewRequestWithContext(a.t.Context(), "GET", a.url+"/events", nil)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	servicetest.NoError(a.t, err)
 	if lastID != "" {
 		req.Header.Set("Last-Event-ID", lastID)
 	}
 	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		a.t.Fatal(err)
-	}
+	servicetest.NoError(a.t, err)
 	a.t.Cleanup(func() { resp.Body.Close() })
 	return &listener{a.t, resp, bufio.NewReader(resp.Body)}
 }
@@ -309,9 +299,7 @@ func (l *listener) next() (id string, e map[string]any) {
 	openapitest.Exchange(l.t, "ms1", l.resp.Request, l.resp)
 	l.resp.Body = body
 	head, data, _ := strings.Cut(text, "\ndata: ")
-	if err := json.Unmarshal([]byte(data), &e); err != nil {
-		l.t.Fatal(err)
-	}
+	servicetest.NoError(l.t, json.Unmarshal([]byte(data), &e))
 	if err := openapitest.Schema("ms1", "Event", e); err != nil {
 		l.t.Errorf("%s: %v", data, err)
 	}
@@ -436,9 +424,7 @@ func TestPage(t *testing.T) {
 	a.want(a.do("GET", "/", ""), 200, "<!doctype html>", `<meta name="traces" content="http://jaeger.example/&#34;ui&#34;">`, `value="7"`, `value="65"`)
 	a.want(a.do("HEAD", "/", ""), 200)
 	files, err := pageFiles.ReadDir("page")
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	size, lines := 0, 0
 	for _, f := range files {
 		got := a.do("GET", "/page/"+f.Name(), "")

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // client returns a client of the MS1 at the URL.
@@ -16,9 +17,7 @@ func client(t *testing.T, url string, change ...any) *storeClient {
 	c.MS1.URL = url + "/store"
 	programtest.Change(&c, change)
 	s, err := newStoreClient(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	t.Cleanup(s.http.CloseIdleConnections)
 	return s
 }

@@ -141,12 +141,8 @@ func TestReopenedReaderHasRoom(t *testing.T) {
 	servicetest.Eventually(t, time.Minute, "no room is left", func() bool { return r.Metric("tricycle_ms3_uncommitted_weight") == maxOpen })
 	out := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup, kmsg.Heartbeat}, TopLevel: true, Err: kerr.UnknownMemberID, Count: -1})
 	group, err := source.Client().DescribeGroups(t.Context(), &kafka.DescribeGroupsRequest{GroupIDs: []string{"group." + k.Topic}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remove(t.Context(), r.consumer.cluster.Client(), r.consumer.config.GroupID, []string{group.Groups[0].Members[0].MemberID}); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
+	servicetest.NoError(t, remove(t.Context(), r.consumer.cluster.Client(), r.consumer.config.GroupID, []string{group.Groups[0].Members[0].MemberID}))
 	servicetest.Eventually(t, time.Minute, "reopened", func() bool { return r.Metric("tricycle_ms3_reader_reopened_total") > 0 })
 	// Another member reads everything meanwhile.
 	end := map[string][]kafka.OffsetCommit{}

@@ -127,9 +127,7 @@ func TestOnlyWhatIsNewIsReadOfAPartitionThatBecameShorter(t *testing.T) {
 	}
 	restart := func(change func() error) {
 		cluster.Close()
-		if err := change(); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, change())
 		cluster, _ = topictest.Cluster(t, kfake.DataDir(dir), kfake.SyncWrites(), kfake.Ports(topictest.Port(t, address)))
 	}
 	send(2000)

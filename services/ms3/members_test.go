@@ -143,9 +143,7 @@ func TestAStrangerInTheGroupIsNotReady(t *testing.T) {
 		},
 		"must have members of MS3 only, got another client": func(t *testing.T, broker, topic, group string) func() {
 			c, err := kgo.NewClient(kgo.SeedBrokers(broker), kgo.ConsumeTopics(topic), kgo.ConsumerGroup(group), kgo.Balancers(kgo.RangeBalancer()))
-			if err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, err)
 			return c.Close
 		},
 	} {

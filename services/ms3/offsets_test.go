@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
 
 // TestOffsets plays a script: "f0:5" fetches offset 5 of partition 0, "d0:5"
@@ -59,9 +61,7 @@ func TestOffsets(t *testing.T) {
 					k.rewind(number, offset)
 				case 'f':
 					f, err := k.fetch(t.Context(), number, offset, 1, time.Time{})
-					if err != nil {
-						t.Fatal(err)
-					}
+					servicetest.NoError(t, err)
 					name := step[1:]
 					for open[name] != nil {
 						name += "'"
@@ -115,9 +115,7 @@ func TestOffsetsBoundWhatIsOpen(t *testing.T) {
 	var all []*fetched
 	for i := range int64(10) {
 		f, err := k.fetch(t.Context(), 0, i, 1, time.Time{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		all = append(all, f)
 	}
 	full := func(weight int) bool {
@@ -206,9 +204,7 @@ func TestOffsetsProperty(t *testing.T) {
 				offset := logs[p][next[p]]
 				next[p]++
 				f, err := k.fetch(t.Context(), p, offset, 1, time.Time{})
-				if err != nil {
-					t.Fatal(err)
-				}
+				servicetest.NoError(t, err)
 				running = append(running, open{f, p, offset})
 			case what < 8 && len(running) > 0:
 				i := random.IntN(len(running))

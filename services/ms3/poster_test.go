@@ -199,9 +199,7 @@ func newTried(t *testing.T, late time.Duration) *tried {
 	}))
 	t.Cleanup(server.Close)
 	tel, err := telemetry.New(t.Context(), telemetry.Config{}, "ms3", "", zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	store := client(t, server.URL)
 	store.http.Timeout = 0 // the test answers in time
 	c := newConsumer(Defaults(), nil, store, tel, zerolog.Nop())
@@ -220,9 +218,7 @@ func (p *tried) fetched(n int) {
 	p.t.Helper()
 	for range n {
 		f, err := p.consumer.offsets.fetch(p.ctx, 0, p.offset, 1, time.Now())
-		if err != nil {
-			p.t.Fatal(err)
-		}
+		servicetest.NoError(p.t, err)
 		p.offset++
 		p.consumer.work.Add(1)
 		p.add(&delivery{fetched: f, body: []byte("{}"), ctx: p.ctx, span: noop.Span{}, pause: retry.Backoff{First: time.Minute, Most: time.Minute}})

@@ -166,9 +166,7 @@ func TestDeadLetterThatIsRefusedDoesNotBlock(t *testing.T) {
 			t.Parallel()
 			cluster, address := topictest.Cluster(t)
 			k := topictest.For(t, address)
-			if err := cluster.CreateTopic(k.Topic, 4, nil); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, cluster.CreateTopic(k.Topic, 4, nil))
 			fault.Topic, fault.Count = k.DeadLetterTopic, -1
 			cluster.Fault(fault)
 			k, store, source := neighbours(t, k)

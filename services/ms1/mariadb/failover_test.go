@@ -42,9 +42,7 @@ func TestPlannedFailover(t *testing.T) {
 			}
 			storetest.Start(t, s)
 			id := storetest.Begin(t, ctx, s)
-			if err := insert(ctx, s, id, 0); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, insert(ctx, s, id, 0))
 			// The rows that replication would have copied.
 			_, stop := serve(t, next)
 			stop()
@@ -59,9 +57,7 @@ func TestPlannedFailover(t *testing.T) {
 				first.To(next.Address)
 			}
 			began := time.Now()
-			if err := <-done; err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, <-done)
 			if err := s.Ready(ctx); err != nil {
 				t.Errorf("not ready at the new primary: %v", err)
 			}
@@ -92,9 +88,7 @@ func TestAnAddressWithoutMariaDB(t *testing.T) {
 	c := Defaults()
 	c.Address = relaytest.New(t, "127.0.0.1:0", "").Address
 	s, err := Open(c, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	run(t, s)
 	unready(t, s, "no greeting of a MariaDB server")
 }

@@ -1,7 +1,6 @@
 package mariadb
 
 import (
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -19,16 +18,13 @@ func TestREADMEAccounts(t *testing.T) {
 	t.Parallel()
 	d := servertest.MariaDB(t)
 	for _, file := range []string{"README.md", "README.ru.md"} {
-		text, err := os.ReadFile("../../../" + file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		block := regexp.MustCompile("(?s)```sql\n(CREATE DATABASE.*?)```").FindSubmatch(text)
+		text := servicetest.Text(t, "../../../"+file)
+		block := regexp.MustCompile("(?s)```sql\n(CREATE DATABASE.*?)```").FindStringSubmatch(text)
 		if block == nil {
 			t.Fatalf("%s: expected a block of SQL that creates the database, found none", file)
 		}
 		d.SQL("DROP USER IF EXISTS tricycle@'%', tricycle@localhost; CREATE USER IF NOT EXISTS ''@localhost; " +
-			"CREATE DATABASE IF NOT EXISTS tricycle; USE mysql; DROP DATABASE tricycle; " + string(block[1]))
+			"CREATE DATABASE IF NOT EXISTS tricycle; USE mysql; DROP DATABASE tricycle; " + block[1])
 		d.PasswordFile = t.TempDir() + "/password"
 		servicetest.File(t, d.PasswordFile, "choose one\n")
 		_, stop := serve(t, d)
@@ -49,11 +45,8 @@ func TestOverviewIsBounded(t *testing.T) {
 		d.SQL("INSERT INTO messages SELECT " + strconv.FormatInt(id, 10) + ", t.a, t.a + INTERVAL 1000 MICROSECOND, t.a + INTERVAL 2000 MICROSECOND, " +
 			"t.a + INTERVAL seq MICROSECOND FROM (SELECT seq, '2026-11-25 10:15:30.123456' + INTERVAL seq*10 MICROSECOND AS a FROM seq_1_to_" + n + ") t")
 	}
-	text, err := os.ReadFile("../../../compose/mariadb/overview.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := d.SQL("FLUSH STATUS; " + string(text) + "; SELECT 'reads', SUM(VARIABLE_VALUE) FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME LIKE 'HANDLER_READ%'; " +
+	text := servicetest.Text(t, "../../../compose/mariadb/overview.sql")
+	out := d.SQL("FLUSH STATUS; " + text + "; SELECT 'reads', SUM(VARIABLE_VALUE) FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME LIKE 'HANDLER_READ%'; " +
 		"SELECT 'files', VARIABLE_VALUE FROM information_schema.SESSION_STATUS WHERE VARIABLE_NAME = 'CREATED_TMP_DISK_TABLES'")
 	figures := map[string]int{}
 	for _, m := range regexp.MustCompile(`(?m)^(reads|files)\t(\d+)$`).FindAllStringSubmatch(out, -1) {

@@ -39,9 +39,7 @@ func open(t *testing.T, s mariadbtest.Database, log io.Writer) *Store {
 	t.Helper()
 	c := Config{Address: s.Address, Name: s.Name, User: s.User, PasswordFile: s.PasswordFile}
 	store, err := Open(c, zerolog.New(log).Level(zerolog.InfoLevel))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	return store
 }
 
@@ -70,9 +68,7 @@ func TestLockWaitIsRepeated(t *testing.T) {
 	server := mariadbtest.New(t)
 	s, _, ctx, id := setUp(t, server)
 	other, err := server.DB.Begin()
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer other.Rollback()
 	if _, err := other.Exec("SELECT id FROM sessions WHERE id = ? FOR UPDATE", id); err != nil {
 		t.Fatal(err)
@@ -80,9 +76,7 @@ func TestLockWaitIsRepeated(t *testing.T) {
 	servicetest.Fails(t, 3*time.Second, "Error 1205 (HY000): Lock wait timeout", func(ctx context.Context) error { return insert(ctx, s, id, 0) })
 	done := make(chan error, 1)
 	go func() { done <- insert(ctx, s, id, 1) }()
-	if err := other.Rollback(); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, other.Rollback())
 	if err := <-done; err != nil {
 		t.Errorf("got error %v, want none", err)
 	}
@@ -133,9 +127,7 @@ func TestKilledConnectionsLoseNothing(t *testing.T) {
 	writers.Wait()
 	sent := acknowledged.Load()
 	row, err := s.End(ctx, id, ms1.Closing{EndedAt: storetest.Message(id, 1_000_000).Service1, Generated: sent, Reason: ms1.Stopped})
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	if *row.Stored != sent || *row.Lost != 0 {
 		t.Errorf("got stored %d, lost %d, want %d, 0", *row.Stored, *row.Lost, sent)
 	}
@@ -250,9 +242,7 @@ func TestReadinessWithoutASession(t *testing.T) {
 	d := servertest.MariaDB(t)
 	s, _ := serve(t, d)
 	client, err := sql.Open("mysql", "root@unix("+d.Socket+")/tricycle")
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer client.Close()
 	client.SetMaxOpenConns(1) // locks belong to a connection
 	const account = " 'tricycle'@'%', 'tricycle'@'localhost'"

@@ -46,15 +46,11 @@ var (
 func mocked(t *testing.T, pings bool) (*sql.DB, sqlmock.Sqlmock) {
 	t.Helper()
 	db, mock, err := sqlmock.New(sqlmock.MonitorPingsOption(pings))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	// sqlmock forgets the script with the last connection, and the adapter
 	// throws connections away.
 	keep, err := db.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	t.Cleanup(func() {
 		keep.Close()
 		db.Close()

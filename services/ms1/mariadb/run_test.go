@@ -177,17 +177,13 @@ func TestFailingStartIsRepeatedAndLoggedOnce(t *testing.T) {
 func TestUnreachableServer(t *testing.T) {
 	t.Parallel()
 	taken, err := net.Listen("tcp", "127.0.0.1:0") // and let go: a port nobody listens at
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	taken.Close()
 	c := Defaults()
 	c.Address = taken.Addr().String()
 	log := &servicetest.Console{}
 	s, err := Open(c, zerolog.New(log))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	if err := s.Ready(t.Context()); !errors.Is(err, errStarting) {
 		t.Errorf("before Run: got error %v, want %v", err, errStarting)
 	}

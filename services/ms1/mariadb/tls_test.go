@@ -44,9 +44,7 @@ func connected(t *testing.T, d *servertest.Database, c TLS, cause string) *Store
 	t.Helper()
 	var log servicetest.Console
 	s, err := Open(Config{Address: d.Address, Name: "tricycle", User: d.User, PasswordFile: d.PasswordFile, TLS: c}, zerolog.New(&log))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	run(t, s)
 	if cause == "" {
 		ready(t, s)
@@ -57,17 +55,6 @@ func connected(t *testing.T, d *servertest.Database, c TLS, cause string) *Store
 		t.Errorf("got %d lines, want one:\n%s", n, &log)
 	}
 	return s
-}
-
-func replace(t *testing.T, file, by string) {
-	t.Helper()
-	data, err := os.ReadFile(by)
-	if err == nil {
-		err = os.WriteFile(file, data, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 func TestServerThatRequiresTLS(t *testing.T) {
@@ -95,15 +82,13 @@ func TestServerThatRequiresTLS(t *testing.T) {
 		file, changed := filepath.Join(dir, "ca.pem"), *d
 		changed.PasswordFile = filepath.Join(dir, "password")
 		servicetest.File(t, changed.PasswordFile, "wrong\n")
-		replace(t, file, stranger.File)
+		servicetest.File(t, file, servicetest.Text(t, stranger.File))
 		s := connected(t, &changed, TLS{Mode: tlsVerifyCA, Certificates: credentials.Certificates{CAFile: file}}, "database.tls.ca_file: verify certificate of "+d.Address+" with "+file)
 		servicetest.File(t, file, "no PEM")
 		unready(t, s, "database.tls.ca_file: must name a PEM file with certificates, got "+file+" without any")
-		if err := os.Remove(file); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, os.Remove(file))
 		unready(t, s, "database.tls.ca_file: open "+file+": no such file")
-		replace(t, file, ca.File)
+		servicetest.File(t, file, servicetest.Text(t, ca.File))
 		unready(t, s, `database.user "tricycle", password_file "`+changed.PasswordFile+`", tls.mode "verify-ca": Error 1045`)
 		servicetest.File(t, changed.PasswordFile, d.Password+"\n\nx\n")
 		unready(t, s, "database.password_file: must name a file with one line, got "+changed.PasswordFile+", which has more")

@@ -21,13 +21,9 @@ import (
 func running(t *testing.T, log zerolog.Logger) (s *Store, directory string) {
 	t.Helper()
 	directory = filepath.Join(t.TempDir(), "data")
-	if err := os.Mkdir(directory, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, os.Mkdir(directory, 0o755))
 	s, err := Open(filepath.Join(directory, "tricycle.db"), log)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	s.walLimit, s.walEvery = 1<<20, 10*time.Millisecond
 	storetest.Start(t, s)
 	return s, directory
@@ -67,12 +63,8 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			s, directory := running(t, zerolog.Nop())
 			servicetest.File(t, filepath.Join(directory, "tricycle.db-shm.new"), "")
 			id := storetest.Begin(t, t.Context(), s)
-			if err := s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 0)}); err != nil {
-				t.Fatal(err)
-			}
-			if err := c.lose(directory); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 0)}))
+			servicetest.NoError(t, c.lose(directory))
 			closing := ms1.Closing{EndedAt: storetest.Message(1, 9).Service1, Generated: 2, Reason: ms1.Stopped}
 			for _, method := range []func(context.Context) error{
 				s.Ready,
@@ -84,9 +76,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 			if c.restore == nil {
 				return
 			}
-			if err := c.restore(directory); err != nil {
-				t.Fatal(err)
-			}
+			servicetest.NoError(t, c.restore(directory))
 			if err := s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 1)}); err != nil {
 				t.Error(err)
 			}
@@ -108,19 +98,13 @@ func TestFilesAreTheOwnersAlone(t *testing.T) {
 	for _, suffix := range append(suffixes, ".lock") {
 		path := filepath.Join(directory, "another.db")
 		_ = os.Remove(path + suffix) // of the turn before
-		if err := os.Symlink(filepath.Join(directory, "target"), path+suffix); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, os.Symlink(filepath.Join(directory, "target"), path+suffix))
 		linked, err := Open(path, zerolog.Nop())
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		if err := linked.Run(servicetest.Context(t, 5*time.Second)); err == nil || !strings.Contains(err.Error(), path+suffix+": must be a file, got a symbolic link") {
 			t.Errorf("%s: got %v, want that it is a link", suffix, err)
 		}
-		if err := os.Remove(path + suffix); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, os.Remove(path+suffix))
 	}
 }
 
@@ -139,9 +123,7 @@ func TestSettingsAreReadBack(t *testing.T) {
 			}
 		}
 		db, err := open(filepath.Join(t.TempDir(), "tricycle.db"), options...)
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		if err := verify(t.Context(), db); err == nil || err.Error() != want {
 			t.Errorf("got %v, want %s", err, want)
 		}
@@ -155,17 +137,11 @@ func TestAReaderThatDoesNotEnd(t *testing.T) {
 	s, _ := running(t, zerolog.New(said))
 	id := storetest.Begin(t, t.Context(), s)
 	reader, err := open(s.path, "mode=ro")
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer reader.Close()
 	tx, err := reader.BeginTx(t.Context(), &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := tx.QueryRow("SELECT COUNT(*) FROM messages").Scan(new(int)); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
+	servicetest.NoError(t, tx.QueryRow("SELECT COUNT(*) FROM messages").Scan(new(int)))
 	n := 0
 	servicetest.Eventually(t, 20*time.Second, "the log grows", func() bool {
 		batch := make([]message.Message, 1000)
@@ -173,16 +149,12 @@ func TestAReaderThatDoesNotEnd(t *testing.T) {
 			n++
 			batch[i] = storetest.Message(id, n)
 		}
-		if err := s.Insert(t.Context(), id, batch); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, s.Insert(t.Context(), id, batch))
 		return s.logSize() > s.walLimit
 	})
 	servicetest.Eventually(t, 20*time.Second, "the size is reported", func() bool {
 		return said.Has(`"size_bytes":`) && said.Has("a reader keeps the log growing")
 	})
-	if err := tx.Rollback(); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, tx.Rollback())
 	servicetest.Eventually(t, 20*time.Second, "the log is truncated", func() bool { return s.logSize() == 0 })
 }

@@ -36,9 +36,7 @@ func TestStore(t *testing.T) {
 func open(t *testing.T, path string) *sqlite.Store {
 	t.Helper()
 	s, err := sqlite.Open(path, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	return s
 }
 
@@ -48,9 +46,7 @@ func look(t *testing.T, path string) *sql.DB {
 	db, err := sql.Open("sqlite", (&url.URL{
 		Scheme: "file", Path: filepath.ToSlash(path), RawQuery: "_pragma=foreign_keys(1)&_pragma=busy_timeout(5000)",
 	}).String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	t.Cleanup(func() { db.Close() })
 	return db
 }
@@ -130,9 +126,7 @@ func TestOtherPrograms(t *testing.T) {
 	ctx := servicetest.Context(t, 20*time.Second)
 	id := storetest.Begin(t, ctx, s)
 	other, err := look(t, path).Conn(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer other.Close()
 	exec := func(query string) {
 		t.Helper()

@@ -146,28 +146,20 @@ func (d Database) rows(t *testing.T, id int64) []message.Message {
 	t.Helper()
 	rows, err := d.DB.Query(fmt.Sprintf("SELECT session_id, %s, %s, %s, %s FROM messages WHERE session_id = %d ORDER BY service1_timestamp",
 		d.Wire("service1_timestamp"), d.Wire("service2_timestamp"), d.Wire("service3_timestamp"), d.Wire("end_timestamp"), id))
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer rows.Close()
 	var all []message.Message
 	for rows.Next() {
 		var m message.Message
 		var stamps [4]string
-		if err := rows.Scan(&m.SessionID, &stamps[0], &stamps[1], &stamps[2], &stamps[3]); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, rows.Scan(&m.SessionID, &stamps[0], &stamps[1], &stamps[2], &stamps[3]))
 		m, err := message.Decode(fmt.Appendf(nil,
 			`{"session_id":%d,"service1_timestamp":%q,"service2_timestamp":%q,"service3_timestamp":%q,"end_timestamp":%q}`,
 			m.SessionID, stamps[0], stamps[1], stamps[2], stamps[3]), message.Stored)
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		all = append(all, m)
 	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, rows.Err())
 	return all
 }
 
@@ -207,9 +199,7 @@ func wantFigures(t *testing.T, s ms1.Session, want string) {
 func wantSession(t *testing.T, ctx context.Context, s ms1.Store, id int64, want string) {
 	t.Helper()
 	row, err := s.Session(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	wantFigures(t, row, want)
 }
 
@@ -258,21 +248,15 @@ func numbers(t *testing.T, d Database) {
 func sessions(t *testing.T, d Database) {
 	s, ctx := d.start(t)
 	id, err := s.Begin(ctx, ms1.Opening{StartedAt: t0, IntervalSeconds: 86_400, InFlight: 4_096})
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	open, err := s.Session(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	if want := (ms1.Session{ID: id, StartedAt: t0, IntervalSeconds: 86_400, InFlight: 4_096}); open != want {
 		t.Errorf("got %+v, want %+v", open, want)
 	}
 	ended := finish(t, ctx, s, id, ms1.Closing{EndedAt: t0 + 7, Generated: 12, Resent: 3, Duplicates: 4, Reason: ms1.Stopped})
 	read, err := s.Session(ctx, id)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	for _, row := range []ms1.Session{ended, read} {
 		if row.ID != id || row.StartedAt != t0 || row.EndedAt != t0+7 {
 			t.Errorf("got %+v, want session %d from %v to %v", row, id, t0, t0+7)
@@ -429,13 +413,9 @@ func interrupted(t *testing.T, d Database) {
 	s = d.Open(t)
 	Start(t, s)
 	future, err := s.Begin(ctx, ms1.Opening{StartedAt: t0 + 1_000, IntervalSeconds: 1, InFlight: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	closed, err := s.CloseInterrupted(ctx, t0+500)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	wants := []struct {
 		id      int64
 		ended   message.Stamp
@@ -588,9 +568,7 @@ func sessionPages(t *testing.T, d Database) {
 	want := func(before int64, limit int, want ...int64) {
 		t.Helper()
 		page, err := s.Sessions(ctx, before, limit)
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		found := []int64{}
 		for _, row := range page {
 			found = append(found, row.ID)

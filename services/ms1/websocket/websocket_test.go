@@ -63,9 +63,7 @@ func listenAt(t *testing.T, address string) net.Listener {
 	if err != nil && !strings.HasPrefix(address, "127.0.0.1:") {
 		t.Skipf("needs several loopback addresses: %v", err)
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	return l
 }
 
@@ -629,9 +627,7 @@ func TestEnds(t *testing.T) {
 		defer l.Close()
 		_, connected, stop := run(t, "ws://"+l.Addr().String(), 0)
 		conn, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, err)
 		defer conn.Close()
 		began := time.Now()
 		stop()

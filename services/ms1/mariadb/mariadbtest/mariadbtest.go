@@ -63,9 +63,7 @@ func On(t testing.TB, d *servertest.Database) Database {
 func connect(t testing.TB, c *mysql.Config) *sql.DB {
 	t.Helper()
 	connector, err := mysql.NewConnector(c)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	db := sql.OpenDB(connector)
 	t.Cleanup(func() { db.Close() })
 	return db
@@ -75,19 +73,13 @@ func connect(t testing.TB, c *mysql.Config) *sql.DB {
 func Column(t testing.TB, db *sql.DB, query string, args ...any) (column []string) {
 	t.Helper()
 	rows, err := db.Query(query, args...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, err)
 	defer rows.Close()
 	for rows.Next() {
 		var value string
-		if err := rows.Scan(&value); err != nil {
-			t.Fatal(err)
-		}
+		servicetest.NoError(t, rows.Scan(&value))
 		column = append(column, value)
 	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
+	servicetest.NoError(t, rows.Err())
 	return column
 }
