@@ -280,9 +280,7 @@ func TestStopInTheMiddleOfASessionDrains(t *testing.T) {
 	db := look(t, c.Data)
 	servicetest.Eventually(t, time.Minute, "rows", func() bool { return number(t, db, "SELECT COUNT(*) FROM messages") > 100 })
 	began := time.Now()
-	if err := stop(); err != nil {
-		t.Errorf("stopped: %v", err)
-	}
+	servicetest.NoError(t, stop())
 	if took := time.Since(began); took > 8*time.Second {
 		t.Errorf("stopping took %s, want at most 8 s", took)
 	}
@@ -380,9 +378,7 @@ func TestADatabaseThatIsDeletedEndsOnce(t *testing.T) {
 	go func() { ended <- run(t.Context(), c, said, limits{time.Second, 5 * time.Second}) }()
 	said.Find(t, `lost 0  p50 [0-9.]+ p99`)
 	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.Remove(filepath.Join(c.Data, "tricycle.db"+suffix)); err != nil {
-			t.Error(err)
-		}
+		servicetest.NoError(t, os.Remove(filepath.Join(c.Data, "tricycle.db"+suffix)))
 	}
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "database file is gone") {
 		t.Errorf("error %v, want that the file is gone", err)
@@ -570,9 +566,7 @@ func TestOnceIsAboutItsOwnSession(t *testing.T) {
 	if groups[1] != "1" || groups[2] != "stopped" {
 		t.Errorf("it sums up session %s (%s), want session 1 (stopped); the other start: %v", groups[1], groups[2], body)
 	}
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, stop())
 	db := look(t, c.Data)
 	if row := sessionRow(t, db, 1); !strings.Contains(said.String(), fmt.Sprintf("messages generated             %d\n", row.generated.Int64)) {
 		t.Errorf("got\n%s\nwant the figures of %+v", said, row)
@@ -596,9 +590,7 @@ func TestOnceWaitsForTheSessionOfAnotherClient(t *testing.T) {
 	if groups := said.Find(t, `\nsession (\d+) \((.*)\)\n`); groups[1] != "2" || groups[2] != "interval elapsed" {
 		t.Errorf("it sums up session %s (%s), want session 2 (interval elapsed)", groups[1], groups[2])
 	}
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, stop())
 	if n := number(t, look(t, c.Data), "SELECT COUNT(*) FROM sessions WHERE end_reason = 'stopped' AND id = 1"); n != 1 {
 		t.Error("session 1 was not stopped by its client")
 	}

@@ -400,9 +400,7 @@ func TestShutdownWhileAClientWaitsForStop(t *testing.T) {
 	answers := make(chan answer, 1)
 	go func() { answers <- a.do("GET", "/stop", "") }()
 	servicetest.Eventually(t, 10*time.Second, "it waits", func() bool { return a.console.Has("GET /stop") })
-	if err := a.stop(); err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, a.stop())
 	a.want(<-answers, 200, `"generated":1`)
 }
 

@@ -361,9 +361,7 @@ func TestEvents(t *testing.T) {
 	if _, err := io.Copy(io.Discard, again.text); err != nil {
 		t.Errorf("got error %v, want the end of the events", err)
 	}
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, <-stopped)
 }
 
 func TestTooManyListeners(t *testing.T) {

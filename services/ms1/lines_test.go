@@ -14,6 +14,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
+	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
 	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
 )
@@ -179,9 +180,7 @@ func TestSpansOfARequestOfSeveral(t *testing.T) {
 	a.want(a.do("GET", "/start?in_flight=2", ""), 202)
 	ms := []message.Message{a.sent(1), a.sent(2)}
 	a.want(a.do("POST", "/store", back(ms[0])+"\n"+back(ms[1])+"\n", "Content-Type", httpserver.LinesType), 200)
-	if err := a.stop(); err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, a.stop())
 	all := map[string][]*otlp.Span{}
 	for _, s := range spans() {
 		all[s.Name] = append(all[s.Name], s)

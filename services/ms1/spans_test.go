@@ -49,9 +49,7 @@ func TestSpansOfARound(t *testing.T) {
 	servicetest.Eventually(t, 10*time.Second, "it drains", func() bool { return a.engine.status(t.Context()).State == Draining })
 	release()
 	posts.Wait()
-	if err := a.stop(); err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, a.stop())
 
 	for i, m := range ms {
 		trace, root := telemetry.IDs(m.Key())

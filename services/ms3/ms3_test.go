@@ -109,6 +109,15 @@ func (s *ms1) lines(t *testing.T, w http.ResponseWriter, r *http.Request, bodies
 	}
 }
 
+// replies answers with a status and a text of the media type.
+func replies(status int, media, text string) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", media)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, text)
+	}
+}
+
 // torn answers with a part of an answer and closes the connection.
 func torn(text string) func(http.ResponseWriter, *http.Request) {
 	return func(w http.ResponseWriter, _ *http.Request) {
@@ -362,9 +371,7 @@ func TestNewNamesWhatItCannotUse(t *testing.T) {
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	c := Defaults()
-	if err := c.Validate(); err != nil {
-		t.Errorf("the defaults: %v", err)
-	}
+	servicetest.NoError(t, c.Validate())
 	c.Listen, c.MS1.URL, c.Workers, c.GroupID = "8082", "ms1:8080", 0, ""
 	c.Kafka.Topic, c.Tracing.SampleRatio, c.Logging.Level = "", 2, "loud"
 	err := c.Validate()

@@ -91,13 +91,6 @@ func TestEachWayToPost(t *testing.T) {
 func TestAnswersToSeveralThatAreNotMS1s(t *testing.T) {
 	t.Parallel()
 	line := `{"status":200,"outcome":"stored"}` + "\n"
-	write := func(status int, media, text string) http.HandlerFunc {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", media)
-			w.WriteHeader(status)
-			_, _ = w.Write([]byte(text))
-		}
-	}
 	problems := func(p httpserver.Problem) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) { p.Write(w) }
 	}
@@ -106,20 +99,20 @@ func TestAnswersToSeveralThatAreNotMS1s(t *testing.T) {
 		answer http.HandlerFunc
 		alone  bool // the messages are posted alone next
 	}{
-		"an empty 200":              {write(200, httpserver.LinesType, ""), true},
-		"one line too few":          {write(200, httpserver.LinesType, line), true},
-		"one line too many":         {write(200, httpserver.LinesType, all+line), true},
-		"another media type":        {write(200, "application/json", all), true},
-		"one outcome for all":       {write(200, "application/json", line), true},
-		"another status":            {write(202, httpserver.LinesType, all), true},
-		"a page":                    {write(200, "text/html", "<html>\n<html>\n"), true},
-		"lines of another":          {write(200, httpserver.LinesType, "{\"ok\":true}\n{\"status\":\"ok\"}\n"), true},
-		"404 of another":            {write(200, httpserver.LinesType, strings.Repeat(`{"status":404,"type":"about:blank"}`+"\n", 2)), true},
+		"an empty 200":              {replies(200, httpserver.LinesType, ""), true},
+		"one line too few":          {replies(200, httpserver.LinesType, line), true},
+		"one line too many":         {replies(200, httpserver.LinesType, all+line), true},
+		"another media type":        {replies(200, "application/json", all), true},
+		"one outcome for all":       {replies(200, "application/json", line), true},
+		"another status":            {replies(202, httpserver.LinesType, all), true},
+		"a page":                    {replies(200, "text/html", "<html>\n<html>\n"), true},
+		"lines of another":          {replies(200, httpserver.LinesType, "{\"ok\":true}\n{\"status\":\"ok\"}\n"), true},
+		"404 of another":            {replies(200, httpserver.LinesType, strings.Repeat(`{"status":404,"type":"about:blank"}`+"\n", 2)), true},
 		"our problem to the whole":  {problems(httpserver.Problem{Type: httpserver.MalformedMessage, Status: 400}), true},
 		"our 413 to the whole":      {problems(httpserver.Problem{Type: httpserver.MessageTooLarge, Status: 413}), true},
 		"an MS1 without the type":   {problems(httpserver.Problem{Status: 415}), true},
 		"503":                       {problems(httpserver.Problem{Status: 503}), false},
-		"a proxy's limit of rate":   {write(429, "text/html", "<html>"), false},
+		"a proxy's limit of rate":   {replies(429, "text/html", "<html>"), false},
 		"torn after the first line": {torn("HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nContent-Length: 68\r\n\r\n" + line), false},
 		"torn before it":            {torn(""), false},
 	} {

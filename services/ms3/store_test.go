@@ -3,7 +3,6 @@ package ms3
 import (
 	"bytes"
 	"compress/gzip"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -31,13 +30,6 @@ func TestRepeatedUntilStored(t *testing.T) {
 	status := func(code int) func(http.ResponseWriter, *http.Request) {
 		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 	}
-	body := func(code int, media, text string) func(http.ResponseWriter, *http.Request) {
-		return func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", media)
-			w.WriteHeader(code)
-			_, _ = io.WriteString(w, text)
-		}
-	}
 	endless := func(w http.ResponseWriter, _ *http.Request) {
 		for {
 			if _, err := w.Write(make([]byte, 32<<10)); err != nil {
@@ -61,19 +53,19 @@ func TestRepeatedUntilStored(t *testing.T) {
 		"503":                    {status(503), "MS1 does not take messages", "503"},
 		"200 is the one":         {status(204), "not from MS1", "204"},
 		"a stranger's empty 200": {status(200), "not from MS1", "200"},
-		"a stranger's JSON":      {body(200, "application/json", `{"status":"ok"}`), "not from MS1", "200"},
-		"outcome as text":        {body(200, "text/html", `{"outcome":"stored"}`), "not from MS1", "200"},
-		"another outcome":        {body(200, "application/json", `{"outcome":"unknown"}`), "not from MS1", "200"},
+		"a stranger's JSON":      {replies(200, "application/json", `{"status":"ok"}`), "not from MS1", "200"},
+		"outcome as text":        {replies(200, "text/html", `{"outcome":"stored"}`), "not from MS1", "200"},
+		"another outcome":        {replies(200, "application/json", `{"outcome":"unknown"}`), "not from MS1", "200"},
 		"endless 200":            {endless, "not from MS1", "200"},
 		"gzip 200":               {zeros, "not from MS1", "200"},
-		"nginx's 400":            {body(400, "text/html", "<html><center>The plain HTTP request was sent to HTTPS port</center>"), "not from MS1", "400"},
-		"nginx's 413":            {body(413, "text/html", "<html>413 Request Entity Too Large"), "not from MS1", "413"},
-		"another's problem":      {body(400, httpserver.ProblemType, `{"type":"about:blank","status":400}`), "not from MS1", "400"},
-		"our type as JSON":       {body(400, "application/json", `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "400"},
-		"our type, other status": {body(404, httpserver.ProblemType, `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "404"},
+		"nginx's 400":            {replies(400, "text/html", "<html><center>The plain HTTP request was sent to HTTPS port</center>"), "not from MS1", "400"},
+		"nginx's 413":            {replies(413, "text/html", "<html>413 Request Entity Too Large"), "not from MS1", "413"},
+		"another's problem":      {replies(400, httpserver.ProblemType, `{"type":"about:blank","status":400}`), "not from MS1", "400"},
+		"our type as JSON":       {replies(400, "application/json", `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "400"},
+		"our type, other status": {replies(404, httpserver.ProblemType, `{"type":"`+httpserver.MalformedMessage+`"}`), "not from MS1", "404"},
 		"200 torn in the body":   {torn("HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 90\r\n\r\n{"), "MS1 does not answer", "connection"},
 		"401":                    {status(401), "MS1 refuses the token", "401"},
-		"a stranger's 404":       {func(w http.ResponseWriter, r *http.Request) { http.NotFound(w, r) }, "not from MS1", "404"},
+		"a stranger's 404":       {http.NotFound, "not from MS1", "404"},
 		"another 404":            {func(w http.ResponseWriter, _ *http.Request) { httpserver.Problem{Status: 404}.Write(w) }, "not from MS1", "404"},
 		"405":                    {status(405), "not from MS1", "405"},
 		"408":                    {status(408), "", "408"},
@@ -276,9 +268,7 @@ func TestTLSToMS1(t *testing.T) {
 			t.Errorf("got %v, want %q", err, want)
 		}
 	})
-	if err := s.ready(t.Context()); err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, s.ready(t.Context()))
 }
 
 // TLS on one side only names the key of the address.

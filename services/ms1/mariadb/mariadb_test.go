@@ -77,9 +77,7 @@ func TestLockWaitIsRepeated(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- insert(ctx, s, id, 1) }()
 	servicetest.NoError(t, other.Rollback())
-	if err := <-done; err != nil {
-		t.Errorf("got error %v, want none", err)
-	}
+	servicetest.NoError(t, <-done)
 }
 
 func TestKilledConnectionsLoseNothing(t *testing.T) {
@@ -145,9 +143,7 @@ func TestServerThatKeepsOurDeadConnections(t *testing.T) {
 	if n := log.Count("killed own dead connection"); n != 1 {
 		t.Errorf("got %d kills, want 1", n)
 	}
-	if err := insert(ctx, s, id, 0); err != nil {
-		t.Errorf("Insert: %v", err)
-	}
+	servicetest.NoError(t, insert(ctx, s, id, 0))
 	server.Address = direct
 	if err := open(t, server, io.Discard).Run(ctx); err == nil || ctx.Err() != nil {
 		t.Errorf("another program: got %v, want a refusal", err)
@@ -162,12 +158,8 @@ func TestSilentLinkIsNoticed(t *testing.T) {
 	s, log, ctx, id := setUp(t, server)
 	started := time.Now()
 	r.Silence() // new ones work
-	if err := insert(ctx, s, id, 0); err != nil {
-		t.Errorf("Insert: %v", err)
-	}
-	if err := insert(ctx, s, id, 1); err != nil {
-		t.Errorf("Insert: %v", err)
-	}
+	servicetest.NoError(t, insert(ctx, s, id, 0))
+	servicetest.NoError(t, insert(ctx, s, id, 1))
 	servicetest.Eventually(t, 20*time.Second, "the silence of the lock's connection is noticed", func() bool { return log.Has("no answer in time") })
 	if took := time.Since(started); took > 12*time.Second {
 		t.Errorf("took %v, expected less than 12 s", took)
@@ -290,9 +282,7 @@ func TestPrivilegeIsGrantedAgain(t *testing.T) {
 	})
 	d.SQL("GRANT UPDATE ON tricycle.* TO tricycle@'%', tricycle@localhost")
 	ctx := servicetest.Context(t, 20*time.Second)
-	if err := insert(ctx, s, id, 0); err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, insert(ctx, s, id, 0))
 }
 
 // On Windows and macOS a server takes both names for one database.

@@ -131,9 +131,7 @@ func TestFaultsAreRepeated(t *testing.T) {
 				expectInsert(mock).WillReturnError(c.fault)
 			}
 			expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1))
-			if err := s.Insert(ctx, 7, []message.Message{msg(0)}); err != nil {
-				t.Errorf("got error %v, want none", err)
-			}
+			servicetest.NoError(t, s.Insert(ctx, 7, []message.Message{msg(0)}))
 		})
 	}
 }
@@ -184,9 +182,7 @@ func TestStatementsUnderWayEndWithTheLink(t *testing.T) {
 
 	expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1)) // of the next link
 	time.AfterFunc(50*time.Millisecond, func() { s.set(&pool{ctx: t.Context(), db: db}, false, nil) })
-	if err := s.Insert(servicetest.Context(t, 5*time.Second), 7, []message.Message{msg(0)}); err != nil {
-		t.Errorf("got error %v, want none", err)
-	}
+	servicetest.NoError(t, s.Insert(servicetest.Context(t, 5*time.Second), 7, []message.Message{msg(0)}))
 }
 
 func TestTheStatementOfASingleRowIsPreparedOnce(t *testing.T) {
@@ -195,9 +191,7 @@ func TestTheStatementOfASingleRowIsPreparedOnce(t *testing.T) {
 	for range 2 {
 		prepared.ExpectExec().WithArgs(msg(0).Service1.Time(), msg(0).Service2.Time(), msg(0).Service3.Time(), msg(0).End.Time(), 7).
 			WillReturnResult(sqlmock.NewResult(0, 1))
-		if err := s.Insert(ctx, 7, []message.Message{msg(0)}); err != nil {
-			t.Errorf("got error %v, want none", err)
-		}
+		servicetest.NoError(t, s.Insert(ctx, 7, []message.Message{msg(0)}))
 	}
 }
 

@@ -191,9 +191,7 @@ func TestUnreachableServer(t *testing.T) {
 	unready(t, s, syscall.ECONNREFUSED.Error())
 	servicetest.Fails(t, 100*time.Millisecond, syscall.ECONNREFUSED.Error(), func(ctx context.Context) error { _, err := s.Session(ctx, 1); return err })
 	stop()
-	if err := <-ended; err != nil {
-		t.Errorf("Run: got error %v, want none", err)
-	}
+	servicetest.NoError(t, <-ended)
 	if n := log.Count("connection refused"); n != 1 {
 		t.Errorf("got the refusal logged %d times, want once", n)
 	}

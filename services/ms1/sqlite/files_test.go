@@ -77,9 +77,7 @@ func TestFilesThatAreNotThereAnyMore(t *testing.T) {
 				return
 			}
 			servicetest.NoError(t, c.restore(directory))
-			if err := s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 1)}); err != nil {
-				t.Error(err)
-			}
+			servicetest.NoError(t, s.Insert(t.Context(), id, []message.Message{storetest.Message(id, 1)}))
 			if got, err := s.End(t.Context(), id, closing); err != nil || *got.Stored != 2 {
 				t.Errorf("got %+v, %v, want two rows", got, err)
 			}

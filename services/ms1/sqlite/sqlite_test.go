@@ -157,9 +157,7 @@ func TestOtherPrograms(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- insert(ctx, 6) }()
 		exec("COMMIT")
-		if err := <-done; err != nil {
-			t.Errorf("got error %v, want none", err)
-		}
+		servicetest.NoError(t, <-done)
 	})
 	t.Run("a stamp that is none", func(t *testing.T) {
 		exec("UPDATE sessions SET started_at = 'yesterday'")

@@ -172,9 +172,7 @@ func TestSends(t *testing.T) {
 	if n := next(t, connected); n != 1 {
 		t.Errorf("got connection %d, want 1", n)
 	}
-	if err := l.Ready(t.Context()); err != nil {
-		t.Errorf("connected: %v", err)
-	}
+	servicetest.NoError(t, l.Ready(t.Context()))
 	for _, frame := range []string{"one", "two"} {
 		if n, err := l.Send([]byte(frame)); n != 1 || err != nil {
 			t.Errorf("got connection %d, %v, want 1", n, err)
@@ -646,9 +644,7 @@ func TestEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		l := New(m.url(), credentials.Access{}, zerolog.Nop())
-		if err := l.Run(ctx, func(uint64) { t.Error("connected") }); err != nil {
-			t.Error(err)
-		}
+		servicetest.NoError(t, l.Run(ctx, func(uint64) { t.Error("connected") }))
 	})
 	t.Run("with a peer that does not answer the goodbye", func(t *testing.T) {
 		end := make(chan struct{})
@@ -702,9 +698,7 @@ func TestTLSAndToken(t *testing.T) {
 	servicetest.File(t, access.TokenFile, "right\r\n")
 	<-upgraded
 	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	servicetest.NoError(t, <-done)
 }
 
 func TestTLSOnOneSide(t *testing.T) {
