@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -446,4 +447,41 @@ func TestLinksCut(t *testing.T) {
 			})
 		}
 	}
+}
+
+// In a planned failover the old server becomes read-only and stays alive, its
+// connections too, and the address leads to the new one.
+func TestDatabaseFailover(t *testing.T) {
+	t.Parallel()
+	before, after := servertest.MariaDB(t), servertest.MariaDB(t)
+	r := relaytest.New(t, "127.0.0.1:0", before.Address)
+	old := mariadbtest.On(t, before)
+	old.Address = r.Address
+	c := newChainOn(t, old)
+	c.up()
+	id := c.load(600, 64)
+
+	before.SQL("SET GLOBAL read_only=1")
+	servicetest.Eventually(t, 10*time.Second, "MS1 reports that it cannot store", func() bool {
+		code, _ := c.at("ms1").Get("/readyz")
+		return code == http.StatusServiceUnavailable
+	})
+	dump := exec.Command("bash", "-o", "pipefail", "-c", `mariadb-dump --no-defaults -u root -S "$0" tricycle | mariadb --no-defaults -u root -S "$1" tricycle`, before.Socket, after.Socket)
+	if out, err := dump.CombinedOutput(); err != nil {
+		t.Fatalf("copy the database: %v\n%s", err, out)
+	}
+	copied := c.status().Session.Stored
+	after.ShareAccount(before)
+	r.To(after.Address)
+	servicetest.Eventually(t, 15*time.Second, "MS1 is ready again", func() bool {
+		code, _ := c.at("ms1").Get("/readyz")
+		return code == http.StatusOK
+	})
+	servicetest.Eventually(t, 15*time.Second, "the session goes on", func() bool { return c.status().Session.Stored >= copied+100 })
+
+	c.db.DB = mariadbtest.On(t, after).DB
+	if s := c.stop(); s.ID != id {
+		t.Errorf("session %d ended, want %d", s.ID, id)
+	}
+	c.round(2, 64)
 }

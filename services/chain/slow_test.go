@@ -61,3 +61,13 @@ func TestSlowLinks(t *testing.T) {
 		})
 	}
 }
+
+// With a distant database messages wait and must not count as lost: with
+// many in flight the rate must not fall below that of a few.
+func TestDistantDatabase(t *testing.T) {
+	c := newChain(t)
+	r := relaytest.New(t, "127.0.0.1:0", c.db.Address)
+	r.Delay = 40 * time.Millisecond
+	c.overlays["ms1"]["database"].(settings)["address"] = r.Address
+	c.keepsItsRate(4, 8)
+}

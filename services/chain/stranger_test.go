@@ -2,6 +2,7 @@ package chain
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 )
@@ -101,4 +103,40 @@ func (c *chain) committed() (sum int64) {
 		sum += max(0, p.CommittedOffset)
 	}
 	return sum
+}
+
+// Messages that MS1 never sent, of sessions that never were and of the one
+// that runs, must not starve it.
+func TestStrangersMessages(t *testing.T) {
+	t.Parallel()
+	c := newChain(t)
+	c.up()
+	n, seconds := 24_000, 5
+	if os.Getenv("TRICYCLE_TEST_FAULTS") != "" {
+		n, seconds = 300_000, 40
+	}
+	id := c.begin(seconds, 16)
+	now := message.StampOf(time.Now())
+	var records []kafka.Message
+	for i := range n {
+		m := message.Message{SessionID: 1_000_000, Service1: now + message.Stamp(i), Service2: now + message.Stamp(i)}
+		if i%2 == 0 {
+			m.SessionID = id
+			m.Service1 -= 3_600_000_000 // an hour before the session, which cannot have made it
+		}
+		records = append(records, kafka.Message{Key: m.Key().Append(nil), Value: m.Encode()})
+	}
+	w := kafka.Writer{Addr: kafka.TCP(c.kafka.Brokers...), Topic: c.kafka.Topic, Balancer: &kafka.Hash{}, BatchSize: 1000,
+		BatchTimeout: 10 * time.Millisecond, Transport: &kafka.Transport{}}
+	defer w.Close()
+	servicetest.NoError(t, w.WriteMessages(servicetest.Context(t, 30*time.Second), records...))
+	if c.status().State == "idle" {
+		t.Fatal("the session ended before the stranger had written")
+	}
+	s := c.end()
+	c.noneLost(s)
+	// How many depends on the machine; each slot must have turned over.
+	if s.Stored < 4*16 {
+		t.Errorf("%d messages stored beside a stranger's, want at least 64", s.Stored)
+	}
 }

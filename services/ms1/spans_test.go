@@ -3,12 +3,14 @@ package ms1
 import (
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	otlp "go.opentelemetry.io/proto/otlp/trace/v1"
 
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry"
@@ -88,6 +90,40 @@ func TestSpansOfARound(t *testing.T) {
 			if got := telemetrytest.Attribute(want.span, want.name); got != want.value {
 				t.Errorf("message %d, %s: found %s = %q, want %q", i, want.span.Name, want.name, got, want.value)
 			}
+		}
+	}
+}
+
+// A request of several messages has a trace of its own, which links to theirs.
+func TestSpansOfARequestOfSeveral(t *testing.T) {
+	t.Parallel()
+	collector, spans := telemetrytest.Collector(t)
+	a := newAPI(t, func(c *Config) { c.Tracing.Endpoint = collector })
+	a.want(a.do("GET", "/start?in_flight=2", ""), 202)
+	ms := []message.Message{a.sent(1), a.sent(2)}
+	a.want(a.do("POST", "/store", back(ms[0])+"\n"+back(ms[1])+"\n", "Content-Type", httpserver.LinesType), 200)
+	servicetest.NoError(t, a.stop())
+	all := map[string][]*otlp.Span{}
+	for _, s := range spans() {
+		all[s.Name] = append(all[s.Name], s)
+	}
+	if len(all["POST /store"]) != 1 || len(all["INSERT messages"]) != 2 {
+		t.Fatalf("got %d spans of the request and %d of rows, want 1 and 2", len(all["POST /store"]), len(all["INSERT messages"]))
+	}
+	post := all["POST /store"][0]
+	if len(post.ParentSpanId) != 0 || len(post.Links) != 2 {
+		t.Fatalf("got %v, want a root with two links", post)
+	}
+	for i, m := range ms {
+		trace, root := telemetry.IDs(m.Key())
+		if l := post.Links[i]; hex.EncodeToString(l.TraceId) != trace.String() || hex.EncodeToString(l.SpanId) != root.String() {
+			t.Errorf("message %d: got link %v, want its root", i, l)
+		}
+		if !slices.ContainsFunc(all["INSERT messages"], func(s *otlp.Span) bool {
+			return hex.EncodeToString(s.TraceId) == trace.String() && hex.EncodeToString(s.ParentSpanId) == root.String() &&
+				telemetrytest.Attribute(s, "db.operation.batch.size") == "int_value:2"
+		}) {
+			t.Errorf("message %d: got %v, want a child of its root", i, all["INSERT messages"])
 		}
 	}
 }
