@@ -342,12 +342,12 @@ func TestASecondProgramOnTheSameDirectoryIsRefused(t *testing.T) {
 	expect(t, http.StatusAccepted, url+"/start")
 }
 
-// takeOne makes the broker refuse what is produced after the first request.
-func takeOne(cluster *kfake.Cluster) {
+// takeOnly makes the broker refuse what is produced after n requests.
+func takeOnly(n int64, cluster *kfake.Cluster) {
 	var produced atomic.Int64
 	cluster.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		cluster.KeepControl()
-		if produced.Add(1) == 1 {
+		if produced.Add(1) <= n {
 			return nil, nil, false
 		}
 		return nil, fmt.Errorf("the broker has had enough"), true
@@ -361,7 +361,7 @@ func TestStopOfOnceWaitsForTheWholeDrain(t *testing.T) {
 	c.Once = true
 	c.Interaction.IntervalSeconds, c.Interaction.DrainSeconds = 600, 2
 	c.Kafka = topictest.For(t, address)
-	takeOne(cluster)
+	takeOnly(1, cluster)
 	said, stop := startWith(t, c, limits{time.Second, 1900 * time.Millisecond}) // alone too short for the drain
 	said.Find(t, " WRN ms2 produce request failed, retrying")
 	if err := stop(); err == nil || !strings.HasPrefix(err.Error(), "interaction: session 1: lost ") {
@@ -395,7 +395,7 @@ func TestLostMessagesAreAnError(t *testing.T) {
 	c.Once = true
 	c.Interaction.GiveUpAfterSeconds, c.Interaction.InFlight = 1, 3
 	c.Kafka = topictest.For(t, address)
-	takeOne(cluster)
+	takeOnly(0, cluster)
 	said := &servicetest.Console{}
 	err := Run(t.Context(), c, said)
 	groups := said.Find(t, `messages generated +(\d+)\n  stored \d+, resent \d+, duplicates 0, lost (\d+)`)

@@ -57,6 +57,13 @@ func (c *chain) patient() {
 	c.overlays["ms1"]["interaction"] = settings{"give_up_after_seconds": 600, "drain_seconds": 60}
 }
 
+// patientOn starts a patient chain that uses other brokers, as useKafka has them.
+func (c *chain) patientOn(partitions, replicas int, brokers ...*servertest.Server) {
+	c.useKafka(partitions, replicas, brokers...)
+	c.patient()
+	c.up()
+}
+
 // survives runs a session of a patient chain in which a fault strikes under
 // load, checks that no message was lost, and returns the longest time in which
 // none was stored.
@@ -121,9 +128,7 @@ func TestServersKilledAndRestarted(t *testing.T) {
 	database, server := ownDatabase(t)
 	broker := servertest.Kafka(t, "")
 	c := newChainOn(t, server)
-	c.useKafka(4, 1, broker)
-	c.patient()
-	c.up()
+	c.patientOn(4, 1, broker)
 	for _, name := range []string{"ms2", "ms3"} {
 		if out := c.running[name].Out.String(); strings.Contains(out, " WRN ") {
 			t.Errorf("%s warns of a first start with an empty broker:\n%s", name, out)
@@ -161,9 +166,7 @@ func TestThreeBrokers(t *testing.T) {
 	brokers := servertest.Brokers(t, 3)
 	t.Run("a partition without a leader", func(t *testing.T) {
 		c := newChain(t)
-		c.useKafka(6, 1, brokers...)
-		c.patient()
-		c.up()
+		c.patientOn(6, 1, brokers...)
 		stopped := brokers[0]
 		led := 0
 		for _, p := range c.partitions() {
@@ -193,9 +196,7 @@ func TestPartitionsAddedUnderLoad(t *testing.T) {
 	slow(t)
 	broker := servertest.Kafka(t, "")
 	c := newChain(t)
-	c.useKafka(2, 1, broker)
-	c.patient()
-	c.up()
+	c.patientOn(2, 1, broker)
 	admin := c.admin()
 	pause := c.survives(64, func() {
 		servicetest.Eventually(t, 30*time.Second, "the topic has five partitions", func() bool {
@@ -320,9 +321,7 @@ func TestTopicDeletedUnderLoad(t *testing.T) {
 	slow(t)
 	broker := servertest.Kafka(t, "")
 	c := newChain(t)
-	c.useKafka(4, 1, broker)
-	c.patient()
-	c.up()
+	c.patientOn(4, 1, broker)
 	pause := c.survives(64, func() {
 		for range 2 {
 			resp, err := c.admin().DeleteTopics(t.Context(), &kafka.DeleteTopicsRequest{Topics: []string{c.kafka.Topic}})
@@ -339,9 +338,7 @@ func TestFrozen(t *testing.T) {
 	const outage = 10 * time.Second
 	t.Run("a program", func(t *testing.T) {
 		c := newChain(t)
-		c.useKafka(4, 1, servertest.Kafka(t, ""))
-		c.patient()
-		c.up()
+		c.patientOn(4, 1, servertest.Kafka(t, ""))
 		for _, name := range services {
 			pause := c.survives(64, func() { frozen(t, c.running[name].Process.Pid, outage) })
 			t.Log(name)
@@ -352,9 +349,7 @@ func TestFrozen(t *testing.T) {
 		database, server := ownDatabase(t)
 		broker := servertest.Kafka(t, "")
 		c := newChainOn(t, server)
-		c.useKafka(4, 1, broker)
-		c.patient()
-		c.up()
+		c.patientOn(4, 1, broker)
 		for name, s := range map[string]*servertest.Server{"mariadb": database.Server, "kafka": broker} {
 			const stall = 8 * time.Second
 			pause := c.survives(4096, func() { frozen(t, s.PID(), stall) })
@@ -369,9 +364,7 @@ func TestWrongAdvertisedName(t *testing.T) {
 	slow(t)
 	broker := servertest.Kafka(t, "")
 	c := newChain(t)
-	c.useKafka(4, 1, broker)
-	c.patient()
-	c.up()
+	c.patientOn(4, 1, broker)
 	var outage time.Duration
 	pause := c.survives(64, func() {
 		began := time.Now()

@@ -153,7 +153,7 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	source := newMS2(t, k)
 	source.send(400)
 	start(t, k, old.URL)
-	servicetest.Eventually(t, 30*time.Second, "all posted", func() bool { return store.got() == 400 })
+	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 400 })
 	source.commits(400)
 }
 
