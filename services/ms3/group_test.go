@@ -2,7 +2,6 @@ package ms3
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -193,7 +192,7 @@ func TestRefusedFetchesAreNotReady(t *testing.T) {
 	}
 	fault := refuse(kerr.TopicAuthorizationFailed)
 	want := "fetch from " + k.Topic + ": [29] Topic Authorization Failed"
-	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
+	servicetest.Fails(t, time.Second, want, r.consumer.ready)
 	servicetest.Eventually(t, time.Minute, "it is logged", func() bool { return r.Log.Has(want) })
 	fault.Remove()
 	refuse(kerr.LeaderNotAvailable) // another partition may have its leader
@@ -211,7 +210,7 @@ func TestRefusedCommitsAreNotReady(t *testing.T) {
 	fault := cluster.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Topic: k.Topic, Err: kerr.CoordinatorNotAvailable, Count: -1})
 	source.send(10)
 	want := "commit offsets of group group." + k.Topic + ": [15] Group Coordinator Not Available"
-	servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
+	servicetest.Fails(t, time.Second, want, r.consumer.ready)
 	if !r.Log.Has(want) {
 		t.Error("it is not logged")
 	}
@@ -375,7 +374,7 @@ func TestAStrangerInTheGroupIsNotReady(t *testing.T) {
 			r.joined(t)
 			leave := join(t, k.Brokers[0], k.Topic, r.consumer.config.GroupID)
 			defer leave()
-			servicetest.Eventually(t, time.Minute, want, func() bool { return strings.Contains(fmt.Sprint(r.consumer.ready(t.Context())), want) })
+			servicetest.Fails(t, time.Second, want, r.consumer.ready)
 			leave()
 			r.joined(t)
 		})

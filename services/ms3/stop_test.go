@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/lib/telemetry/telemetrytest"
@@ -101,4 +102,28 @@ func hangingBroker(t *testing.T) (address string, hang func()) {
 	}))
 	t.Cleanup(func() { close(over) })
 	return address, func() { close(hung) }
+}
+
+func TestStopIsBoundedWhenADeadLetterHangs(t *testing.T) {
+	t.Parallel()
+	address, hang := hangingBroker(t)
+	k, store, source := neighbours(t, topictest.For(t, address))
+	hung := make(chan struct{})
+	store.answers(func(w http.ResponseWriter, _ *http.Request, _ message.Message, _ int) {
+		<-hung
+		httpserver.Problem{Type: httpserver.UnknownMessage, Status: http.StatusNotFound}.Write(w)
+	})
+	r := start(t, k, store.URL)
+	source.send(20)
+	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() > 0 })
+	hang()
+	close(hung)
+	servicetest.Eventually(t, time.Minute, "writing dead letters", func() bool {
+		r.consumer.letters.mu.Lock()
+		defer r.consumer.letters.mu.Unlock()
+		return r.consumer.letters.writing
+	})
+	if took := r.Stop(); took > 8*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
 }

@@ -53,7 +53,7 @@ func TestPlannedFailover(t *testing.T) {
 			done := make(chan error, 1)
 			go func() { done <- s.Insert(ctx, id, []message.Message{storetest.Message(id, 1)}) }()
 			if moved {
-				unready(t, s, "read_only: must be OFF, got ON")
+				servicetest.Fails(t, time.Second, "read_only: must be OFF, got ON", s.Ready)
 				first.To(next.Address)
 			}
 			began := time.Now()
@@ -90,7 +90,7 @@ func TestAnAddressWithoutMariaDB(t *testing.T) {
 	s, err := Open(c, zerolog.Nop())
 	servicetest.NoError(t, err)
 	run(t, s)
-	unready(t, s, "no greeting of a MariaDB server")
+	servicetest.Fails(t, time.Second, "no greeting of a MariaDB server", s.Ready)
 }
 
 // TestNameMovesAlone moves the name while the old server still takes rows: no

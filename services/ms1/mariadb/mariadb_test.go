@@ -205,7 +205,7 @@ func TestTablesOfOthersAreRefused(t *testing.T) {
 			}
 			s := open(t, server, io.Discard)
 			run(t, s)
-			unready(t, s, want)
+			servicetest.Fails(t, time.Second, want, s.Ready)
 		})
 	}
 }
@@ -257,7 +257,7 @@ func TestReadinessWithoutASession(t *testing.T) {
 				d.SQL("KILL " + id)
 			}
 		}
-		unready(t, s, c.want)
+		servicetest.Fails(t, time.Second, c.want, s.Ready)
 		exec(t, client, c.back)
 		ready(t, s)
 		storetest.Begin(t, t.Context(), s)

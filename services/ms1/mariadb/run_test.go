@@ -4,9 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"net"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -50,12 +48,6 @@ func run(t *testing.T, s *Store) (ended <-chan error, stop func()) {
 func ready(t *testing.T, s *Store) {
 	t.Helper()
 	servicetest.Eventually(t, 20*time.Second, "the store is ready", func() bool { return s.Ready(t.Context()) == nil })
-}
-
-// unready waits until the store reports the reason why it is not ready.
-func unready(t *testing.T, s *Store, want string) {
-	t.Helper()
-	servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(fmt.Sprint(s.Ready(t.Context())), want) })
 }
 
 func expectConnection(mock sqlmock.Sqlmock, id int64, host string) {
@@ -188,7 +180,7 @@ func TestUnreachableServer(t *testing.T) {
 		t.Errorf("before Run: got error %v, want %v", err, errStarting)
 	}
 	ended, stop := run(t, s)
-	unready(t, s, syscall.ECONNREFUSED.Error())
+	servicetest.Fails(t, time.Second, syscall.ECONNREFUSED.Error(), s.Ready)
 	servicetest.Fails(t, 100*time.Millisecond, syscall.ECONNREFUSED.Error(), func(ctx context.Context) error { _, err := s.Session(ctx, 1); return err })
 	stop()
 	servicetest.NoError(t, <-ended)

@@ -50,7 +50,7 @@ func connected(t *testing.T, d *servertest.Database, c TLS, cause string) *Store
 		ready(t, s)
 		return s
 	}
-	unready(t, s, cause)
+	servicetest.Fails(t, time.Second, cause, s.Ready)
 	if n := strings.Count(log.String(), "database is unavailable"); n != 1 {
 		t.Errorf("got %d lines, want one:\n%s", n, &log)
 	}
@@ -85,13 +85,13 @@ func TestServerThatRequiresTLS(t *testing.T) {
 		servicetest.File(t, file, servicetest.Text(t, stranger.File))
 		s := connected(t, &changed, TLS{Mode: tlsVerifyCA, Certificates: credentials.Certificates{CAFile: file}}, "database.tls.ca_file: verify certificate of "+d.Address+" with "+file)
 		servicetest.File(t, file, "no PEM")
-		unready(t, s, "database.tls.ca_file: must name a PEM file with certificates, got "+file+" without any")
+		servicetest.Fails(t, time.Second, "database.tls.ca_file: must name a PEM file with certificates, got "+file+" without any", s.Ready)
 		servicetest.NoError(t, os.Remove(file))
-		unready(t, s, "database.tls.ca_file: open "+file+": no such file")
+		servicetest.Fails(t, time.Second, "database.tls.ca_file: open "+file+": no such file", s.Ready)
 		servicetest.File(t, file, servicetest.Text(t, ca.File))
-		unready(t, s, `database.user "tricycle", password_file "`+changed.PasswordFile+`", tls.mode "verify-ca": Error 1045`)
+		servicetest.Fails(t, time.Second, `database.user "tricycle", password_file "`+changed.PasswordFile+`", tls.mode "verify-ca": Error 1045`, s.Ready)
 		servicetest.File(t, changed.PasswordFile, d.Password+"\n\nx\n")
-		unready(t, s, "database.password_file: must name a file with one line, got "+changed.PasswordFile+", which has more")
+		servicetest.Fails(t, time.Second, "database.password_file: must name a file with one line, got "+changed.PasswordFile+", which has more", s.Ready)
 		servicetest.File(t, changed.PasswordFile, d.Password+"\r\n")
 		ready(t, s)
 	})

@@ -147,16 +147,6 @@ func next(t *testing.T, connected chan uint64) uint64 {
 	return servicetest.Receive(t, "a connection", connected)
 }
 
-// trouble waits for the reason why the client has no connection.
-func trouble(t *testing.T, l *Client, want string) {
-	t.Helper()
-	var err error
-	servicetest.Eventually(t, time.Minute, want, func() bool {
-		err = l.Ready(t.Context())
-		return err != nil && strings.Contains(err.Error(), want)
-	})
-}
-
 func TestSends(t *testing.T) {
 	t.Parallel()
 	m := newMS2(t, upgrade(read))
@@ -313,7 +303,7 @@ func TestDialsAgain(t *testing.T) {
 		address := l.Addr().String()
 		l.Close()
 		link, connected, _ := run(t, "ws://"+address+"/ws", 0)
-		trouble(t, link, "connection refused")
+		servicetest.Fails(t, time.Second, "connection refused", link.Ready)
 		ms2At(t, listenAt(t, address), upgrade(read))
 		next(t, connected)
 	})
@@ -409,7 +399,7 @@ func TestSilence(t *testing.T) {
 		if took := time.Since(began); took < silence {
 			t.Errorf("took it for dead after %s, expected %s", took, silence)
 		}
-		trouble(t, l, "timeout") // the second comes to the same end
+		servicetest.Fails(t, time.Second, "timeout", l.Ready) // the second comes to the same end
 	})
 	t.Run("broken by pings", func(t *testing.T) {
 		t.Parallel()
@@ -464,7 +454,7 @@ func TestSilence(t *testing.T) {
 		}))
 		l, connected, _ := run(t, m.url(), silence)
 		next(t, connected)
-		trouble(t, l, "enough")
+		servicetest.Fails(t, time.Second, "enough", l.Ready)
 	})
 	if l := New("ws://localhost", credentials.Access{}, zerolog.Nop()); l.silence != 6*time.Second {
 		t.Errorf("got %s, want three pings of two seconds", l.silence)
@@ -636,7 +626,7 @@ func TestEnds(t *testing.T) {
 	t.Run("while it waits to dial again", func(t *testing.T) {
 		m := newMS2(t, refuse)
 		l, _, stop := run(t, m.url(), 0)
-		trouble(t, l, "503")
+		servicetest.Fails(t, time.Second, "503", l.Ready)
 		stop()
 	})
 	t.Run("before it begins", func(t *testing.T) {
@@ -689,7 +679,7 @@ func TestTLSAndToken(t *testing.T) {
 	go func() { done <- l.Run(ctx, func(uint64) {}) }()
 	is := func(want string) {
 		t.Helper()
-		servicetest.Eventually(t, 20*time.Second, want, func() bool { return strings.Contains(fmt.Sprint(l.Ready(ctx)), want) })
+		servicetest.Fails(t, time.Second, want, l.Ready)
 	}
 	fail("ms2", access.CAFile, server.Listener.Addr().String(), is)
 	is(`ms2.token_file: must name a file with MS2's token, got "` + access.TokenFile + `" and 401 Unauthorized from ` + url)
