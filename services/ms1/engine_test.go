@@ -420,19 +420,6 @@ func TestADatabaseThatTakesNoRowsIsNotReady(t *testing.T) {
 	})
 }
 
-func TestTheEndWaitsForACommitUnderWay(t *testing.T) {
-	inBench(t, never, func(t *testing.T, b *bench) {
-		b.begin(60, 1)
-		time.Sleep(500 * time.Millisecond) // so that the drain ends before a resend
-		m := b.transport.frames()[0]
-		release := b.store.block()
-		time.AfterFunc(3900*time.Millisecond, func() { _, _ = b.back(m) })
-		time.AfterFunc(4500*time.Millisecond, release)
-		s := b.stopSession() // the drain is over at 4 s
-		check(t, s, figures{generated: 1, stored: 1, reason: Stopped})
-	})
-}
-
 func TestTheSameMessageAHundredTimesAtOnceIsOneRow(t *testing.T) {
 	inBench(t, never, func(t *testing.T, b *bench) {
 		b.begin(1, 1)
