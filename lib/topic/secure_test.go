@@ -22,30 +22,6 @@ import (
 // secret returns a file with one line.
 func secret(t *testing.T, text string) string { return servicetest.File(t, "secret", text+"\n") }
 
-func TestValidateOfTLSAndSASL(t *testing.T) {
-	t.Parallel()
-	for name, c := range map[string]struct {
-		change func(*topic.Config)
-		want   string
-	}{
-		"TLS is off":               {func(c *topic.Config) { c.TLS.CAFile = "ca.pem" }, "kafka.tls.enabled: must be true with other keys of kafka.tls, got false"},
-		"certificate without key":  {func(c *topic.Config) { c.TLS.Enabled, c.TLS.CertificateFile = true, "c.pem" }, "kafka.tls.key_file: must name the key of c.pem, got nothing"},
-		"key without certificate":  {func(c *topic.Config) { c.TLS.Enabled, c.TLS.KeyFile = true, "k.pem" }, "kafka.tls.certificate_file: must name the certificate of k.pem, got nothing"},
-		"unknown mechanism":        {func(c *topic.Config) { c.SASL = topic.SASL{Mechanism: "GSSAPI", User: "u", PasswordFile: "p"} }, `kafka.sasl.mechanism: must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, got "GSSAPI"`},
-		"mechanism without user":   {func(c *topic.Config) { c.SASL = topic.SASL{Mechanism: "PLAIN", PasswordFile: "p"} }, "kafka.sasl.user: must be the name of a Kafka user, got nothing"},
-		"user without a mechanism": {func(c *topic.Config) { c.SASL = topic.SASL{User: "u", PasswordFile: "p"} }, `kafka.sasl.mechanism: must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, got ""`},
-		"no password":              {func(c *topic.Config) { c.SASL = topic.SASL{Mechanism: "PLAIN", User: "u"} }, "kafka.sasl.password_file: must name a file with the password, got nothing"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			config := topic.Defaults()
-			c.change(&config)
-			if err := config.Validate(); err == nil || err.Error() != c.want {
-				t.Errorf("got %v, want %q", err, c.want)
-			}
-		})
-	}
-}
-
 func TestCheckFiles(t *testing.T) {
 	t.Parallel()
 	ca := credentialstest.New(t)

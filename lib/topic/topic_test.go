@@ -53,17 +53,25 @@ func TestValidate(t *testing.T) {
 		"empty topic":       {func(c *topic.Config) { c.Topic = "" }, `kafka.topic: must be 1 to 249 letters, digits, dots, underscores and hyphens, got ""`},
 		"space in topic":    {func(c *topic.Config) { c.Topic = "a b" }, `kafka.topic: must be 1 to 249 letters, digits, dots, underscores and hyphens, got "a b"`},
 		"dots only":         {func(c *topic.Config) { c.DeadLetterTopic = ".." }, `kafka.dead_letter_topic: must be 1 to 249 letters, digits, dots, underscores and hyphens, got ".."`},
-		"too long":          {func(c *topic.Config) { c.Topic = strings.Repeat("a", 250) }, "kafka.topic: must be 1 to 249 letters"},
-		"one topic for all": {func(c *topic.Config) { c.DeadLetterTopic = c.Topic }, "kafka.dead_letter_topic: must differ from kafka.topic"},
+		"too long":          {func(c *topic.Config) { c.Topic = strings.Repeat("a", 250) }, `kafka.topic: must be 1 to 249 letters, digits, dots, underscores and hyphens, got "` + strings.Repeat("a", 250) + `"`},
+		"one topic for all": {func(c *topic.Config) { c.DeadLetterTopic = c.Topic }, `kafka.dead_letter_topic: must differ from kafka.topic, got "tricycle.messages"`},
 		"no partition":      {func(c *topic.Config) { c.Partitions = 0 }, "kafka.partitions: must be between 1 and 1000, got 0"},
 		"no replica":        {func(c *topic.Config) { c.ReplicationFactor = 0 }, "kafka.replication_factor: must be between 1 and 100, got 0"},
 		"no hours":          {func(c *topic.Config) { c.RetentionHours = 0 }, "kafka.retention_hours: must be between 1 and 87600, got 0"},
 		"no megabytes":      {func(c *topic.Config) { c.RetentionMegabytes = -1 }, "kafka.retention_megabytes: must be between 1 and 1048576, got -1"},
+
+		"TLS is off":               {func(c *topic.Config) { c.TLS.CAFile = "ca.pem" }, "kafka.tls.enabled: must be true with other keys of kafka.tls, got false"},
+		"certificate without key":  {func(c *topic.Config) { c.TLS.Enabled, c.TLS.CertificateFile = true, "c.pem" }, "kafka.tls.key_file: must name the key of c.pem, got nothing"},
+		"key without certificate":  {func(c *topic.Config) { c.TLS.Enabled, c.TLS.KeyFile = true, "k.pem" }, "kafka.tls.certificate_file: must name the certificate of k.pem, got nothing"},
+		"unknown mechanism":        {func(c *topic.Config) { c.SASL = topic.SASL{Mechanism: "GSSAPI", User: "u", PasswordFile: "p"} }, `kafka.sasl.mechanism: must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, got "GSSAPI"`},
+		"mechanism without user":   {func(c *topic.Config) { c.SASL = topic.SASL{Mechanism: "PLAIN", PasswordFile: "p"} }, "kafka.sasl.user: must be the name of a Kafka user, got nothing"},
+		"user without a mechanism": {func(c *topic.Config) { c.SASL = topic.SASL{User: "u", PasswordFile: "p"} }, `kafka.sasl.mechanism: must be one of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512, got ""`},
+		"no password":              {func(c *topic.Config) { c.SASL = topic.SASL{Mechanism: "PLAIN", User: "u"} }, "kafka.sasl.password_file: must name a file with the password, got nothing"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			config := topic.Defaults()
 			c.change(&config)
-			if err := config.Validate(); err == nil || !strings.Contains(err.Error(), c.want) {
+			if err := config.Validate(); err == nil || err.Error() != c.want {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
 		})
