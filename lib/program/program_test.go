@@ -273,17 +273,11 @@ func TestSignals(t *testing.T) {
 func TestHealthcheck(t *testing.T) {
 	var asked atomic.Value
 	ready := func(w http.ResponseWriter, r *http.Request) { asked.Store(r.Method + " " + r.URL.Path) }
-	listen := func(t *testing.T, address string, h http.HandlerFunc) (port string) {
-		t.Helper()
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			t.Fatal(err)
+	answers := func(status int, text string) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			fmt.Fprint(w, text)
 		}
-		s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h}}
-		s.Start()
-		t.Cleanup(s.Close)
-		_, port, _ = net.SplitHostPort(l.Addr().String())
-		return port
 	}
 	for name, c := range map[string]struct {
 		listen, host string
@@ -296,24 +290,25 @@ func TestHealthcheck(t *testing.T) {
 		"it listens on every address": {"0.0.0.0:0", "0.0.0.0", ready, 0, ``},
 		"on every one of both kinds":  {"[::]:0", "[::]", ready, 0, ``},
 		"on every one, without host":  {":0", "", ready, 0, ``},
-		"not ready": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusServiceUnavailable)
-			fmt.Fprint(w, "{\"status\":\"not ready\",\r\n\"kafka\":\"away\"}\n")
-		}, 1, `^ms9: check readiness: 503 Service Unavailable: \{"status":"not ready",; "kafka":"away"\}\n$`},
-		"a book instead of a word": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusInternalServerError)
-			fmt.Fprint(w, strings.Repeat("x", 100_000)) // only the beginning is printed
-		}, 1, `^ms9: check readiness: 500 Internal Server Error: x+\n$`},
-		"no content is not ready": {"127.0.0.1:0", "127.0.0.1", func(w http.ResponseWriter, _ *http.Request) {
-			w.WriteHeader(http.StatusNoContent)
-		}, 1, `^ms9: check readiness: 204 No Content: \n$`},
+		"not ready": {"127.0.0.1:0", "127.0.0.1", answers(503, "{\"status\":\"not ready\",\r\n\"kafka\":\"away\"}\n"), 1,
+			`^ms9: check readiness: 503 Service Unavailable: \{"status":"not ready",; "kafka":"away"\}\n$`},
+		// Only the beginning is printed.
+		"a book instead of a word": {"127.0.0.1:0", "127.0.0.1", answers(500, strings.Repeat("x", 100_000)), 1, `^ms9: check readiness: 500 Internal Server Error: x+\n$`},
+		"no content is not ready":  {"127.0.0.1:0", "127.0.0.1", answers(204, ""), 1, `^ms9: check readiness: 204 No Content: \n$`},
 		"it hangs up": {"127.0.0.1:0", "127.0.0.1", func(http.ResponseWriter, *http.Request) {
 			panic(http.ErrAbortHandler)
 		}, 1, `^ms9: check readiness: .*EOF\n$`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			asked.Store("")
-			port := listen(t, c.listen, c.answer)
+			l, err := net.Listen("tcp", c.listen)
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := &httptest.Server{Listener: l, Config: &http.Server{Handler: c.answer}}
+			server.Start()
+			defer server.Close()
+			_, port, _ := net.SplitHostPort(l.Addr().String())
 			status, stdout, stderr := run(t, never(t), "-healthcheck", "-config", file(t, fmt.Sprintf("listen: %q", c.host+":"+port)))
 			if status != c.status || stdout != "" || !regexp.MustCompile(c.want).MatchString(stderr) || c.status == 0 && stderr != "" {
 				t.Errorf("got status %d, %q, %q, want %d and %s", status, stdout, stderr, c.status, c.want)
