@@ -51,6 +51,7 @@ func TestClient(t *testing.T) {
 		"another outcome":                 {"POST", "/store", good, 200, map[string]string{"Content-Type": plain}, `{"outcome":"unknown"}`, "outcome"},
 		"an error that is no problem":     {"GET", "/start", "", 409, map[string]string{"Content-Type": problem, "Cache-Control": "no-store"}, `{"error":"busy"}`, "error"},
 		"an error in another media type":  {"GET", "/start", "", 409, map[string]string{"Content-Type": plain, "Cache-Control": "no-store"}, refusal, "Content-Type"},
+		"another status of HEAD":          {"HEAD", "/readyz", "", 405, map[string]string{"Content-Type": problem, "Allow": "GET"}, "", "status is not supported"},
 		"no such path":                    {"GET", "/nowhere", "", 404, map[string]string{"Content-Type": problem}, refusal, ""},
 		"no such path, yet an answer":     {"GET", "/nowhere", "", 200, map[string]string{"Content-Type": plain}, "{}", "status must be 404"},
 		"no such method":                  {"HEAD", "/start", "", 405, map[string]string{"Content-Type": problem, "Allow": "GET"}, "", ""},
