@@ -246,16 +246,6 @@ func TestHealth(t *testing.T) {
 			}
 		})
 	}
-	t.Run("by HEAD and by POST", func(t *testing.T) {
-		h := httpserver.Health(zerolog.Nop(), prometheus.NewRegistry(), bad).Handler()
-		for method, want := range map[string]int{http.MethodHead: 503, http.MethodPost: 405} {
-			w := httptest.NewRecorder()
-			h.ServeHTTP(w, httptest.NewRequest(method, "http://localhost/readyz", nil))
-			if w.Code != want {
-				t.Errorf("%s: got %d, want %d", method, w.Code, want)
-			}
-		}
-	})
 }
 
 func TestProbe(t *testing.T) {
