@@ -110,7 +110,7 @@ func (p *poster) next() []*delivery {
 	for n < min(len(p.queue), p.consumer.config.MS1.BatchMessages) && (n == 0 || !p.queue[0].alone && !p.queue[n].alone) {
 		n++
 	}
-	if n < p.consumer.config.MS1.BatchMessages && p.requests-1 > p.late {
+	if complete := n > 0 && p.queue[0].alone || n == p.consumer.config.MS1.BatchMessages; !complete && p.requests-1 > p.late {
 		n = 0
 	}
 	batch := p.queue[:n:n]

@@ -265,6 +265,33 @@ func TestMessagesShareTheNextRequest(t *testing.T) {
 	p.busy(0)
 }
 
+func TestNextRequest(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		waiting, requests, late int
+		alone                   bool
+		want                    int
+	}{
+		"nothing waits":                {0, 1, 0, false, 0},
+		"all that waits":               {63, 1, 0, false, 63},
+		"few wait for another request": {63, 2, 0, false, 0},
+		"a batch does not":             {65, 2, 0, false, 64},
+		"nor few for a late one":       {63, 2, 1, false, 63},
+		"nor one that is posted alone": {3, 2, 0, true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPoster(t.Context(), t.Context(), &consumer{config: Defaults()})
+			p.requests, p.late = c.requests, c.late
+			for range c.waiting {
+				p.queue = append(p.queue, &delivery{alone: c.alone})
+			}
+			if n := len(p.next()); n != c.want || len(p.queue) != c.waiting-n {
+				t.Errorf("got %d messages, %d still wait, want %d", n, len(p.queue), c.want)
+			}
+		})
+	}
+}
+
 // A late request holds up no message; those that follow wait for the next one.
 func TestNoMessageWaitsForALateRequest(t *testing.T) {
 	t.Parallel()
