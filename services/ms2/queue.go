@@ -45,14 +45,14 @@ type entry struct {
 // requests cost Kafka and MS3 least. They do not wait for a request that fails or
 // is late, nor when they fill one. The order of messages does not matter.
 type queue struct {
-	cluster *topic.Cluster
-	topic   string
-	metrics *metrics
-	log     zerolog.Logger
-	errors  zerolog.Logger // at most one event a second
-	stalled func()         // called before the queue is dropped for lack of progress
-	stall   time.Duration  // time without progress after which it is dropped
-	late    time.Duration  // lateTime
+	cluster  *topic.Cluster
+	topic    string
+	metrics  *metrics
+	log      zerolog.Logger
+	errors   zerolog.Logger // at most one event a second
+	stalled  func()         // called before the queue is dropped for lack of progress
+	stall    time.Duration  // time without progress after which it is dropped
+	lateTime time.Duration
 
 	slots   chan struct{}  // holds a token for each message in the queue
 	running sync.WaitGroup // the senders
@@ -79,7 +79,7 @@ type queue struct {
 
 func newQueue(cluster *topic.Cluster, name string, m *metrics, log zerolog.Logger, stalled func()) *queue {
 	q := &queue{
-		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime, late: lateTime, progress: time.Now(),
+		cluster: cluster, topic: name, metrics: m, log: log, stalled: stalled, stall: stallTime, lateTime: lateTime, progress: time.Now(),
 		errors: logging.Limit(log),
 		slots:  make(chan struct{}, queueLength),
 		busy:   map[int]int{}, failed: map[int]time.Time{}, most: batchLength,
@@ -204,7 +204,7 @@ func (q *queue) send(ctx context.Context, sender int, batch []entry) {
 		for i, e := range part {
 			records[i] = e.record
 		}
-		late := time.AfterFunc(q.late, func() { q.release(sender) })
+		late := time.AfterFunc(q.lateTime, func() { q.release(sender) })
 		offset, err := q.cluster.Produce(ctx, q.topic, partition, records...)
 		late.Stop()
 		q.end(partition, err)

@@ -74,7 +74,7 @@ func TestMessagesThatArriveDuringARequestFormTheNext(t *testing.T) {
 	t.Parallel()
 	ms := messages(1 + batchLength)
 	h := hold(t, ms[0].Key().String())
-	r := start(t, h.k, func(s *Service) { s.queue.late = time.Hour }).ready()
+	r := start(t, h.k, func(s *Service) { s.queue.lateTime = time.Hour }).ready()
 	ws := r.dial(t)
 	ws.send(t, ms[0])
 	servicetest.Eventually(t, time.Minute, "it is in flight", func() bool { return len(h.seen()) == 1 })
@@ -235,7 +235,7 @@ func TestNoMessageWaitsForARefusedOne(t *testing.T) {
 	refusing := refuse(cluster, kerr.InvalidRecord, func(asked kmsg.ProduceRequestTopicPartition) bool {
 		return bytes.Contains(asked.Records, []byte(refused))
 	})
-	r := start(t, topictest.For(t, address), func(s *Service) { s.queue.late = time.Hour }).ready()
+	r := start(t, topictest.For(t, address), func(s *Service) { s.queue.lateTime = time.Hour }).ready()
 	ws := r.dial(t)
 	ws.send(t, ms[0])
 	servicetest.Eventually(t, time.Minute, "it is refused", func() bool { return r.Metric("tricycle_ms2_produce_retries_total") > 3 })
