@@ -270,9 +270,11 @@ func (d *description) response(input *openapi3filter.RequestValidationInput, res
 	mu.Lock()
 	d.seen[fmt.Sprintf("%s %s %d", input.Request.Method, input.Route.Path, resp.StatusCode)] = true
 	mu.Unlock()
-	described := *input // by the operation of its route
+	// ValidateResponse accepts any answer to HEAD. It finds the operation by the route,
+	// so the request may state another method.
+	described := *input
 	described.Request = input.Request.Clone(context.Background())
-	described.Request.Method = http.MethodGet // else ValidateResponse accepts any answer to HEAD
+	described.Request.Method = http.MethodGet
 	output := &openapi3filter.ResponseValidationInput{
 		RequestValidationInput: &described, Status: resp.StatusCode, Header: resp.Header,
 		Options: &openapi3filter.Options{IncludeResponseStatus: true, ExcludeResponseBody: body == nil || input.Request.Method == http.MethodHead},

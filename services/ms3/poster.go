@@ -29,8 +29,10 @@ type delivery struct {
 }
 
 const (
-	lateTime   = 5 * time.Millisecond // of a request, after which no message waits for it
-	maxPausing = 4                    // refused requests, beside which messages wait for each other: more of them would feed an overload
+	lateTime = 5 * time.Millisecond // of a request, after which no message waits for it
+	// maxPausing is the number of refused requests that wait to be repeated, beside
+	// which messages wait for a complete batch. More requests would feed an overload.
+	maxPausing = 4
 )
 
 // poster posts the messages of records to MS1 until the answers are final. A

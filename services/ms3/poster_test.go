@@ -157,8 +157,8 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	source.commits(400)
 }
 
-// tried is a poster whose requests the test answers.
-type tried struct {
+// testPoster is a poster whose requests the test answers.
+type testPoster struct {
 	*poster
 	t      *testing.T
 	posted chan request
@@ -171,9 +171,9 @@ type request struct {
 	answer   chan<- int // status
 }
 
-// newTried returns a poster whose requests are late after the given time.
-func newTried(t *testing.T, late time.Duration) *tried {
-	p := &tried{t: t, posted: make(chan request, 9)}
+// newTestPoster returns a poster whose requests are late after the given time.
+func newTestPoster(t *testing.T, late time.Duration) *testPoster {
+	p := &testPoster{t: t, posted: make(chan request, 9)}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		answer := make(chan int, 1)
@@ -207,7 +207,7 @@ func newTried(t *testing.T, late time.Duration) *tried {
 }
 
 // fetched adds n messages.
-func (p *tried) fetched(n int) {
+func (p *testPoster) fetched(n int) {
 	p.t.Helper()
 	for range n {
 		f, err := p.consumer.offsets.fetch(p.ctx, 0, p.offset, 1, time.Now())
@@ -220,7 +220,7 @@ func (p *tried) fetched(n int) {
 
 // posts waits for a request of some messages, with which some requests are in
 // flight.
-func (p *tried) posts(messages, requests int) chan<- int {
+func (p *testPoster) posts(messages, requests int) chan<- int {
 	p.t.Helper()
 	var r request
 	select {
@@ -235,12 +235,12 @@ func (p *tried) posts(messages, requests int) chan<- int {
 }
 
 // busy waits until n requests are in flight.
-func (p *tried) busy(n int) {
+func (p *testPoster) busy(n int) {
 	p.t.Helper()
 	servicetest.Eventually(p.t, time.Minute, fmt.Sprint(n, " requests in flight"), func() bool { return p.inFlight() == n })
 }
 
-func (p *tried) inFlight() int {
+func (p *testPoster) inFlight() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.requests
@@ -249,7 +249,7 @@ func (p *tried) inFlight() int {
 // Messages wait for the request in flight, unless they complete a batch.
 func TestMessagesShareTheNextRequest(t *testing.T) {
 	t.Parallel()
-	p := newTried(t, time.Minute)
+	p := newTestPoster(t, time.Minute)
 	p.fetched(1)
 	first := p.posts(1, 1)
 	p.fetched(2)
@@ -295,7 +295,7 @@ func TestNextRequest(t *testing.T) {
 // A late request holds up no message; those that follow wait for the next one.
 func TestNoMessageWaitsForALateRequest(t *testing.T) {
 	t.Parallel()
-	p := newTried(t, 50*time.Millisecond)
+	p := newTestPoster(t, 50*time.Millisecond)
 	p.fetched(1)
 	late := p.posts(1, 1)
 	p.fetched(2)
@@ -314,7 +314,7 @@ func TestMessagesWaitForRefusedOnes(t *testing.T) {
 	for status, waits := range map[int]bool{429: true, 503: true, 403: false} {
 		t.Run(strconv.Itoa(status), func(t *testing.T) {
 			t.Parallel()
-			p := newTried(t, time.Minute)
+			p := newTestPoster(t, time.Minute)
 			p.pausing.Store(maxPausing - 1)
 			p.fetched(1)
 			p.posts(1, 1) <- status
