@@ -3,6 +3,7 @@ package allinone
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
@@ -60,10 +61,31 @@ func child(t *testing.T, args ...string) (*servicetest.Process, string) {
 	return p, p.Out.Find(t, `MS1 listens on (http://\S+)`)[1]
 }
 
+// lockDatabase keeps the program from storing messages.
+func lockDatabase(t *testing.T, data string) (release func()) {
+	t.Helper()
+	db, err := sql.Open("sqlite", "file:"+filepath.Join(data, "tricycle.db")+"?_pragma=busy_timeout(60000)")
+	servicetest.NoError(t, err)
+	db.SetMaxOpenConns(1)
+	_, err = db.Exec("BEGIN IMMEDIATE")
+	servicetest.NoError(t, err)
+	return func() { servicetest.NoError(t, db.Close()) }
+}
+
+// records returns the number of messages in the log of the broker.
+func records(t *testing.T, data string) (n int64) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(data, "broker", "partitions", "tricycle.messages-*", "*.dat"))
+	servicetest.NoError(t, err)
+	for _, file := range files {
+		n += int64(strings.Count(servicetest.Text(t, file), `"service1_timestamp"`))
+	}
+	return n
+}
+
 func killed(t *testing.T) {
 	data := t.TempDir()
-	slow := servicetest.File(t, "slow.yaml", "workers: 1\n") // MS3, so that messages wait in the broker
-	args := []string{"-listen", anyPort, "-data", data, "-config", slow, "-interval", "600", "-in-flight", "256"}
+	args := []string{"-listen", anyPort, "-data", data, "-interval", "600", "-in-flight", "256"}
 	db := look(t, data)
 	rows := func(session int64) int64 {
 		return number(t, db, "SELECT COUNT(*) FROM messages WHERE session_id = ?", session)
@@ -72,8 +94,11 @@ func killed(t *testing.T) {
 	p, url := child(t, args...)
 	expect(t, http.StatusAccepted, url+"/start")
 	servicetest.Eventually(t, time.Minute, "rows", func() bool { return rows(1) > 500 })
-	p.Signal(syscall.SIGKILL)
+	release := lockDatabase(t, data)
 	before := rows(1)
+	servicetest.Eventually(t, time.Minute, "messages wait in the broker", func() bool { return records(t, data) > before })
+	p.Signal(syscall.SIGKILL)
+	release()
 
 	p, url = child(t, args...)
 	servicetest.Eventually(t, time.Minute, "session 1 is closed", func() bool { return sessionRow(t, db, 1).reason.Valid })
