@@ -19,6 +19,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/credentials"
 	"github.com/tricycle-relay/tricycle/lib/lifecycle"
 	"github.com/tricycle-relay/tricycle/lib/logging"
@@ -118,6 +119,18 @@ type Server struct {
 	listener net.Listener
 	server   *http.Server
 	zone     string // of a link-local address
+}
+
+// Endpoint is the keys with which the configuration of a service begins.
+type Endpoint struct {
+	Listen       string           `yaml:"listen"`        // host:port of all that the service serves; port 0 for a free one
+	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
+	TLS          credentials.Pair `yaml:"tls"`
+}
+
+// Validate returns an error for each key that is out of range.
+func (e Endpoint) Validate() error {
+	return errors.Join(config.HostPort("listen", e.Listen, 0), config.HostNames("allowed_hosts", e.AllowedHosts), e.TLS.Validate("tls"))
 }
 
 // Listen opens a TCP listener on address ("host:port", port 0 for a free one)

@@ -22,7 +22,9 @@ func profile(t *testing.T, c program.Profiling, host string, paths ...string) (s
 	t.Helper()
 	var errs strings.Builder
 	program.Main(t.Context(), program.Program[profiled]{
-		Name: "ms9", Config: profiled{c}, Serves: func(c profiled) program.Served { return program.Served{Profiling: c.Profiling} },
+		Name: "ms9", Config: profiled{c}, Serves: func(c profiled) program.Served {
+			return program.Served{Observability: program.Observability{Profiling: c.Profiling}}
+		},
 		Run: func(ctx context.Context, _ profiled, _ io.Writer) error {
 			for _, path := range paths {
 				req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+c.Listen+path, nil)

@@ -27,6 +27,7 @@ import (
 	_ "golang.org/x/crypto/x509roots/fallback" // for https and wss in an image, which has no CA roots
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 )
 
@@ -53,10 +54,17 @@ type Program[C any] struct {
 
 // Served is what a running program serves.
 type Served struct {
-	Address   string // host:port on which it listens
-	Ready     string // path of the readiness endpoint there, which -healthcheck asks
-	TLS       bool   // that endpoint is https
-	Profiling Profiling
+	httpserver.Endpoint
+	Ready string // path of the readiness endpoint, which -healthcheck asks
+	Observability
+}
+
+// ForService returns the command of the service that create returns.
+func ForService[C any, S Service](name, purpose string, defaults C, serves func(C) Served, create Create[C, S]) Program[C] {
+	run := func(ctx context.Context, c C, console io.Writer) error {
+		return Serve(ctx, name, c, serves(c).Observability, console, create, nil)
+	}
+	return Program[C]{Name: name, Purpose: purpose, Config: defaults, Serves: serves, Run: run}
 }
 
 // Validator is the constraint on *C.
@@ -186,14 +194,14 @@ func Reach(address string) (string, error) {
 }
 
 func (s Served) askReady(ctx context.Context) error {
-	address, err := Reach(s.Address)
+	address, err := Reach(s.Listen)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	scheme := "http"
-	if s.TLS {
+	if s.TLS.CertificateFile != "" {
 		scheme = "https"
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+address+s.Ready, nil)

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/logging"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
@@ -64,8 +65,10 @@ func runOn(t *testing.T, out io.Writer, do func(ctx context.Context, s settings,
 		Flags: func(flags *flag.FlagSet, s *settings) {
 			flags.IntVar(&s.Count, "count", s.Count, "how `MANY`")
 		},
-		Serves: func(s settings) program.Served { return program.Served{Address: s.Listen, Ready: "/readyz"} },
-		Run:    do,
+		Serves: func(s settings) program.Served {
+			return program.Served{Endpoint: httpserver.Endpoint{Listen: s.Listen}, Ready: "/readyz"}
+		},
+		Run: do,
 	}, args, out, &errs)
 	http.DefaultClient.CloseIdleConnections()
 	return status, errs.String()
@@ -338,7 +341,9 @@ func TestHealthcheckOfOddAddresses(t *testing.T) {
 			var errs bytes.Buffer
 			status := program.Main(t.Context(), program.Program[settings]{
 				Name: "ms9", Config: settings{Listen: "127.0.0.1:1", Count: 5},
-				Serves: func(settings) program.Served { return program.Served{Address: c.address, Ready: c.path} },
+				Serves: func(settings) program.Served {
+					return program.Served{Endpoint: httpserver.Endpoint{Listen: c.address}, Ready: c.path}
+				},
 			}, []string{"-healthcheck"}, io.Discard, &errs)
 			if status != 1 || !strings.Contains(errs.String(), c.want) {
 				t.Errorf("got status %d, %q, want 1 and %s", status, errs.String(), c.want)

@@ -41,12 +41,14 @@ type Service interface {
 	Run(ctx context.Context) error
 }
 
+// Create returns a service of the configuration, with this log and telemetry.
+type Create[C any, S Service] func(c C, log zerolog.Logger, tel *telemetry.Telemetry) (S, error)
+
 // Serve creates a service with its configuration, log and telemetry, calls
 // listening, unless that is nil, and runs the service. It logs start and end, and
 // closes log and telemetry when the service has ended; the last spans are exported
 // before.
-func Serve[C any, S Service](ctx context.Context, name string, c C, o Observability, console io.Writer,
-	create func(c C, log zerolog.Logger, tel *telemetry.Telemetry) (S, error), listening func(S)) (err error) {
+func Serve[C any, S Service](ctx context.Context, name string, c C, o Observability, console io.Writer, create Create[C, S], listening func(S)) (err error) {
 	log, output, err := logging.New(o.Logging, name, console)
 	if err != nil {
 		return err

@@ -141,8 +141,8 @@ func (t *trio) runMS2(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	c := ms2.Config{Listen: anyPort, TokenFile: t.config.TokenFile, Kafka: kafka, Observability: t.config.observability("ms2")}
-	return ms2.Run(ctx, c, t.console, func(s *ms2.Service) { t.ms2.set(s.Address()) })
+	c := ms2.Config{Endpoint: httpserver.Endpoint{Listen: anyPort}, TokenFile: t.config.TokenFile, Kafka: kafka, Observability: t.config.observability("ms2")}
+	return program.Serve(ctx, "ms2", c, c.Observability, t.console, ms2.New, func(s *ms2.Service) { t.ms2.set(s.Address()) })
 }
 
 func (t *trio) runMS3(ctx context.Context) error {
@@ -153,10 +153,10 @@ func (t *trio) runMS3(ctx context.Context) error {
 	kafka, _ := t.kafka.wait(ctx) // known, or MS1 would not be
 	address, _ := program.Reach(one.Address())
 	c := ms3.Config{
-		Listen: anyPort, MS1: ms3.MS1{URL: "http://" + address + "/store", Access: t.config.access(), BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
+		Endpoint: httpserver.Endpoint{Listen: anyPort}, MS1: ms3.MS1{URL: "http://" + address + "/store", Access: t.config.access(), BatchMessages: ms3.Defaults().MS1.BatchMessages}, Kafka: kafka,
 		Workers: t.config.Workers, GroupID: t.config.GroupID, Observability: t.config.observability("ms3"),
 	}
-	return ms3.Run(ctx, c, t.console, func(s *ms3.Service) { t.ms3.set(s.Address()) })
+	return program.Serve(ctx, "ms3", c, c.Observability, t.console, ms3.New, func(s *ms3.Service) { t.ms3.set(s.Address()) })
 }
 
 func (t *trio) runMS1(ctx context.Context) error {

@@ -262,55 +262,35 @@ func TestPageByKeyboard(t *testing.T) {
 	b.Expect("401")
 	b.Shows("#state", "idle")
 
-	b.TabTo(".skip")
-	b.Press(kb.Enter)
-	b.Until("document.activeElement.id === 'main'")
-	b.TabTo("#interval")
-	b.Press("600")
-	b.TabTo("#in-flight")
-	b.Press("8" + kb.Enter)
-	b.Until("document.activeElement.id === 'token'")
-	b.Press(kb.Escape)
-	b.Until("!document.querySelector('#ask').open && document.querySelector('#problem').textContent")
-	b.TabTo("#start")
-	b.Press(" ")
-	b.Until("document.activeElement.id === 'token'")
-	b.Press("secret" + kb.Enter)
-	b.Shows("#state", "running")
-	b.Shows("#progress-text", "of 10:00")
-	b.TabTo("#hop")
-	b.Press(kb.ArrowUp)
-	b.Until("document.querySelector('#hop').value !== 'round' && document.querySelector('#over-time svg')")
-	b.TabTo("#hops")
-	b.TabTo("#stop")
-	b.Press(kb.Enter)
-	b.Shows("#progress-text", "ended: stopped")
-
-	b.TabTo("nav a:nth-child(2)")
-	b.Press(kb.Enter)
-	b.Until("document.activeElement.id === 'sessions-title'")
-	b.Until("!document.querySelector('#older').disabled")
-	b.TabTo("#older")
-	b.Press(kb.Enter)
-	b.Until("document.querySelectorAll('#session-list tbody tr').length === 2")
-	b.TabTo("#newer")
-	b.Press(" ")
-	b.Until("document.querySelectorAll('#session-list tbody tr').length === 20")
-	b.TabTo("#session-list a")
-	b.Press(kb.Enter)
-	b.Until("document.activeElement.textContent.startsWith('Session ')")
-	b.TabTo("#session a.button[download$=ndjson]")
-	b.TabTo("#session select")
-	b.Press(kb.ArrowUp)
-	b.Until("document.querySelector('#session select').value !== 'round'")
-	b.TabTo("#session button.plain")
-	b.Press(" ")
-	b.Until("document.activeElement.getAttribute('aria-expanded') === 'true' && document.querySelector('#session tr.open + tr svg').checkVisibility()")
-	b.Press(kb.Enter)
-	b.Until("document.activeElement.getAttribute('aria-expanded') === 'false'")
-	b.TabTo("nav a")
-	b.Press(kb.Enter)
-	b.Until("document.activeElement.id === 'round-title'")
+	shows := func(selector, text string) string {
+		return fmt.Sprintf("document.querySelector(%q).innerText.includes(%q)", selector, text)
+	}
+	for _, step := range []struct{ focus, keys, then string }{
+		{".skip", kb.Enter, "document.activeElement.id === 'main'"},
+		{"#interval", "600", "document.activeElement.value === '600'"},
+		{"#in-flight", "8" + kb.Enter, "document.activeElement.id === 'token'"},
+		{"", kb.Escape, "!document.querySelector('#ask').open && document.querySelector('#problem').textContent"},
+		{"#start", " ", "document.activeElement.id === 'token'"},
+		{"", "secret" + kb.Enter, shows("#state", "running") + " && " + shows("#progress-text", "of 10:00")},
+		{"#hop", kb.ArrowUp, "document.querySelector('#hop').value !== 'round' && document.querySelector('#over-time svg')"},
+		{"#hops", "", "document.activeElement.id === 'hops'"},
+		{"#stop", kb.Enter, shows("#progress-text", "ended: stopped")},
+		{"nav a:nth-child(2)", kb.Enter, "document.activeElement.id === 'sessions-title' && !document.querySelector('#older').disabled"},
+		{"#older", kb.Enter, "document.querySelectorAll('#session-list tbody tr').length === 2"},
+		{"#newer", " ", "document.querySelectorAll('#session-list tbody tr').length === 20"},
+		{"#session-list a", kb.Enter, "document.activeElement.textContent.startsWith('Session ')"},
+		{"#session a.button[download$=ndjson]", "", "document.activeElement.download"},
+		{"#session select", kb.ArrowUp, "document.querySelector('#session select').value !== 'round'"},
+		{"#session button.plain", " ", "document.activeElement.getAttribute('aria-expanded') === 'true' && document.querySelector('#session tr.open + tr svg').checkVisibility()"},
+		{"", kb.Enter, "document.activeElement.getAttribute('aria-expanded') === 'false'"},
+		{"nav a", kb.Enter, "document.activeElement.id === 'round-title'"},
+	} {
+		if step.focus != "" {
+			b.TabTo(step.focus)
+		}
+		b.Press(step.keys)
+		b.Until(step.then)
+	}
 }
 
 // TestPagesOfSessions pages through the list.

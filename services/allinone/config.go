@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/tricycle-relay/tricycle/lib/credentials"
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 	"github.com/tricycle-relay/tricycle/services/ms1"
@@ -47,7 +48,7 @@ func Program() program.Program[Config] {
 			flags.Var((*whole)(&c.Interaction.InFlight), "in-flight", "keep `N` messages in flight")
 		},
 		Serves: func(c Config) program.Served {
-			return program.Served{Address: c.Listen, Ready: "/readyz", Profiling: c.Profiling}
+			return program.Served{Endpoint: httpserver.Endpoint{Listen: c.Listen}, Ready: "/readyz", Observability: c.Observability}
 		},
 		Run: Run,
 	}
@@ -115,7 +116,8 @@ func (c *Config) Validate() error {
 // ms1 returns the configuration of MS1, given the address of MS2.
 func (c *Config) ms1(ms2 string) ms1.Config {
 	return ms1.Config{
-		Listen: c.Listen, AllowedHosts: c.AllowedHosts, Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws", Access: c.access()},
+		Endpoint:    httpserver.Endpoint{Listen: c.Listen, AllowedHosts: c.AllowedHosts},
+		Interaction: c.Interaction, MS2: ms1.MS2Config{URL: "ws://" + ms2 + "/ws", Access: c.access()},
 		TokenFile: c.TokenFile, Observability: c.observability("ms1"),
 	}
 }

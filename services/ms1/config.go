@@ -6,18 +6,18 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/credentials"
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/program"
 )
 
 // Config is the configuration of MS1 without its database, which belongs to the
 // store.
 type Config struct {
-	Listen       string            `yaml:"listen"`        // host:port of the HTTP API
-	AllowedHosts []string          `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
-	TLS          credentials.Pair  `yaml:"tls"`
-	TokenFile    string            `yaml:"token_file"` // holds the bearer token that /start, /stop and /store require, on one line; read again when it changes; empty: none
-	Interaction  InteractionConfig `yaml:"interaction"`
-	MS2          MS2Config         `yaml:"ms2"`
+	httpserver.Endpoint `yaml:",inline"`
+
+	TokenFile   string            `yaml:"token_file"` // holds the bearer token that /start, /stop and /store require, on one line; read again when it changes; empty: none
+	Interaction InteractionConfig `yaml:"interaction"`
+	MS2         MS2Config         `yaml:"ms2"`
 
 	program.Observability `yaml:",inline"`
 }
@@ -50,8 +50,7 @@ const maxResend = 20 * time.Second
 // Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{
-		Listen:       "127.0.0.1:8080",
-		AllowedHosts: []string{},
+		Endpoint: httpserver.Endpoint{Listen: "127.0.0.1:8080", AllowedHosts: []string{}},
 		Interaction: InteractionConfig{
 			IntervalSeconds:    10,
 			InFlight:           1,
@@ -67,8 +66,7 @@ func Defaults() Config {
 // Validate names the keys that are out of range.
 func (c Config) Validate() error {
 	return errors.Join(
-		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts),
-		c.TLS.Validate("tls"), c.Interaction.Validate(),
+		c.Endpoint.Validate(), c.Interaction.Validate(),
 		config.URL("ms2.url", c.MS2.URL, "ws://host:port/ws"), c.Observability.Validate(),
 	)
 }

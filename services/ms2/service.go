@@ -19,7 +19,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"sync"
@@ -91,21 +90,11 @@ type seat struct {
 
 // Program returns the command of the service.
 func Program() program.Program[Config] {
-	return program.Program[Config]{
-		Name:    "ms2",
-		Purpose: "takes messages from MS1 over a WebSocket and hands them to MS3 through Kafka",
-		Config:  Defaults(),
-		Serves: func(c Config) program.Served {
-			return program.Served{Address: c.Listen, Ready: "/readyz", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
-		},
-		Run: func(ctx context.Context, c Config, console io.Writer) error { return Run(ctx, c, console, nil) },
-	}
+	return program.ForService("ms2", "takes messages from MS1 over a WebSocket and hands them to MS3 through Kafka", Defaults(), Config.serves, New)
 }
 
-// Run runs MS2 until ctx is cancelled, with its log also on the console. It
-// calls listening, unless nil, when the service listens.
-func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {
-	return program.Serve(ctx, "ms2", c, c.Observability, console, New, listening)
+func (c Config) serves() program.Served {
+	return program.Served{Endpoint: c.Endpoint, Ready: "/readyz", Observability: c.Observability}
 }
 
 // New returns the service. It listens, and serves in [Service.Run]. It fails if

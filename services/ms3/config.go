@@ -5,6 +5,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/credentials"
+	"github.com/tricycle-relay/tricycle/lib/httpserver"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/topic"
 )
@@ -14,13 +15,12 @@ const maxBatch = 64
 
 // Config is the configuration of MS3.
 type Config struct {
-	Listen       string           `yaml:"listen"`        // host:port of health and metrics; port 0 for a free one
-	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
-	TLS          credentials.Pair `yaml:"tls"`
-	MS1          MS1              `yaml:"ms1"`
-	Workers      int              `yaml:"workers"`  // requests to MS1 in flight at once
-	GroupID      string           `yaml:"group_id"` // of the consumer group, whose members share the partitions
-	Kafka        topic.Config     `yaml:"kafka"`
+	httpserver.Endpoint `yaml:",inline"`
+
+	MS1     MS1          `yaml:"ms1"`
+	Workers int          `yaml:"workers"`  // requests to MS1 in flight at once
+	GroupID string       `yaml:"group_id"` // of the consumer group, whose members share the partitions
+	Kafka   topic.Config `yaml:"kafka"`
 
 	program.Observability `yaml:",inline"`
 }
@@ -35,8 +35,7 @@ type MS1 struct {
 // Defaults returns the default configuration.
 func Defaults() Config {
 	return Config{
-		Listen:        "127.0.0.1:8082",
-		AllowedHosts:  []string{},
+		Endpoint:      httpserver.Endpoint{Listen: "127.0.0.1:8082", AllowedHosts: []string{}},
 		MS1:           MS1{URL: "http://127.0.0.1:8080/store", BatchMessages: maxBatch},
 		Workers:       64,
 		GroupID:       "tricycle-ms3",
@@ -52,7 +51,7 @@ func (c *Config) Validate() error {
 		group = errors.New(`group_id: must be a name, got ""`)
 	}
 	return errors.Join(
-		config.HostPort("listen", c.Listen, 0), config.HostNames("allowed_hosts", c.AllowedHosts), c.TLS.Validate("tls"),
+		c.Endpoint.Validate(),
 		config.URL("ms1.url", c.MS1.URL, "http://host:port/store"),
 		config.InRange("ms1.batch_messages", c.MS1.BatchMessages, 1, maxBatch),
 		config.InRange("workers", c.Workers, 1, 1024),

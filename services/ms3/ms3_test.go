@@ -441,3 +441,21 @@ func TestOneSpanForEachRecord(t *testing.T) {
 		t.Errorf("found %v for the malformed record", s)
 	}
 }
+
+func TestEveryKeyHasAVariable(t *testing.T) { programtest.Variables(t, Program()) }
+
+func TestShippedConfiguration(t *testing.T) {
+	loopback := programtest.Shipped(t, "../../compose/config/", Program())
+	if loopback.Listen != "127.0.0.1:8082" || loopback.Kafka.Brokers[0] != "127.0.0.1:9092" || loopback.Logging.File != "./tricycle-data/ms3.log" {
+		t.Errorf("got %+v", loopback)
+	}
+}
+
+func TestProgram(t *testing.T) {
+	t.Parallel()
+	p := Program()
+	p.Config.Kafka = topictest.Config(t)
+	p.Config.GroupID = "group." + p.Config.Kafka.Topic
+	p.Config.Tracing.Endpoint, _ = telemetrytest.Collector(t)
+	programtest.Life(t, p, p.Config.Kafka.Brokers[0], "listen for health checks")
+}

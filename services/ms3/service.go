@@ -21,7 +21,6 @@ package ms3
 import (
 	"context"
 	"fmt"
-	"io"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -44,23 +43,13 @@ type Service struct {
 
 // Program returns the command of the service.
 func Program() program.Program[Config] {
-	return program.Program[Config]{
-		Name:    "ms3",
-		Purpose: "takes messages from Kafka and posts them to MS1",
-		Config:  Defaults(),
-		Serves: func(c Config) program.Served {
-			// MS1 stops first, and drains through MS3: its absence is no reason to
-			// restart this.
-			return program.Served{Address: c.Listen, Ready: "/readyz?exclude=ms1", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
-		},
-		Run: func(ctx context.Context, c Config, console io.Writer) error { return Run(ctx, c, console, nil) },
-	}
+	return program.ForService("ms3", "takes messages from Kafka and posts them to MS1", Defaults(), Config.serves, New)
 }
 
-// Run runs MS3 until ctx is cancelled, with its log also on the console. It
-// calls listening, unless that is nil, when the service listens.
-func Run(ctx context.Context, c Config, console io.Writer, listening func(*Service)) error {
-	return program.Serve(ctx, "ms3", c, c.Observability, console, New, listening)
+func (c Config) serves() program.Served {
+	// MS1 stops first, and drains through MS3: its absence is no reason to
+	// restart this.
+	return program.Served{Endpoint: c.Endpoint, Ready: "/readyz?exclude=ms1", Observability: c.Observability}
 }
 
 // New returns the service, which listens but does not serve before

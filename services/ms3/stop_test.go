@@ -12,6 +12,26 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/topic/topictest"
 )
 
+func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
+	t.Parallel()
+	k, store := topictest.Config(t), newMS1(t)
+	collector, spans := telemetrytest.Collector(t)
+	source := newMS2(t, k)
+	store.answers(func(_ http.ResponseWriter, r *http.Request, _ message.Message, _ int) { <-r.Context().Done() })
+	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
+	source.send(20)
+	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() >= 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
+	if took := r.Stop(); took > 5*time.Second {
+		t.Errorf("stopping took %s", took)
+	}
+	if n := source.committed("group." + k.Topic); n != 0 {
+		t.Errorf("committed %d, expected none", n)
+	}
+	if s := spans(); len(s) != 20 || telemetrytest.Attribute(s[0], "error.type") != "abandoned" {
+		t.Errorf("got %d spans, want 20 abandoned ones", len(s))
+	}
+}
+
 func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 	t.Parallel()
 	k, store, source := neighbours(t, topictest.Config(t))
@@ -54,26 +74,6 @@ func TestStopEndsRequestsUnderWayAndNoRetries(t *testing.T) {
 	store.answers(func(http.ResponseWriter, *http.Request, message.Message, int) {})
 	start(t, k, store.URL)
 	source.commits(8)
-}
-
-func TestStopIsBoundedWhenMS1Hangs(t *testing.T) {
-	t.Parallel()
-	k, store := topictest.Config(t), newMS1(t)
-	collector, spans := telemetrytest.Collector(t)
-	source := newMS2(t, k)
-	store.answers(func(_ http.ResponseWriter, r *http.Request, _ message.Message, _ int) { <-r.Context().Done() })
-	r := start(t, k, store.URL, func(c *Config) { c.Workers, c.Tracing.Endpoint = 4, collector })
-	source.send(20)
-	servicetest.Eventually(t, time.Minute, "posting", func() bool { return store.got() >= 4 && r.Metric("tricycle_ms3_records_fetched_total") == 20 })
-	if took := r.Stop(); took > 5*time.Second {
-		t.Errorf("stopping took %s", took)
-	}
-	if n := source.committed("group." + k.Topic); n != 0 {
-		t.Errorf("committed %d, expected none", n)
-	}
-	if s := spans(); len(s) != 20 || telemetrytest.Attribute(s[0], "error.type") != "abandoned" {
-		t.Errorf("got %d spans, want 20 abandoned ones", len(s))
-	}
 }
 
 func TestStopIsBoundedWhenKafkaHangs(t *testing.T) {

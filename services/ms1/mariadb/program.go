@@ -27,7 +27,7 @@ func Program() program.Program[Settings] {
 		Purpose: "opens sessions, sends messages to MS2, takes them back from MS3 and stores them",
 		Config:  Settings{ms1.Defaults(), Defaults()},
 		Serves: func(c Settings) program.Served {
-			return program.Served{Address: c.Listen, Ready: "/readyz", TLS: c.TLS.CertificateFile != "", Profiling: c.Profiling}
+			return program.Served{Endpoint: c.Endpoint, Ready: "/readyz", Observability: c.Observability}
 		},
 		Run: func(ctx context.Context, c Settings, console io.Writer) error {
 			open := func(log zerolog.Logger) (ms1.Store, error) { return Open(c.Database, log) }
