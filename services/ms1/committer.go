@@ -66,15 +66,15 @@ func (c *committer) add(ins []insert) {
 		c.settle(ins, errStopping)
 		return
 	}
-	c.queue = append(c.queue, ins)
 	if c.busy {
+		c.queue = append(c.queue, ins)
 		c.mu.Unlock()
 		return
 	}
 	c.busy = true
 	c.commits.Add(1)
 	c.mu.Unlock()
-	c.commit(c.next())
+	c.commit(ins)
 	// The caller has its outcome. It does not work for the others.
 	if batch := c.next(); batch != nil {
 		go func() {

@@ -689,3 +689,24 @@ func TestTheEndRefusesWhatWaitsForACommit(t *testing.T) {
 		}
 	})
 }
+
+// A message that arrives at that moment has one outcome too.
+func TestTheEndDuringTheStartOfACommit(t *testing.T) {
+	t.Parallel()
+	const rounds = 10_000
+	var settled atomic.Int64
+	store := newMemoryStore()
+	store.sessions = make([]Session, 1)
+	ended, end := context.WithCancel(t.Context())
+	end()
+	for range rounds {
+		c := newCommitter(store, func(batch []insert, _ error) { settled.Add(int64(len(batch))) })
+		var both sync.WaitGroup
+		both.Go(func() { c.add(rowOf(1, 0)) })
+		both.Go(func() { c.run(ended) })
+		both.Wait()
+	}
+	if n := settled.Load(); n != rounds {
+		t.Errorf("%d of %d messages have an outcome", n, rounds)
+	}
+}
