@@ -336,7 +336,7 @@ func (l *ledger) arrive(stamp message.Stamp, attempt *commit, now time.Time) (ve
 func (l *ledger) recall(stamp message.Stamp) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.entries[stamp] != nil {
+	if _, ok := l.recent.set[stamp]; ok || l.entries[stamp] != nil { // another copy was faster
 		return true
 	}
 	if l.forgotten == 0 || stamp < l.oldest || stamp > l.newest {

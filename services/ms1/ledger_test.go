@@ -463,6 +463,10 @@ func TestLostMessagesAreBounded(t *testing.T) {
 		t.Fatalf("claim %d, want to store it", what)
 	}
 	b.settle(e, e.message, nil)
+	recalled := b.recall(firstStamp) // by a copy that the database was asked for before the commit
+	if what, _, _ := b.arrive(firstStamp, b.now); !recalled || what != verdictRepeat {
+		t.Errorf("claim %d of another copy, want a repeat", what)
+	}
 	if b.stored != 1 || b.free != 64 {
 		t.Errorf("stored %d with %d free slots, want 1 and 64", b.stored, b.free)
 	}
