@@ -43,6 +43,23 @@ func TestAPeerThatHasAnsweredTheCloseIsLetGoAtOnce(t *testing.T) {
 	}
 }
 
+// One that only answers a ping has no more time.
+func TestAPongDoesNotDelayTheEndOfAConnection(t *testing.T) {
+	t.Parallel()
+	r := start(t, topictest.Config(t), func(s *Service) { s.ping = time.Hour }).ready()
+	ws, _, err := r.connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ws.Close()
+	_ = ws.WriteMessage(websocket.TextMessage, []byte("hello"))
+	_ = ws.WriteMessage(websocket.PongMessage, nil)
+	_ = ws.NetConn().SetReadDeadline(time.Now().Add(10 * closeTimeout))
+	if _, err := io.Copy(io.Discard, ws.NetConn()); err != nil {
+		t.Errorf("got %v, want the end of the connection", err)
+	}
+}
+
 func TestHandshake(t *testing.T) {
 	t.Parallel()
 	r := start(t, topictest.Config(t)).ready()

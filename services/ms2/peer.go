@@ -71,6 +71,7 @@ func (s *Service) servePeer(place *seat, ws *websocket.Conn) error {
 		// the close frame. Wait for the peer's close frame (RFC 6455, 7.1.1)
 		// or, in the middle of a frame, for the end of the connection.
 		_ = ws.NetConn().SetReadDeadline(time.Now().Add(closeTimeout))
+		ws.SetPongHandler(nil) // which would set a later one
 		for ended = nil; ended == nil; {
 			_, _, ended = ws.NextReader()
 		}
