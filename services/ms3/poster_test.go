@@ -53,7 +53,9 @@ func TestEachWayToPost(t *testing.T) {
 					p.Write(w)
 				}
 			})
-			r := start(t, k, store.URL, func(c *Config) { c.MS1.BatchMessages = batch })
+			r := start(t, k, store.URL, func(c *Config) { c.MS1.BatchMessages = batch }, func(s *Service) {
+				s.client.http.Timeout = time.Minute // a post after a time-out would be one too many
+			})
 			source.spread(records)
 			source.commits(160)
 			for _, m := range ms {
