@@ -1,9 +1,9 @@
 package topic
 
 import (
-	"context"
 	"errors"
 	"io"
+	"net"
 	"slices"
 	"strings"
 	"syscall"
@@ -44,7 +44,7 @@ func ErrorType(err error) string {
 	if code, ok := errors.AsType[kafka.Error](err); ok {
 		return strings.ReplaceAll(strings.ToLower(code.Title()), " ", "_")
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
+	if failed, ok := errors.AsType[net.Error](err); ok && failed.Timeout() {
 		return "timeout"
 	}
 	return "connection"

@@ -6,6 +6,7 @@ import (
 	"net"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -310,9 +311,10 @@ func TestAnAddressWithoutABrokerIsPassedOver(t *testing.T) {
 
 func TestErrorType(t *testing.T) {
 	t.Parallel()
-	for want, err := range map[string]error{
-		"timeout":    context.DeadlineExceeded,
-		"connection": net.ErrClosed,
+	for err, want := range map[error]string{
+		context.DeadlineExceeded:                         "timeout",
+		&net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}: "timeout",
+		net.ErrClosed: "connection",
 	} {
 		if got := topic.ErrorType(err); got != want {
 			t.Errorf("%v: got %q, want %q", err, got, want)

@@ -5,11 +5,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"mime"
-	"net"
 	"net/http"
 	"net/url"
 	"sync/atomic"
@@ -225,12 +223,4 @@ func (c *storeClient) ready(ctx context.Context) error {
 		return fmt.Errorf("ms1.url: %s must answer 200, got %s: %.100q", c.health, resp.Status, text)
 	}
 	return nil
-}
-
-// errorType returns the error.type attribute of a transport error.
-func errorType(err error) string {
-	if failed, ok := errors.AsType[net.Error](err); ok && failed.Timeout() {
-		return "timeout"
-	}
-	return "connection"
 }

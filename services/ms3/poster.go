@@ -14,6 +14,7 @@ import (
 
 	"github.com/tricycle-relay/tricycle/lib/message"
 	"github.com/tricycle-relay/tricycle/lib/retry"
+	"github.com/tricycle-relay/tricycle/lib/topic"
 )
 
 // delivery is a record of the topic whose message is not yet stored.
@@ -148,7 +149,7 @@ func (p *poster) post(batch []*delivery) {
 			c.settle(p, r, answers[i])
 			continue
 		}
-		kind := errorType(err)
+		kind := topic.ErrorType(err)
 		if err == nil {
 			r.alone, kind = answers[i].wrong(), strconv.Itoa(answers[i].status)
 		}
