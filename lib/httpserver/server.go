@@ -177,9 +177,6 @@ func (s *Server) Address() string {
 	return s.listener.Addr().String()
 }
 
-// Close releases the listener of a server that will not be run.
-func (s *Server) Close() error { return s.listener.Close() }
-
 // Run serves until ctx is cancelled, then waits up to a second for the running
 // requests before it cuts them off.
 func (s *Server) Run(ctx context.Context) error {
