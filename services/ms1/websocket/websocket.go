@@ -230,9 +230,6 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 		write(websocket.PongMessage, data)
 		return alive()
 	})
-	if err := alive(); err != nil {
-		return fmt.Errorf("connection to ms2: %w", err)
-	}
 
 	l.mu.Lock()
 	l.connection++
@@ -245,12 +242,11 @@ func (l *Client) connect(ctx context.Context, connected func(uint64)) (err error
 	}
 	connected(number)
 
-	for {
-		if _, _, err := conn.NextReader(); err != nil {
-			return fmt.Errorf("connection to ms2: %w", err)
-		}
-		if err := alive(); err != nil {
-			return fmt.Errorf("connection to ms2: %w", err)
+	err = alive()
+	for err == nil {
+		if _, _, err = conn.NextReader(); err == nil {
+			err = alive()
 		}
 	}
+	return fmt.Errorf("connection to ms2: %w", err)
 }
