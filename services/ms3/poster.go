@@ -170,7 +170,7 @@ func (p *poster) post(batch []*delivery) {
 	p.pausing.Add(held)
 	go func() {
 		if retry.Pause(p.ctx, pause) {
-			c.metrics.retries.Add(float64(len(again)))
+			c.metrics.retries.Inc()
 		}
 		p.pausing.Add(-held)
 		p.add(again...) // which abandons them after the end of ctx

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -144,8 +145,10 @@ func TestAnswersToSeveralThatAreNotMS1s(t *testing.T) {
 func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	t.Parallel()
 	k, store := topictest.Config(t), newMS1(t)
+	var refused atomic.Int64 // requests
 	old := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Content-Type") == httpserver.LinesType {
+			refused.Add(1)
 			httpserver.Problem{Status: http.StatusUnsupportedMediaType}.Write(w)
 			return
 		}
@@ -154,9 +157,12 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	defer old.Close()
 	source := newMS2(t, k)
 	source.send(400)
-	start(t, k, old.URL)
+	r := start(t, k, old.URL)
 	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 400 })
 	source.commits(400)
+	if got, want := r.Metric("tricycle_ms3_store_retries_total"), float64(refused.Load()); got != want {
+		t.Errorf("got %v requests retried, want %v", got, want)
+	}
 }
 
 // testPoster is a poster whose requests the test answers.
