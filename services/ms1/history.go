@@ -174,7 +174,7 @@ func (h *history) distributions(ctx context.Context, row Session) (*Distribution
 	meter := newHopMeter()
 	ctx, cancel := context.WithTimeout(ctx, distributeTimeout)
 	defer cancel()
-	if err := h.each(ctx, row.ID, 0, nil, func(m message.Message) { meter.add(m.Hops()) }); err != nil {
+	if err := h.each(ctx, row.ID, 0, func() error { return nil }, func(m message.Message) { meter.add(m.Hops()) }); err != nil {
 		return nil, err
 	}
 	found = meter.distributions()
@@ -188,7 +188,7 @@ func (h *history) distributions(ctx context.Context, row Session) (*Distribution
 }
 
 // each calls f with all messages of a session after a stamp in the order of
-// their keys, and paged after each page, unless that is nil.
+// their keys, and paged after each page.
 func (h *history) each(ctx context.Context, id int64, after message.Stamp, paged func() error, f func(message.Message)) error {
 	for {
 		page, err := h.read(ctx, id, Selection{After: after, Limit: pageRows})
@@ -198,10 +198,7 @@ func (h *history) each(ctx context.Context, id int64, after message.Stamp, paged
 		for _, m := range page {
 			f(m)
 		}
-		if paged != nil {
-			err = paged()
-		}
-		if err != nil || len(page) < pageRows {
+		if err = paged(); err != nil || len(page) < pageRows {
 			return err
 		}
 		after = page[len(page)-1].Service1
