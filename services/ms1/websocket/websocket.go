@@ -152,9 +152,7 @@ func (l *Client) Run(ctx context.Context, connected func(connection uint64)) err
 			l.log.Warn().Err(err).Str("url", l.url).Msg("not connected to ms2")
 			logged, last, l.quiet = text, time.Now(), false
 		}
-		if pause.Wait(ctx) != nil {
-			return nil
-		}
+		_ = pause.Wait(ctx) // its end is noticed above
 	}
 }
 
