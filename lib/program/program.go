@@ -59,7 +59,8 @@ type Served struct {
 	Observability
 }
 
-// ForService returns the command of the service that create returns.
+// ForService returns the command of the service that create returns. serves is as
+// in [Program].
 func ForService[C any, S Service](name, purpose string, defaults C, serves func(C) Served, create Create[C, S]) Program[C] {
 	run := func(ctx context.Context, c C, console io.Writer) error {
 		return Serve(ctx, name, c, serves(c).Observability, console, create, nil)
