@@ -28,6 +28,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -295,14 +296,35 @@ func exporterOptions(endpoint string) []otlptracehttp.Option {
 		// proxy variables in each container.
 		otlptracehttp.WithProxy(func(*http.Request) (*url.URL, error) { return nil, nil }),
 	}
-	if os.Getenv("OTEL_EXPORTER_OTLP_TIMEOUT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT") == "" {
-		options = append(options, otlptracehttp.WithTimeout(exportTimeout))
+	timeout := exportTimeout
+	if ms, err := strconv.Atoi(cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT"), os.Getenv("OTEL_EXPORTER_OTLP_TIMEOUT"))); err == nil {
+		timeout = time.Duration(ms) * time.Millisecond
+	}
+	options = append(options, otlptracehttp.WithTimeout(timeout))
+	u, err := url.Parse(endpoint)
+	if err == nil && u.Scheme == "http" { // with TLS, only the exporter's own client reads the certificates
+		direct := http.DefaultTransport.(*http.Transport).Clone()
+		direct.Proxy = nil
+		options = append(options, otlptracehttp.WithHTTPClient(&http.Client{Transport: noPages{direct}, Timeout: timeout}))
 	}
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
-		if u, err := url.Parse(endpoint); err == nil && (u.Path == "" || u.Path == "/") {
+		if err == nil && (u.Path == "" || u.Path == "/") {
 			endpoint = u.JoinPath("/v1/traces").String() // the OTLP specification's path on a base URL
 		}
 		options = append(options, otlptracehttp.WithEndpointURL(endpoint))
 	}
 	return options
+}
+
+// noPages fails where a page answers a request. The exporter takes any 2xx for
+// the answer of a collector, and Jaeger's user interface has one for every path.
+type noPages struct{ http.RoundTripper }
+
+func (t noPages) RoundTrip(r *http.Request) (*http.Response, error) {
+	response, err := t.RoundTripper.RoundTrip(r)
+	if err == nil && strings.HasPrefix(response.Header.Get("Content-Type"), "text/html") && response.StatusCode < 300 {
+		response.Body.Close()
+		return nil, errors.New("expected an answer of OTLP/HTTP, found a page")
+	}
+	return response, err
 }

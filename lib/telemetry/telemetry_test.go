@@ -104,6 +104,12 @@ func partly(rejected int64) func(http.ResponseWriter, *http.Request) bool {
 	}
 }
 
+// page answers as Jaeger's user interface does.
+func page(w http.ResponseWriter, _ *http.Request) bool {
+	_, _ = w.Write([]byte("<!doctype html>"))
+	return false
+}
+
 // swallow never answers a request.
 func swallow(_ http.ResponseWriter, r *http.Request) bool {
 	<-r.Context().Done()
@@ -429,6 +435,7 @@ func TestEverySpanIsCounted(t *testing.T) {
 		"a collector that answers 400":   {with(answering(400)), 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
 		"a collector that answers 500":   {with(answering(500)), 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
 		"a collector that answers 503":   {with(answering(503)), 2000, 500 * time.Millisecond, func(f map[string]int) bool { return f["export_failed"] == 2000 }, true},
+		"a page at the address":          {with(page), 2000, 10 * time.Second, func(f map[string]int) bool { return f["export_failed"] == 2000 }, false},
 		"a collector that swallows them": {with(swallow), 2000, 300 * time.Millisecond, func(f map[string]int) bool { return f["export_failed"] == 2000 }, true},
 		"more than the queue holds": {with(swallow), 6000, 300 * time.Millisecond, func(f map[string]int) bool {
 			return f["export_failed"] == 4096 && f["queue_full"] == 6000-4096
