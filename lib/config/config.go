@@ -42,15 +42,6 @@ type Validator interface {
 // it has its default.
 type Sources map[string]string
 
-// Load is [Read] of files alone, and [Sources.Check].
-func Load(into Validator, paths ...string) error {
-	s, err := Read(into, nil, paths...)
-	if err != nil {
-		return err
-	}
-	return s.Check(into)
-}
-
 // Read reads YAML files and then an environment, as [os.Environ] returns it,
 // into the struct that into points to. A later file overrides an earlier one. A
 // key that is in none of them keeps its value. A list is replaced as a whole.

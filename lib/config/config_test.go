@@ -215,24 +215,18 @@ func TestReadRefuses(t *testing.T) {
 func TestReadCannot(t *testing.T) {
 	s := defaults()
 	for path, want := range map[string]error{filepath.Join(t.TempDir(), "none.yaml"): fs.ErrNotExist, t.TempDir(): syscall.EISDIR} {
-		if err := read(&s, path); !errors.Is(err, want) || !strings.Contains(err.Error(), path) {
+		if err := read(&s, path); !errors.Is(err, want) || !strings.HasPrefix(err.Error(), "read configuration: ") || !strings.Contains(err.Error(), path) {
 			t.Errorf("got %v, want one about %s: %v", err, path, want)
 		}
 	}
 }
 
-func TestLoad(t *testing.T) {
+func TestCheck(t *testing.T) {
 	s := defaults()
-	if err := config.Load(&s, file(t, "count: 7")); err != nil || s.Count != 7 {
-		t.Errorf("got %d, %v, want 7", s.Count, err)
-	}
-	s = defaults()
-	if err := config.Load(&s, file(t, "count: none")); err == nil || !strings.HasPrefix(err.Error(), "read configuration: ") {
-		t.Errorf("got %v, want an error of reading", err)
-	}
-	s = defaults()
 	first, second := file(t, "count: 11"), file(t, "section: {ratio: .nan}")
-	err := config.Load(&s, first, second)
+	sources, err := config.Read(&s, nil, first, second)
+	servicetest.NoError(t, err)
+	err = sources.Check(&s)
 	want := "check configuration: count: must be between 1 and 10, got 11 (file " + first + ")\nsection.ratio: must be between 0 and 1, got NaN (file " + second + ")"
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)

@@ -106,7 +106,7 @@ other:
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 	var again settings
-	if err := config.Load(&again, file(t, out.String())); err != nil {
+	if err := read(&again, file(t, out.String())); err != nil {
 		t.Error(err)
 	}
 	same(t, again, s)

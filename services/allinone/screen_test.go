@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tricycle-relay/tricycle/lib/config"
+	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servicetest"
 	"github.com/tricycle-relay/tricycle/services/ms1"
 )
@@ -127,7 +127,7 @@ func TestLostMessagesAreReported(t *testing.T) {
 
 func TestExampleConfigurationHasEveryKeyAtItsDefault(t *testing.T) {
 	var c Config // so that a key that is not in the file shows
-	servicetest.NoError(t, config.Load(&c, "../../compose/config/allinone.yaml"))
+	servicetest.NoError(t, programtest.Load(&c, "../../compose/config/allinone.yaml"))
 	want := Defaults()
 	want.Kafka.Brokers = []string{}
 	if !reflect.DeepEqual(c, want) {

@@ -88,7 +88,7 @@ func Variables[C any, PC program.Validator[C]](t *testing.T, p program.Program[C
 	}
 	printed := servicetest.File(t, "printed.yaml", c.Out.String())
 	var again C
-	if err := config.Load(PC(&again), printed); err != nil {
+	if err := Load(PC(&again), printed); err != nil {
 		t.Fatal(err)
 	}
 	expect(again)
@@ -128,6 +128,15 @@ func another(c config.Validator, key string, field reflect.Value) {
 	}
 }
 
+// Load reads the configuration from files alone, and checks it.
+func Load(into config.Validator, paths ...string) error {
+	sources, err := config.Read(into, nil, paths...)
+	if err != nil {
+		return err
+	}
+	return sources.Check(into)
+}
+
 // Shipped returns the configuration that a program reads from the file of its
 // name in directory, with that for loopback over it. The first must name every
 // key.
@@ -136,7 +145,7 @@ func Shipped[C any, PC program.Validator[C]](t testing.TB, directory string, p p
 	file, c := filepath.Join(directory, p.Name+".yaml"), p.Config
 	sources, err := config.Read(&c, nil, file)
 	if err == nil {
-		err = errors.Join(sources.Check(PC(&c)), config.Load(PC(&c), filepath.Join(directory, "loopback", p.Name+".yaml")))
+		err = errors.Join(sources.Check(PC(&c)), Load(PC(&c), filepath.Join(directory, "loopback", p.Name+".yaml")))
 	}
 	if err != nil {
 		t.Fatal(err)

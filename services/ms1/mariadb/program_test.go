@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tricycle-relay/tricycle/lib/config"
 	"github.com/tricycle-relay/tricycle/lib/program"
 	"github.com/tricycle-relay/tricycle/lib/program/programtest"
 	"github.com/tricycle-relay/tricycle/lib/servertest"
@@ -49,7 +48,7 @@ func TestRangesOfTheConfiguration(t *testing.T) {
 	} {
 		file := servicetest.File(t, "ms1.yaml", text)
 		c := Program().Config
-		if err := config.Load(&c, file); err == nil || !strings.Contains(err.Error(), key) || strings.Contains(err.Error(), "\n") {
+		if err := programtest.Load(&c, file); err == nil || !strings.Contains(err.Error(), key) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: %v, want one line that names %s", text, err, key)
 		}
 	}
