@@ -173,6 +173,13 @@ func (s *memoryStore) Look(_ context.Context, key message.Key) (Session, bool, e
 	return s.sessions[key.SessionID-1], exists, nil
 }
 
+func (s *memoryStore) Stored(_ context.Context, _ int64, batch []message.Message) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.looks++
+	return !slices.ContainsFunc(batch, func(m message.Message) bool { return s.rows[m.Key()] == message.Message{} }), s.fault
+}
+
 func (s *memoryStore) Amend(_ context.Context, m message.Message, decide func(*Session, bool) bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

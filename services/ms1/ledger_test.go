@@ -437,6 +437,20 @@ func TestRepeatsCostNoTransaction(t *testing.T) {
 		if b.store.amends > 0 || b.store.looks != 100 {
 			t.Errorf("%d reads, %d transactions, want 100 and none", b.store.looks, b.store.amends)
 		}
+		b.store.looks = 0
+		var again []*arrival
+		for _, m := range b.transport.frames()[:64] {
+			again = append(again, &arrival{ctx: b.t.Context(), message: m})
+		}
+		receive(b.t.Context(), b.engine, again...)
+		for _, a := range again {
+			if a.outcome != OutcomeRepeat || a.err != nil {
+				t.Errorf("%s: got %q, %v, want a repeat", a.message.Key(), a.outcome, a.err)
+			}
+		}
+		if b.store.looks != 1 {
+			t.Errorf("%d reads for the repeats of a request, want one", b.store.looks)
+		}
 	})
 }
 

@@ -51,6 +51,8 @@ func receive(ctx context.Context, e *engine, arrivals ...*arrival) {
 	var inserts []insert
 	var committing []func()
 	var asking sync.WaitGroup
+	var asked []*arrival
+	var asks []func()
 	for _, a := range arrivals {
 		switch in, wait, ask := r.begin(a); {
 		case wait != nil:
@@ -58,8 +60,18 @@ func receive(ctx context.Context, e *engine, arrivals ...*arrival) {
 		case ask != nil && len(arrivals) == 1:
 			ask()
 		case ask != nil:
-			asking.Go(ask)
+			asked, asks = append(asked, a), append(asks, ask)
 		}
+	}
+	if len(asks) > 0 {
+		asking.Go(func() {
+			if len(asks) > 1 && r.repeats(asked) {
+				return
+			}
+			for _, ask := range asks {
+				asking.Go(ask)
+			}
+		})
 	}
 	e.committer.add(inserts) // perhaps until they are committed
 	for _, wait := range committing {
@@ -172,6 +184,29 @@ func settled(batch []insert, err error) {
 	}
 }
 
+// repeats reports whether all messages have rows, and if so decides on them. One
+// read then replaces one for each: MS3 may read a hundred thousand records again.
+func (r *receiver) repeats(as []*arrival) bool {
+	id := as[0].message.SessionID
+	batch := make([]message.Message, len(as))
+	for i, a := range as {
+		if batch[i] = a.message; a.message.SessionID != id {
+			return false
+		}
+	}
+	if r.turn() != nil {
+		return false
+	}
+	defer func() { <-r.engine.late }()
+	if all, err := r.engine.store.Stored(r.ctx, id, batch); err != nil || !all {
+		return false
+	}
+	for _, a := range as {
+		a.outcome = OutcomeRepeat
+	}
+	return true
+}
+
 // ask decides on a message of the session that only the database knows.
 func (r *receiver) ask(a *arrival) {
 	r.late(a)
@@ -187,15 +222,23 @@ func (r *receiver) ask(a *arrival) {
 // late decides on a message that no running session waits for.
 func (r *receiver) late(a *arrival) {
 	e := r.engine
-	select {
-	case e.late <- struct{}{}:
-		defer func() { <-e.late }()
-	case <-r.ctx.Done():
-		a.err = fmt.Errorf("wait for database: %w", r.ctx.Err())
+	if a.err = r.turn(); a.err != nil {
 		return
 	}
+	defer func() { <-e.late }()
 	if a.outcome, a.err = StoreLate(r.ctx, e.store, a.message); a.outcome == OutcomeStored {
 		e.meters.late.Inc()
 		e.log.Debug().Int64("session_id", a.message.SessionID).Stringer("key", a.message.Key()).Msg("late message stored")
+	}
+}
+
+// turn waits until the database may be asked. Unless it fails, the caller takes a
+// token out of engine.late afterwards.
+func (r *receiver) turn() error {
+	select {
+	case r.engine.late <- struct{}{}:
+		return nil
+	case <-r.ctx.Done():
+		return fmt.Errorf("wait for database: %w", r.ctx.Err())
 	}
 }

@@ -272,12 +272,25 @@ func (s *Statements) Insert(ctx context.Context, sessionID int64, batch []messag
 		if n, err := done.RowsAffected(); err != nil || n == int64(len(batch)) {
 			return err
 		}
-		return s.checkRows(ctx, db, sessionID, batch)
+		all, err := s.haveRows(ctx, db, sessionID, batch...)
+		if err == nil && !all {
+			return ms1.ErrSessionEnded
+		}
+		return err
 	})
 }
 
-// checkRows returns ErrSessionEnded unless every message has a row.
-func (s *Statements) checkRows(ctx context.Context, db *sql.DB, sessionID int64, batch []message.Message) error {
+// Stored implements [ms1.Store].
+func (s *Statements) Stored(ctx context.Context, sessionID int64, batch []message.Message) (all bool, err error) {
+	err = s.Retry(ctx, fmt.Sprintf("look up %d messages of session %d", len(batch), sessionID), func(ctx context.Context, db *sql.DB) (err error) {
+		all, err = s.haveRows(ctx, db, sessionID, batch...)
+		return err
+	})
+	return all, err
+}
+
+// haveRows reports whether every message has a row.
+func (s *Statements) haveRows(ctx context.Context, c Conn, sessionID int64, batch ...message.Message) (bool, error) {
 	keys := map[message.Stamp]bool{}
 	args := []any{sessionID}
 	for _, m := range batch {
@@ -286,11 +299,8 @@ func (s *Statements) checkRows(ctx context.Context, db *sql.DB, sessionID int64,
 			args = append(args, s.Stamp(m.Service1))
 		}
 	}
-	n, err := count(ctx, db, " AND service1_timestamp IN (?"+strings.Repeat(", ?", len(keys)-1)+")", args...)
-	if err == nil && n < int64(len(keys)) {
-		return ms1.ErrSessionEnded
-	}
-	return err
+	n, err := count(ctx, c, " AND service1_timestamp IN (?"+strings.Repeat(", ?", len(keys)-1)+")", args...)
+	return n == int64(len(keys)), err
 }
 
 func count(ctx context.Context, c Conn, and string, args ...any) (n int64, err error) {
@@ -361,22 +371,17 @@ func (s *Statements) CloseInterrupted(ctx context.Context, at message.Stamp) (cl
 func (s *Statements) Look(ctx context.Context, key message.Key) (row ms1.Session, exists bool, err error) {
 	err = s.Retry(ctx, "look up message "+key.String(), func(ctx context.Context, db *sql.DB) (err error) {
 		if row, err = readSession(ctx, db, "", key.SessionID); err == nil {
-			exists, err = s.hasRow(ctx, db, key)
+			exists, err = s.haveRows(ctx, db, key.SessionID, message.Message{Service1: key.Service1})
 		}
 		return err
 	})
 	return row, exists, err
 }
 
-func (s *Statements) hasRow(ctx context.Context, c Conn, key message.Key) (bool, error) {
-	n, err := count(ctx, c, " AND service1_timestamp = ?", key.SessionID, s.Stamp(key.Service1))
-	return n > 0, err
-}
-
 // Amend implements [ms1.Store].
 func (s *Statements) Amend(ctx context.Context, m message.Message, decide func(row *ms1.Session, exists bool) bool) error {
 	return s.change(ctx, "store late message "+m.Key().String(), m.SessionID, nil, func(ctx context.Context, tx Conn, row ms1.Session) error {
-		exists, err := s.hasRow(ctx, tx, m.Key())
+		exists, err := s.haveRows(ctx, tx, m.SessionID, m)
 		if err != nil || !decide(&row, exists) {
 			return err
 		}

@@ -338,6 +338,14 @@ func notOpen(t *testing.T, d Database) {
 	wantErr(t, "a new message", s.Insert(ctx, id, messages(id, 2, 1)), ms1.ErrSessionEnded)
 	wantErr(t, "a row and a new message", s.Insert(ctx, id, messages(id, 1, 2)), ms1.ErrSessionEnded)
 	wantErr(t, "an unknown session", s.Insert(ctx, id+1, messages(id+1, 0, 1)), ms1.ErrSessionEnded)
+	for _, c := range []struct {
+		batch []message.Message
+		want  bool
+	}{{messages(id, 0, 2), true}, {messages(id, 1, 2), false}, {messages(id+1, 0, 1), false}} {
+		if got, err := s.Stored(ctx, c.batch[0].SessionID, c.batch); got != c.want || err != nil {
+			t.Errorf("Stored of %v: got %t, %v, want %t", c.batch, got, err, c.want)
+		}
+	}
 	if err := s.Insert(ctx, id, append(messages(id, 0, 2), Message(id, 0))); err != nil {
 		t.Errorf("messages that have their rows: got error %v, want none", err)
 	}
@@ -713,6 +721,7 @@ func each(ctx context.Context, s ms1.Store, id int64) map[string]error {
 	errs["Insert"] = s.Insert(ctx, id, messages(id, 0, 1))
 	_, errs["End"] = s.End(ctx, id, ms1.Closing{EndedAt: t0, Reason: ms1.Stopped})
 	_, errs["StoreLate"] = ms1.StoreLate(ctx, s, Message(id, 0))
+	_, errs["Stored"] = s.Stored(ctx, id, messages(id, 0, 1))
 	_, errs["Session"] = s.Session(ctx, id)
 	_, errs["Sessions"] = s.Sessions(ctx, 0, 1)
 	_, errs["Messages"] = s.Messages(ctx, id, ms1.Selection{Limit: 1})
