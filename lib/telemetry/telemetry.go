@@ -301,14 +301,15 @@ func exporterOptions(endpoint string) []otlptracehttp.Option {
 		timeout = time.Duration(ms) * time.Millisecond
 	}
 	options = append(options, otlptracehttp.WithTimeout(timeout))
-	u, err := url.Parse(endpoint)
-	if err == nil && u.Scheme == "http" { // with TLS, only the exporter's own client reads the certificates
+	if cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_CERTIFICATE"), os.Getenv("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE"),
+		os.Getenv("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"), os.Getenv("OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE")) == "" {
+		// Only the exporter's own client reads these files.
 		direct := http.DefaultTransport.(*http.Transport).Clone()
 		direct.Proxy = nil
 		options = append(options, otlptracehttp.WithHTTPClient(&http.Client{Transport: noPages{direct}, Timeout: timeout}))
 	}
 	if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") == "" {
-		if err == nil && (u.Path == "" || u.Path == "/") {
+		if u, err := url.Parse(endpoint); err == nil && (u.Path == "" || u.Path == "/") {
 			endpoint = u.JoinPath("/v1/traces").String() // the OTLP specification's path on a base URL
 		}
 		options = append(options, otlptracehttp.WithEndpointURL(endpoint))
