@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/DATA-DOG/go-sqlmock"
@@ -146,43 +147,49 @@ func TestLastErrorWhenTheContextEnds(t *testing.T) {
 		{"no answer after a fault that tells more", func(mock sqlmock.Sqlmock) { expectInsert(mock).WillReturnError(deadlock) }, deadlock},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, mock, _ := linked(t)
-			c.script(mock)
-			expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
-			if err := s.Insert(servicetest.Context(t, 200*time.Millisecond), 7, []message.Message{msg(0)}); !errors.Is(err, c.want) || errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("got error %v, want %v", err, c.want)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				s, mock, _ := linked(t)
+				c.script(mock)
+				expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
+				if err := s.Insert(servicetest.Context(t, 200*time.Millisecond), 7, []message.Message{msg(0)}); !errors.Is(err, c.want) || errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("got error %v, want %v", err, c.want)
+				}
+			})
 		})
 	}
 }
 
 // The reason why the database was unavailable is over with that.
 func TestLastErrorOfADatabaseThatIsBack(t *testing.T) {
-	s, mock, _ := linked(t)
-	back, _, _ := s.current()
-	s.set(nil, false, syscall.ECONNREFUSED)
-	expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
-	time.AfterFunc(50*time.Millisecond, func() { s.set(back, false, nil) })
-	if err := s.Insert(servicetest.Context(t, 500*time.Millisecond), 7, []message.Message{msg(0)}); !errors.Is(err, errNoAnswer) {
-		t.Errorf("got error %v, want %v", err, errNoAnswer)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s, mock, _ := linked(t)
+		back, _, _ := s.current()
+		s.set(nil, false, syscall.ECONNREFUSED)
+		expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
+		time.AfterFunc(50*time.Millisecond, func() { s.set(back, false, nil) })
+		if err := s.Insert(servicetest.Context(t, 500*time.Millisecond), 7, []message.Message{msg(0)}); !errors.Is(err, errNoAnswer) {
+			t.Errorf("got error %v, want %v", err, errNoAnswer)
+		}
+	})
 }
 
 func TestStatementsUnderWayEndWithTheLink(t *testing.T) {
-	db, mock := mocked(t, false)
-	s := newStore(Defaults(), zerolog.Nop(), nil)
-	first, lost := context.WithCancelCause(t.Context())
-	s.set(&pool{ctx: first, db: db}, false, nil)
-	expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
-	time.AfterFunc(50*time.Millisecond, func() { lost(errors.New("the lock is lost")) })
+	synctest.Test(t, func(t *testing.T) {
+		db, mock := mocked(t, false)
+		s := newStore(Defaults(), zerolog.Nop(), nil)
+		first, lost := context.WithCancelCause(t.Context())
+		s.set(&pool{ctx: first, db: db}, false, nil)
+		expectInsert(mock).WillDelayFor(time.Minute).WillReturnResult(sqlmock.NewResult(0, 1))
+		time.AfterFunc(50*time.Millisecond, func() { lost(errors.New("the lock is lost")) })
 
-	if err := s.Insert(servicetest.Context(t, 300*time.Millisecond), 7, []message.Message{msg(0)}); err == nil || !strings.HasSuffix(err.Error(), ": the lock is lost") {
-		t.Errorf("got error %v, want why the link is gone", err)
-	}
+		if err := s.Insert(servicetest.Context(t, 300*time.Millisecond), 7, []message.Message{msg(0)}); err == nil || !strings.HasSuffix(err.Error(), ": the lock is lost") {
+			t.Errorf("got error %v, want why the link is gone", err)
+		}
 
-	expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1)) // of the next link
-	time.AfterFunc(50*time.Millisecond, func() { s.set(&pool{ctx: t.Context(), db: db}, false, nil) })
-	servicetest.NoError(t, s.Insert(servicetest.Context(t, 5*time.Second), 7, []message.Message{msg(0)}))
+		expectInsert(mock).WillReturnResult(sqlmock.NewResult(0, 1)) // of the next link
+		time.AfterFunc(50*time.Millisecond, func() { s.set(&pool{ctx: t.Context(), db: db}, false, nil) })
+		servicetest.NoError(t, s.Insert(servicetest.Context(t, 5*time.Second), 7, []message.Message{msg(0)}))
+	})
 }
 
 func TestTheStatementOfASingleRowIsPreparedOnce(t *testing.T) {
