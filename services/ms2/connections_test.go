@@ -79,6 +79,7 @@ func TestHandshake(t *testing.T) {
 		"a page of another site":  {"GET", with("Origin", "https://example.com"), 403},
 		"a page of no site":       {"GET", with("Origin", "null"), 403},
 		"not a WebSocket request": {"GET", http.Header{}, 400},
+		"another version":         {"GET", with("Sec-Websocket-Version", "8"), 400},
 		"another method":          {"POST", upgrade, 405},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -94,6 +95,9 @@ func TestHandshake(t *testing.T) {
 			defer resp.Body.Close()
 			if resp.StatusCode != c.status {
 				t.Errorf("got %s, want %d", resp.Status, c.status)
+			}
+			if got := resp.Header.Get("Sec-Websocket-Version"); c.status == 400 && got != "13" {
+				t.Errorf("got version %q, want 13", got)
 			}
 			if c.status >= 400 && resp.Header.Get("Content-Type") != httpserver.ProblemType {
 				t.Errorf("got %s, want a problem", resp.Header.Get("Content-Type"))

@@ -119,6 +119,7 @@ func New(c Config, log zerolog.Logger, t *telemetry.Telemetry) (*Service, error)
 		HandshakeTimeout: handshakeTimeout,
 		ReadBufferSize:   readBuffer,
 		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
+			w.Header().Set("Sec-WebSocket-Version", "13") // for a client of another version; RFC 6455, 4.4
 			httpserver.Problem{Status: status, Detail: reason.Error()}.Write(w)
 		},
 	}
