@@ -195,7 +195,7 @@ func configurationPage(src *Source, pages map[string]string) error {
 		}
 		p.table([]string{"flag", "meaning"}, rows)
 	}
-	p.linef("## Environment\n\nThese variables of the OpenTelemetry specification override the section `tracing` in every program. The SDK also reads others.\n")
+	p.linef("## Environment\n\nThese variables of the OpenTelemetry specification override or extend the section `tracing` in every program. The SDK also reads others.\n")
 	names, err := src.environment("lib/telemetry")
 	if err != nil {
 		return err

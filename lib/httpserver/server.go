@@ -121,9 +121,9 @@ type Server struct {
 	zone     string // of a link-local address
 }
 
-// Endpoint is the keys with which the configuration of a service begins.
+// Endpoint is the configuration of a service's listener.
 type Endpoint struct {
-	Listen       string           `yaml:"listen"`        // host:port of all that the service serves; port 0 for a free one
+	Listen       string           `yaml:"listen"`        // host:port of the HTTP server; port 0 for a free one
 	AllowedHosts []string         `yaml:"allowed_hosts"` // names with a dot by which clients address the service; IP addresses, localhost and names without a dot need no entry
 	TLS          credentials.Pair `yaml:"tls"`
 }

@@ -46,13 +46,13 @@ type Program[C any] struct {
 	// They are bound to the configuration and override its files and the
 	// environment. It may be nil.
 	Flags func(flags *flag.FlagSet, c *C)
-	// Serves returns what the program serves with this configuration.
+	// Serves returns the part of the configuration that this package reads.
 	Serves func(c C) Served
 	// Run runs until ctx is cancelled, as it is by SIGINT, SIGTERM and SIGHUP.
 	Run func(ctx context.Context, c C, console io.Writer) error
 }
 
-// Served is what a running program serves.
+// Served is the part of a configuration that this package reads.
 type Served struct {
 	httpserver.Endpoint
 	Ready string // path of the readiness endpoint, which -healthcheck asks

@@ -38,7 +38,7 @@ func Torn(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-// ErrorType returns the value of the span attribute error.type: the name of
+// ErrorType returns the span attribute error.type of a failed request: the name of
 // Kafka's error code, timeout or connection.
 func ErrorType(err error) string {
 	if code, ok := errors.AsType[kafka.Error](err); ok {

@@ -690,7 +690,7 @@ func TestTheEndRefusesWhatWaitsForACommit(t *testing.T) {
 	})
 }
 
-// A message that arrives at that moment has one outcome too.
+// A message that arrives as the committer stops has one outcome.
 func TestTheEndDuringTheStartOfACommit(t *testing.T) {
 	t.Parallel()
 	const rounds = 10_000

@@ -331,8 +331,8 @@ func (l *ledger) arrive(stamp message.Stamp, attempt *commit, now time.Time) (ve
 	return verdictStore, e, e.commit
 }
 
-// recall recreates the entry of a lost message that is not remembered, if there
-// are such messages. The caller has checked that it has no row.
+// recall reports whether arrive can decide on a message that had no row. It
+// recreates the entry if the message is lost and not remembered.
 func (l *ledger) recall(stamp message.Stamp) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 	"github.com/tricycle-relay/tricycle/lib/message"
 )
 
-// maxLate is the number of messages that are looked up in the database at once.
+// maxLate is the number of lookups of late messages in the database at once.
 // Unknown messages must not take the connections that commits need.
 const maxLate = 3
 

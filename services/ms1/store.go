@@ -196,8 +196,8 @@ type Store interface {
 	// a row, in one read without a lock, or ErrNoSession.
 	Look(ctx context.Context, key message.Key) (row Session, exists bool, err error)
 
-	// Stored reports whether every message of a session has a row, in one read
-	// without a lock.
+	// Stored reports whether every message of the batch, which is not empty and of
+	// one session, has a row, in one read without a lock.
 	Stored(ctx context.Context, sessionID int64, batch []message.Message) (bool, error)
 
 	// Amend calls decide in a transaction that locks the row of the message's

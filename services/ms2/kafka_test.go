@@ -126,7 +126,7 @@ func refuse(cluster *kfake.Cluster, err *kerr.Error, when func(kmsg.ProduceReque
 
 func TestABatchThatIsTooLargeIsSplit(t *testing.T) {
 	t.Parallel()
-	// More than tornLength messages: fewer cannot be why a broker closes a connection.
+	// Ten messages (tornLength) must fit: MS2 does not split them after a torn connection.
 	large := func(asked kmsg.ProduceRequestTopicPartition) bool { return len(asked.Records) > 4096 }
 	for name, limit := range map[string]func(*testing.T) topic.Config{
 		"for the topic": func(t *testing.T) topic.Config { // the real broker's answer, if there is one

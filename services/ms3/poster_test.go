@@ -157,7 +157,7 @@ func TestMessagesAreAloneWhereSeveralAreRefused(t *testing.T) {
 	defer old.Close()
 	source := newMS2(t, k)
 	source.send(400)
-	r := start(t, k, old.URL)
+	r := start(t, k, old.URL, func(s *Service) { s.client.http.Timeout = time.Minute }) // a time-out would be retried too
 	servicetest.Eventually(t, time.Minute, "all posted", func() bool { return store.got() == 400 })
 	source.commits(400)
 	if got, want := r.Metric("tricycle_ms3_store_retries_total"), float64(refused.Load()); got != want {
